@@ -1,0 +1,197 @@
+//! Taking peers in: the loop, and the policy that it follows.
+//!
+//! 1. One place, then the accepts of all listeners raced together, in turn: a place waiting at one
+//!    quiet listener would starve the others.
+//! 2. The loop never spins and never ends because of a peer.
+//! 3. A shutdown wins over everything the loop may be waiting for.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_lite::future;
+use futures_util::{FutureExt, select_biased};
+
+use crate::address::Address;
+use crate::handle::Shared;
+use crate::transport::Transport;
+
+/// The first and the longest pause in a shortage, as in Go's `net/http`.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How many peers are taken in a row before other tasks of the thread have a turn.
+const IN_A_ROW: u32 = 64;
+
+/// A peer, straight from the kernel.
+pub(crate) struct Accepted {
+    pub(crate) transport: Transport,
+    pub(crate) peer: Address,
+    pub(crate) listener: u32,
+}
+
+/// Takes peers until `stop`.
+///
+/// # Errors
+/// That of a listener that cannot go on.
+pub(crate) async fn accept_until(
+    shared: &Shared,
+    stop: impl Future<Output = ()>,
+    admit: impl Fn(Accepted),
+) -> io::Result<()> {
+    let mut stop = pin!(stop.fuse());
+    let mut shortage = Shortage::default();
+    for taken in 1_u32.. {
+        let mut next = pin!(next_peer(shared, &mut shortage).fuse());
+        select_biased! {
+            () = stop => break,
+            peer = next => admit(peer?),
+        }
+        if taken % IN_A_ROW == 0 {
+            future::yield_now().await;
+        }
+    }
+    Ok(())
+}
+
+/// Waits for a place, then for a peer.
+async fn next_peer(shared: &Shared, shortage: &mut Shortage) -> io::Result<Accepted> {
+    loop {
+        shared.place().await;
+        let accepted = poll_fn(|cx| {
+            // A pause, or a lower limit, may have come while the listeners were quiet.
+            if shared.has_place() {
+                shared.poll_accept(cx).map(Some)
+            } else {
+                Poll::Ready(None)
+            }
+        });
+        let error = match accepted.await {
+            None => continue,
+            Some(Ok(accepted)) => {
+                shortage.end();
+                return Ok(accepted);
+            }
+            Some(Err(error)) => error,
+        };
+        match blame(&error) {
+            Blame::Peer => {
+                shared.group.count_accept_error(|errors| errors.peer += 1);
+                log::debug!(target: "gracious", error:%; "a peer was gone before it was accepted: {error}");
+                // A listener that fails without end still lets the others run.
+                future::yield_now().await;
+            }
+            Blame::Shortage => {
+                shared
+                    .group
+                    .count_accept_error(|errors| errors.shortage += 1);
+                shortage.pause(shared, &error).await;
+            }
+            Blame::Listener => {
+                shared
+                    .group
+                    .count_accept_error(|errors| errors.listener += 1);
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// Whose fault an error of accept is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// The peer's or the network's: the next one may be fine.
+    Peer,
+    /// Ours: it passes when something is freed.
+    Shortage,
+    /// The listener's: it will not get better.
+    Listener,
+}
+
+pub(crate) fn blame(error: &io::Error) -> Blame {
+    use io::ErrorKind as Kind;
+    match error.raw_os_error() {
+        // Out of descriptors, in this process or the system.
+        Some(libc::EMFILE | libc::ENFILE) => Blame::Shortage,
+        // Out of socket buffers or of memory.
+        Some(libc::ENOBUFS | libc::ENOMEM) => Blame::Shortage,
+        // Out of epoll's watches (`fs.epoll.max_user_watches`), met when the peer is registered.
+        Some(libc::ENOSPC) => Blame::Shortage,
+        // The peer was reset while it was queued.
+        Some(libc::ECONNABORTED | libc::ECONNRESET) => Blame::Peer,
+        // accept(2): "Linux accept() passes already-pending network errors on the new socket as an
+        // error code from accept(). … should be treated like EAGAIN by retrying."
+        Some(
+            libc::ENETDOWN
+            | libc::EPROTO
+            | libc::ENOPROTOOPT
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::EOPNOTSUPP
+            | libc::ENETUNREACH
+            | libc::ETIMEDOUT
+            | libc::ENOTCONN,
+        ) => Blame::Peer,
+        #[cfg(target_os = "linux")]
+        Some(libc::ENONET) => Blame::Peer,
+        // A firewall's verdict on this peer.
+        Some(libc::EPERM) => Blame::Peer,
+        // A call that a signal broke, and one that found nobody after all.
+        Some(libc::EINTR | libc::EAGAIN) => Blame::Peer,
+        // EBADF, EINVAL, ENOTSOCK, EFAULT: no listening socket any more.
+        Some(_) => Blame::Listener,
+        // A listener of the user's own has no number to give.
+        None => match error.kind() {
+            Kind::ConnectionAborted
+            | Kind::ConnectionReset
+            | Kind::ConnectionRefused
+            | Kind::NotConnected
+            | Kind::TimedOut
+            | Kind::Interrupted
+            | Kind::WouldBlock
+            | Kind::PermissionDenied => Blame::Peer,
+            Kind::OutOfMemory | Kind::QuotaExceeded => Blame::Shortage,
+            _ => Blame::Listener,
+        },
+    }
+}
+
+/// A time in which we lack something to accept with.
+#[derive(Debug, Default)]
+pub(crate) struct Shortage {
+    pause: Option<Duration>,
+}
+
+impl Shortage {
+    /// Waits a while, longer each time, or until a connection of ours ends.
+    pub(crate) async fn pause(&mut self, shared: &Shared, error: &io::Error) {
+        let ended = shared.group.vacancy.listen();
+        if self.pause.is_none() {
+            let hint = match error.raw_os_error() {
+                Some(libc::EMFILE) => {
+                    "; raise the limit of open files (`ulimit -n`) or set `max_connections` below it"
+                }
+                Some(libc::ENFILE) => "; raise the system's limit of open files (`fs.file-max`)",
+                Some(libc::ENOSPC) => "; raise `fs.epoll.max_user_watches`",
+                _ => "",
+            };
+            log::warn!(
+                target: "gracious", error:% = error;
+                "cannot accept, new peers wait until something is freed: {error}{hint}",
+            );
+        }
+        let pause = self
+            .pause
+            .map_or(FIRST_PAUSE, |pause| (pause * 2).min(LAST_PAUSE));
+        self.pause = Some(pause);
+        future::or(shared.clock.sleep(pause), ended).await;
+    }
+
+    fn end(&mut self) {
+        if self.pause.take().is_some() {
+            log::info!(target: "gracious", "accepting again");
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Every default of a server in one place, with its reason and its unit.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use crate::address::Target;
+use crate::listener::{Adopted, Listener, Source};
+use crate::runtime::Runtime;
+use crate::server::Server;
+
+/// Docker and most supervisors kill ten seconds after the signal; two are left for the rest.
+const DEADLINE: Duration = Duration::from_secs(8);
+/// A client that has just connected mostly has its first request on the way.
+const FIRST_BYTE_GRACE: Duration = Duration::from_secs(1);
+/// nginx's `lingering_timeout` is 5 s and Apache's 2 s; a peer that makes no progress for that long
+/// has stopped reading.
+const LINGER: Duration = Duration::from_secs(2);
+/// As nginx's `lingering_time`.
+const LINGER_TOTAL: Duration = Duration::from_secs(30);
+/// asyncio's limit of a stream's line.
+const LINE_LIMIT: usize = 64 * 1024;
+/// std's 128 overflows in a burst; the kernel caps it at `net.core.somaxconn` (4096).
+const BACKLOG: u32 = 1024;
+/// A peer that vanished without a word is noticed within two minutes.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+pub(crate) const KEEPALIVE_PROBES: u32 = 6;
+
+/// Configures and binds a [`Server`].
+///
+/// Every setter takes the builder and gives it back. A setter that takes a duration takes `None`,
+/// too, which lifts that limit or leaves that span out.
+///
+/// ```
+/// # fn main() -> std::io::Result<()> { async_std::task::block_on(async {
+/// use std::time::Duration;
+///
+/// use gracious::Server;
+///
+/// let server = Server::builder()
+///     .listen("127.0.0.1:0")
+///     .listen("[::1]:0")
+///     .max_connections(1000)
+///     .deadline(Duration::from_secs(20))
+///     .bind()
+///     .await?;
+/// assert_eq!(server.local_addrs().len(), 2);
+/// # Ok(()) }) }
+/// ```
+#[must_use = "a builder does nothing until `bind` is awaited"]
+pub struct Builder<R> {
+    runtime: R,
+    sources: Vec<Source>,
+    config: Config,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) max_connections: Option<usize>,
+    pub(crate) max_per_peer: Option<usize>,
+    pub(crate) reject_with: Option<Vec<u8>>,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) first_byte_grace: Duration,
+    pub(crate) linger: Duration,
+    pub(crate) linger_total: Duration,
+    pub(crate) lame_duck: Duration,
+    pub(crate) sweep: Duration,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) first_byte_timeout: Option<Duration>,
+    pub(crate) max_age: Option<Duration>,
+    pub(crate) line_limit: usize,
+    pub(crate) backlog: u32,
+    pub(crate) nodelay: bool,
+    pub(crate) keepalive: Option<Duration>,
+    pub(crate) reuse_port: bool,
+    pub(crate) unix_mode: Option<u32>,
+    pub(crate) unix_owner: Option<(Option<u32>, Option<u32>)>,
+    #[cfg(feature = "signals")]
+    pub(crate) signals: bool,
+}
+
+impl Config {
+    /// Whether a connection has to note when a byte moves.
+    pub(crate) fn watches_idle(&self) -> bool {
+        self.idle_timeout.is_some()
+    }
+
+    /// Whether a connection needs a timer from its start.
+    pub(crate) fn is_timed(&self) -> bool {
+        self.idle_timeout.is_some() || self.first_byte_timeout.is_some() || self.max_age.is_some()
+    }
+
+    fn check(&self) -> io::Result<()> {
+        let limits = [
+            ("max_connections", self.max_connections),
+            ("max_per_peer", self.max_per_peer),
+            ("line_limit", Some(self.line_limit)),
+        ];
+        for (name, limit) in limits {
+            if limit == Some(0) {
+                return Err(zero(name));
+            }
+        }
+        let times = [
+            ("idle_timeout", self.idle_timeout),
+            ("first_byte_timeout", self.first_byte_timeout),
+            ("max_age", self.max_age),
+        ];
+        for (name, time) in times {
+            if time == Some(Duration::ZERO) {
+                return Err(zero(name));
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn zero(name: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("{name} is 0: expected something above it, or `None` for no limit"),
+    )
+}
+
+impl<R: Runtime> Builder<R> {
+    pub(crate) fn new(runtime: R) -> Self {
+        Self {
+            runtime,
+            sources: Vec::new(),
+            config: Config {
+                max_connections: None,
+                max_per_peer: None,
+                reject_with: None,
+                deadline: Some(DEADLINE),
+                first_byte_grace: FIRST_BYTE_GRACE,
+                linger: LINGER,
+                linger_total: LINGER_TOTAL,
+                lame_duck: Duration::ZERO,
+                sweep: Duration::ZERO,
+                idle_timeout: None,
+                first_byte_timeout: None,
+                max_age: None,
+                line_limit: LINE_LIMIT,
+                backlog: BACKLOG,
+                nodelay: true,
+                keepalive: Some(KEEPALIVE),
+                reuse_port: false,
+                unix_mode: None,
+                unix_owner: None,
+                #[cfg(feature = "signals")]
+                signals: false,
+            },
+        }
+    }
+
+    /// Listens on `target`, beside what was given before.
+    ///
+    /// A host name stands for every address it resolves to; one that this machine does not have is
+    /// left out if another can be bound. Port 0 is a free port, the same for all addresses of one
+    /// name. IPv6 takes IPv4 peers, too, unless the IPv4 port is asked for as well.
+    ///
+    /// A Unix path on which nobody answers any more is replaced; one on which somebody does, and a
+    /// file that is no socket, are errors of [`bind`](Self::bind).
+    pub fn listen(mut self, target: impl Into<Target>) -> Self {
+        self.sources.push(Source::Target(target.into()));
+        self
+    }
+
+    /// Takes over a socket that listens already: a `std::net::TcpListener` or a
+    /// `std::os::unix::net::UnixListener`, blocking or not.
+    ///
+    /// Others may hold the same socket. So at a shutdown what is queued is accepted and our
+    /// descriptor closed, and nothing else: no filter, no `shutdown(2)`, no path removed.
+    pub fn adopt(mut self, listener: impl Into<Adopted>) -> Self {
+        self.sources.push(Source::Adopted(listener.into()));
+        self
+    }
+
+    /// Takes peers from a transport of one's own.
+    pub fn listener(mut self, listener: impl Listener) -> Self {
+        self.sources.push(Source::own(listener));
+        self
+    }
+
+    /// At most so many connections at once; no limit by default, since only the application knows
+    /// what one costs.
+    ///
+    /// The surplus waits in the kernel's queue. A connection holds its place until its socket is
+    /// closed. See [`Handle::set_max_connections`](crate::Handle::set_max_connections) and
+    /// [`reject_with`](Self::reject_with).
+    pub fn max_connections(mut self, limit: impl Into<Option<usize>>) -> Self {
+        self.config.max_connections = limit.into();
+        self
+    }
+
+    /// At most so many connections at once from one IP address; the surplus is accepted and
+    /// rejected. No limit by default: behind a proxy all come from one. Unix peers are not limited.
+    pub fn max_per_peer(mut self, limit: impl Into<Option<usize>>) -> Self {
+        self.config.max_per_peer = limit.into();
+        self
+    }
+
+    /// Rejects the surplus over [`max_connections`](Self::max_connections) instead of letting it
+    /// wait: it is accepted, sent `message` (which may be empty) and closed cleanly. What
+    /// [`max_per_peer`](Self::max_per_peer) rejects is sent the same.
+    pub fn reject_with(mut self, message: impl Into<Vec<u8>>) -> Self {
+        self.config.reject_with = Some(message.into());
+        self
+    }
+
+    /// How long a drain may take from the moment the door is shut; 8 s by default, which is under
+    /// the 10 s after which Docker kills. `None` waits for as long as it takes.
+    pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
+        self.config.deadline = deadline.into();
+        self
+    }
+
+    /// How long after its accept a connection that has not sent a byte yet may still send one at a
+    /// drain; 1 s by default. It has no effect while the server serves.
+    pub fn first_byte_grace(mut self, grace: impl Into<Option<Duration>>) -> Self {
+        self.config.first_byte_grace = grace.into().unwrap_or_default();
+        self
+    }
+
+    /// How long a closing connection waits for its peer without any progress; 2 s by default.
+    ///
+    /// Only a peer that still sends, or has not taken everything, is waited for.
+    pub fn linger(mut self, linger: impl Into<Option<Duration>>) -> Self {
+        self.config.linger = linger.into().unwrap_or(Duration::MAX);
+        self
+    }
+
+    /// How long a closing connection waits for its peer in all; 30 s by default. A drain's deadline
+    /// ends it earlier.
+    pub fn linger_total(mut self, total: impl Into<Option<Duration>>) -> Self {
+        self.config.linger_total = total.into().unwrap_or(Duration::MAX);
+        self
+    }
+
+    /// How long, after a shutdown was asked for, peers are still taken and served as ever, while
+    /// [`Handle::is_serving`](crate::Handle::is_serving) is `false` already and a load balancer has
+    /// time to look away; 0 by default. The deadline runs after it.
+    pub fn lame_duck(mut self, span: impl Into<Option<Duration>>) -> Self {
+        self.config.lame_duck = span.into().unwrap_or_default();
+        self
+    }
+
+    /// How long, beside the drain, the shut door is kept for peers whose handshake is not finished:
+    /// a round trip or so; 0 by default.
+    pub fn sweep(mut self, span: impl Into<Option<Duration>>) -> Self {
+        self.config.sweep = span.into().unwrap_or_default();
+        self
+    }
+
+    /// Ends a connection on which a read or a write has waited this long and no byte moved either
+    /// way: both fail with `TimedOut`. None by default. A handler at work is not timed; a read that
+    /// was dropped while it waited counts as waiting until the next one.
+    pub fn idle_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.config.idle_timeout = limit.into();
+        self
+    }
+
+    /// Ends a connection that has not sent a byte this long after its accept: its reads and writes
+    /// fail with `TimedOut`. None by default, since in some protocols the server speaks first.
+    pub fn first_byte_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.config.first_byte_timeout = limit.into();
+        self
+    }
+
+    /// Asks a connection of this age to come to an end, as a drain would; one that is still there
+    /// another [`deadline`](Self::deadline) later is aborted. None by default.
+    pub fn max_age(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.config.max_age = limit.into();
+        self
+    }
+
+    /// The longest line that [`Lines`](crate::Lines) gives, in bytes; 64 KiB by default, as
+    /// asyncio's.
+    pub fn line_limit(mut self, bytes: usize) -> Self {
+        self.config.line_limit = bytes;
+        self
+    }
+
+    /// How many peers may wait in the kernel's queue; 1024 by default. The kernel has a limit of
+    /// its own (`net.core.somaxconn`).
+    pub fn backlog(mut self, peers: u32) -> Self {
+        self.config.backlog = peers;
+        self
+    }
+
+    /// `TCP_NODELAY`; on by default, since a handler writes whole messages.
+    pub fn nodelay(mut self, on: bool) -> Self {
+        self.config.nodelay = on;
+        self
+    }
+
+    /// TCP keep-alive: the first probe after this long without a byte, then every 10 s, and the
+    /// connection fails after 6 without an answer; 60 s by default.
+    pub fn keepalive(mut self, idle: impl Into<Option<Duration>>) -> Self {
+        self.config.keepalive = idle.into();
+        self
+    }
+
+    /// `SO_REUSEPORT`, for several processes on one port; off by default.
+    pub fn reuse_port(mut self, on: bool) -> Self {
+        self.config.reuse_port = on;
+        self
+    }
+
+    /// The permission bits of the Unix sockets this server makes, in place before the first peer
+    /// can connect; what the process's umask leaves by default.
+    pub fn unix_mode(mut self, mode: u32) -> Self {
+        self.config.unix_mode = Some(mode);
+        self
+    }
+
+    /// The user and the group that own the Unix sockets this server makes, in place before the
+    /// first peer can connect; the process's own by default.
+    pub fn unix_owner(
+        mut self,
+        user: impl Into<Option<u32>>,
+        group: impl Into<Option<u32>>,
+    ) -> Self {
+        self.config.unix_owner = Some((user.into(), group.into()));
+        self
+    }
+
+    /// Lets SIGTERM and SIGINT stop this server: the first drains it, the next aborts it.
+    ///
+    /// They are heard from [`bind`](Self::bind) on, once for all servers of the process that asked
+    /// for it. When the last of those is closed, the signals do again what they do by default.
+    #[cfg(feature = "signals")]
+    pub fn stop_on_signals(mut self) -> Self {
+        self.config.signals = true;
+        self
+    }
+
+    /// Binds every address and begins to listen; peers wait in the kernel's queue until the server
+    /// is served.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a malformed address, a limit of zero, or nothing to listen on; the
+    /// system's error, with the address in its message, where one cannot be bound. Nothing stays
+    /// bound then.
+    pub async fn bind(self) -> io::Result<Server<R>> {
+        self.config.check()?;
+        Server::bound(self.runtime, self.sources, self.config).await
+    }
+}
+
+impl<R> fmt::Debug for Builder<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            runtime: _,
+            sources,
+            config,
+        } = self;
+        f.debug_struct("Builder")
+            .field("sources", sources)
+            .field("config", config)
+            .finish_non_exhaustive()
+    }
+}

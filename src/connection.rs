@@ -1,0 +1,711 @@
+//! One peer, as its handler sees it.
+
+use std::fmt;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::pin::Pin;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker, ready};
+
+use futures_io::{AsyncBufRead, AsyncRead, AsyncWrite};
+use futures_lite::Stream;
+
+use crate::address::Address;
+use crate::buffer::Buffer;
+use crate::group::{Record, Who, bit};
+use crate::handle::Handle;
+use crate::transport::Readiness;
+
+/// One accepted peer: a buffered reader and a writer.
+///
+/// It reads and writes through the `futures-io` traits, so `futures-lite` or `futures-util` bring
+/// the methods (`read_line`, `write_all`, …). It is buffered, and owns no buffer while it waits.
+///
+/// # At a shutdown
+/// Reads end (`Ok(0)`, and stay so) when the server drains and this connection is *idle*: everything
+/// received was consumed and answered, that is, a write that was begun after it was consumed has
+/// completed. Input that has arrived is always delivered first, and a connection inside a message
+/// goes on. This needs no word from a handler in which requests and replies take turns. Others
+/// declare themselves with [`busy`](Self::busy) or [`manual_drain`](Self::manual_drain): those that
+/// mostly read, those that read while they answer, those that keep input in a buffer of their own.
+///
+/// # At its end
+/// When the connection, or the last of its halves, is dropped, its end is sent, what the peer still
+/// sends is read and discarded for a while, and the socket is closed: everything written arrives.
+/// The server counts the connection until then.
+pub struct Connection {
+    reader: ReadHalf,
+    writer: WriteHalf,
+}
+
+/// The reading half of a [`Connection`].
+pub struct ReadHalf {
+    record: Arc<Record>,
+    buffer: Buffer,
+    readiness: Readiness,
+    /// A read was ended by the drain; all that follow are.
+    ended: bool,
+    waker: Option<Waker>,
+}
+
+/// The writing half of a [`Connection`]. Dropping it sends the peer our end.
+pub struct WriteHalf {
+    record: Arc<Record>,
+    readiness: Readiness,
+    /// What was taken when the write that waits began.
+    began: Option<u64>,
+    waker: Option<Waker>,
+}
+
+/// Who ended the input of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EndedBy {
+    /// The peer: it sent its end.
+    Peer,
+    /// The drain: the connection was idle when the server was asked to stop.
+    Drain,
+}
+
+impl Connection {
+    pub(crate) fn new(record: Arc<Record>) -> Self {
+        let writer = WriteHalf {
+            record: record.clone(),
+            readiness: Readiness::default(),
+            began: None,
+            waker: None,
+        };
+        let reader = ReadHalf {
+            record,
+            buffer: Buffer::default(),
+            readiness: Readiness::default(),
+            ended: false,
+            waker: None,
+        };
+        Self { reader, writer }
+    }
+
+    /// Parts the two directions, without a lock between them.
+    ///
+    /// Either half may go to another task and outlive the handler; the connection ends, counted by
+    /// the handler's outcome, when both are gone. Dropping the write half alone sends our end and
+    /// leaves the peer's side open.
+    #[must_use]
+    pub fn split(self) -> (ReadHalf, WriteHalf) {
+        self.writer.record.set(bit::SPLIT);
+        (self.reader, self.writer)
+    }
+
+    /// Takes the connection out of the server: the socket, and the bytes read but not consumed.
+    ///
+    /// The server gives its place to another and forgets it at once; the handler may go on, and a
+    /// shutdown no longer waits for it (see [`Handle::track`]). The socket is a second descriptor
+    /// of the same connection, in non-blocking mode.
+    ///
+    /// # Errors
+    /// `Unsupported` where the connection runs over a transport of the user's own; the system's
+    /// error where there is no descriptor to be had. The connection is closed then, as if dropped.
+    pub fn detach(self) -> io::Result<Detached> {
+        let record = &self.reader.record;
+        let socket = record.transport.duplicate()?;
+        let detached = Detached {
+            socket,
+            unread: self.reader.buffer.bytes().to_vec(),
+            peer: record.peer.clone(),
+        };
+        record.set(bit::DETACHED);
+        record.wake(Who::Task);
+        Ok(detached)
+    }
+}
+
+/// A connection that was taken out of its server.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Detached {
+    /// The socket, in non-blocking mode.
+    pub socket: Socket,
+    /// What was read from it and not consumed; it comes before what the socket has.
+    pub unread: Vec<u8>,
+    /// The peer.
+    pub peer: Address,
+}
+
+/// A socket of the standard library.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Socket {
+    /// TCP.
+    Tcp(TcpStream),
+    /// Unix.
+    Unix(UnixStream),
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
+impl From<Socket> for OwnedFd {
+    fn from(socket: Socket) -> Self {
+        match socket {
+            Socket::Tcp(socket) => socket.into(),
+            Socket::Unix(socket) => socket.into(),
+        }
+    }
+}
+
+/// What a connection and its halves all can, but for reading and writing.
+macro_rules! common {
+    ($type:ty, $self:ident => $record:expr) => {
+        impl $type {
+            /// The id of this connection: 1 for the first of its server, and so on.
+            #[must_use]
+            pub fn id(&$self) -> u64 {
+                $record.id
+            }
+
+            /// The peer's address.
+            #[must_use]
+            pub fn peer_addr(&$self) -> &Address {
+                &$record.peer
+            }
+
+            /// The address the peer connected to.
+            ///
+            /// # Errors
+            /// The system's, if it does not know any more.
+            pub fn local_addr(&$self) -> io::Result<Address> {
+                $record.local_addr()
+            }
+
+            /// The server's handle. This one knows its connection: see [`Handle::closed`].
+            #[must_use]
+            pub fn handle(&$self) -> Handle {
+                Handle::inside(&$record)
+            }
+
+            /// Waits until this connection is asked to come to an end: the server drains and its
+            /// door is shut, or [`Handle::close_connections`] was called, or it is being cut.
+            ///
+            /// The future is owned and can be dropped at any time.
+            pub fn shutdown_requested(
+                &$self,
+            ) -> impl Future<Output = ()> + Send + Sync + 'static + use<> {
+                told(Arc::downgrade(&$record))
+            }
+
+            /// Whether this connection has been asked to come to an end.
+            #[must_use]
+            pub fn is_shutting_down(&$self) -> bool {
+                $record.has(bit::TOLD | bit::ABORT)
+            }
+
+            /// Says that the handler is inside a message for as long as the guard lives.
+            ///
+            /// From the first guard on, whether this connection is idle is no longer told from what
+            /// was answered: it is busy while a guard lives or received input is unread.
+            #[must_use = "the connection counts as busy only as long as the guard lives"]
+            pub fn busy(&$self) -> Busy {
+                $record.guard();
+                Busy(Arc::downgrade(&$record))
+            }
+
+            /// Leaves the reaction to a drain to the handler: reads never end early. It watches
+            /// [`shutdown_requested`](Self::shutdown_requested) instead.
+            pub fn manual_drain(&$self) {
+                $record.set(bit::MANUAL);
+            }
+
+            /// Who ended the input, once a read has said that it is at its end.
+            #[must_use]
+            pub fn ended_by(&$self) -> Option<EndedBy> {
+                let word = $record.word();
+                if word & bit::DRAIN_ENDED != 0 {
+                    Some(EndedBy::Drain)
+                } else if word & bit::PEER_ENDED != 0 {
+                    Some(EndedBy::Peer)
+                } else {
+                    None
+                }
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&$self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($type))
+                    .field("id", &$record.id)
+                    .field("peer", &$record.peer)
+                    .finish_non_exhaustive()
+            }
+        }
+    };
+}
+
+common!(Connection, self => self.reader.record);
+common!(ReadHalf, self => self.record);
+common!(WriteHalf, self => self.record);
+
+async fn told(record: Weak<Record>) {
+    loop {
+        let told = {
+            // One that is gone was told all there is to tell.
+            let Some(record) = record.upgrade() else {
+                return;
+            };
+            let told = record.told.listen();
+            if record.has(bit::TOLD | bit::ABORT) {
+                return;
+            }
+            told
+        };
+        told.await;
+    }
+}
+
+/// Says that a handler is inside a message; see [`Connection::busy`].
+#[derive(Debug)]
+pub struct Busy(Weak<Record>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some(record) = self.0.upgrade() {
+            record.unguard();
+        }
+    }
+}
+
+impl ReadHalf {
+    /// Reads line by line; see [`Lines`].
+    #[must_use]
+    pub fn lines(self) -> Lines {
+        Lines {
+            reader: self,
+            line: Vec::new(),
+            done: false,
+        }
+    }
+
+    /// Receives into `buf`, with nothing in the buffer.
+    fn poll_receive(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        const SPECIAL: u32 = bit::TOLD | bit::CUT;
+        let record = &*self.record;
+        if record.word() & SPECIAL != 0 {
+            return self.poll_receive_specially(cx, buf);
+        }
+        match record
+            .transport
+            .poll_read(&mut self.readiness, cx, buf, false)
+        {
+            Poll::Ready(received) => Poll::Ready(self.note(received)),
+            Poll::Pending => {
+                self.wait(cx);
+                if self.record.word() & SPECIAL != 0 {
+                    return self.poll_receive_specially(cx, buf);
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The same at a drain, or where the connection was cut.
+    #[cold]
+    fn poll_receive_specially(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.ended {
+            return Poll::Ready(Ok(0));
+        }
+        if self.record.has(bit::ABORT) {
+            return Poll::Ready(Err(cut()));
+        }
+        // What has arrived comes first: the kernel has to say that there is nothing *now*.
+        let received = self
+            .record
+            .transport
+            .poll_read(&mut self.readiness, cx, buf, true);
+        if let Poll::Ready(received) = received {
+            return Poll::Ready(self.note(received));
+        }
+        // Whoever writes, or drops a guard, wakes this reader after it has changed what makes the
+        // connection busy; so the waker has to be there before that is looked at.
+        self.wait(cx);
+        let word = self.record.word();
+        if word & bit::ABORT != 0 {
+            return Poll::Ready(Err(cut()));
+        }
+        if word & bit::EXPIRED != 0 {
+            return Poll::Ready(Err(expired()));
+        }
+        if word & bit::TOLD == 0 || word & bit::MANUAL != 0 {
+            return Poll::Pending;
+        }
+        let fresh = word & bit::GRACE != 0 && self.record.received.load(Relaxed) == 0;
+        if fresh || self.record.is_busy() {
+            return Poll::Pending;
+        }
+        self.ended = true;
+        self.record.reading.store(false, Relaxed);
+        self.record.set(bit::DRAIN_ENDED);
+        Poll::Ready(Ok(0))
+    }
+
+    /// Accounts for what the transport said.
+    fn note(&self, received: io::Result<usize>) -> io::Result<usize> {
+        let record = &*self.record;
+        record.reading.store(false, Relaxed);
+        match received {
+            Ok(0) => {
+                record.set(bit::PEER_ENDED);
+            }
+            Ok(n) => {
+                let total = record.received.load(Relaxed) + n as u64;
+                record.received.store(total, Release);
+                record.touch();
+            }
+            // Cut while the read was under way.
+            Err(_) if record.has(bit::ABORT) => return Err(cut()),
+            Err(_) => {}
+        }
+        received
+    }
+
+    fn wait(&mut self, cx: &Context<'_>) {
+        if !self.record.reading.load(Relaxed) {
+            self.record.reading.store(true, Relaxed);
+            self.record.touch();
+        }
+        self.record.park(Who::Reader, &mut self.waker, cx);
+    }
+
+    fn take(&self, amount: usize) {
+        let taken = self.record.taken.load(Relaxed) + amount as u64;
+        self.record.taken.store(taken, Release);
+    }
+}
+
+impl AsyncRead for ReadHalf {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let n = if this.buffer.is_empty() {
+            // Without a detour through a buffer.
+            ready!(this.poll_receive(cx, buf))?
+        } else {
+            let bytes = this.buffer.bytes();
+            let n = bytes.len().min(buf.len());
+            buf[..n].copy_from_slice(&bytes[..n]);
+            this.buffer.consume(n)
+        };
+        this.take(n);
+        Poll::Ready(Ok(n))
+    }
+}
+
+impl AsyncBufRead for ReadHalf {
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let this = self.get_mut();
+        if this.buffer.is_empty() {
+            let mut buffer = std::mem::take(&mut this.buffer);
+            let received = buffer.fill(|buf| {
+                let received = this.poll_receive(cx, buf);
+                (
+                    if let Poll::Ready(Ok(n)) = received {
+                        n
+                    } else {
+                        0
+                    },
+                    received,
+                )
+            });
+            this.buffer = buffer;
+            ready!(received)?;
+        }
+        Poll::Ready(Ok(this.buffer.bytes()))
+    }
+
+    fn consume(mut self: Pin<&mut Self>, amount: usize) {
+        let consumed = self.buffer.consume(amount);
+        self.take(consumed);
+    }
+}
+
+impl WriteHalf {
+    fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let record = &*self.record;
+        if record.has(bit::CUT) {
+            return Poll::Ready(Err(cut_or_expired(record)));
+        }
+        let began = self.began.unwrap_or_else(|| record.taken.load(Acquire));
+        let Poll::Ready(sent) = record.transport.poll_write(&mut self.readiness, cx, bufs) else {
+            if self.began.is_none() {
+                self.began = Some(began);
+                record.writing.store(true, Release);
+                record.touch();
+            }
+            record.park(Who::Writer, &mut self.waker, cx);
+            if record.has(bit::CUT) {
+                return Poll::Ready(Err(cut_or_expired(record)));
+            }
+            return Poll::Pending;
+        };
+        if self.began.take().is_some() {
+            record.writing.store(false, Release);
+        }
+        match sent {
+            Ok(n) => {
+                record
+                    .sent
+                    .store(record.sent.load(Relaxed) + n as u64, Relaxed);
+                record.answered.store(began, Release);
+                record.touch();
+                record.answer();
+                Poll::Ready(Ok(n))
+            }
+            Err(_) if record.has(bit::ABORT) => Poll::Ready(Err(cut())),
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+}
+
+impl AsyncWrite for WriteHalf {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, bufs)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.record.transport.poll_flush(cx)
+    }
+
+    /// Sends the peer our end, which `close` of other sockets of this world does not.
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.record.transport.poll_finish(cx))?;
+        self.record.set(bit::FINISHED);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.reader).poll_read(cx, buf)
+    }
+}
+
+impl AsyncBufRead for Connection {
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        Pin::new(&mut self.get_mut().reader).poll_fill_buf(cx)
+    }
+
+    fn consume(mut self: Pin<&mut Self>, amount: usize) {
+        Pin::new(&mut self.reader).consume(amount);
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.writer).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.writer).poll_write_vectored(cx, bufs)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.writer).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.writer).poll_close(cx)
+    }
+}
+
+impl Drop for ReadHalf {
+    fn drop(&mut self) {
+        if self.waker.is_some() {
+            self.record.unpark(Who::Reader);
+        }
+        if self.readiness.is_empty() {
+            self.record.set(bit::EMPTY);
+        }
+        leave(&self.record, bit::READER);
+    }
+}
+
+impl Drop for WriteHalf {
+    fn drop(&mut self) {
+        if self.waker.is_some() {
+            self.record.unpark(Who::Writer);
+        }
+        leave(&self.record, bit::WRITER);
+    }
+}
+
+/// A half is gone. The last one leaves the close to the task.
+fn leave(record: &Record, half: u32) {
+    let word = record.clear(half) & !half;
+    if word & (bit::DETACHED | bit::WRITER) != 0 {
+        return;
+    }
+    if word & bit::READER == 0 || !record.transport.finishes_at_once() {
+        // The task closes what has no halves, and ends a transport that takes its time.
+        record.wake(Who::Task);
+    } else if word & bit::FINISHED == 0 {
+        record.set(bit::FINISHED);
+        // Where it fails there is no peer to tell.
+        let _ignored = record
+            .transport
+            .poll_finish(&mut Context::from_waker(Waker::noop()));
+    }
+}
+
+/// The lines of a connection, without their ends (`\n` or `\r\n`).
+///
+/// A line longer than [`Builder::line_limit`](crate::Builder::line_limit) is an `InvalidData` error
+/// and the last one; a line that is not UTF-8 is an `InvalidData` error, and the next one follows.
+/// What comes between the last line end and the peer's end is a line, too, if it is not empty.
+///
+/// It is a [`Stream`] as well.
+#[derive(Debug)]
+pub struct Lines {
+    reader: ReadHalf,
+    line: Vec<u8>,
+    done: bool,
+}
+
+impl Lines {
+    /// The next line; `None` at the end of the input.
+    ///
+    /// Dropping the future loses nothing.
+    // The name that async-std, tokio and asyncio's users look for; `Stream` is implemented too.
+    #[allow(clippy::should_implement_trait)]
+    pub async fn next(&mut self) -> Option<io::Result<String>> {
+        std::future::poll_fn(|cx| self.poll_line(cx)).await
+    }
+
+    /// The reader, with what it has read and not given out; half a line held here is lost.
+    #[must_use]
+    pub fn into_inner(self) -> ReadHalf {
+        self.reader
+    }
+
+    /// The reader, for its address, handle and guards.
+    #[must_use]
+    pub fn get_ref(&self) -> &ReadHalf {
+        &self.reader
+    }
+
+    fn poll_line(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<String>>> {
+        if self.done {
+            return Poll::Ready(None);
+        }
+        let limit = self.reader.record.server.config.line_limit;
+        loop {
+            let bytes = match ready!(Pin::new(&mut self.reader).poll_fill_buf(cx)) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    self.done = true;
+                    return Poll::Ready(Some(Err(error)));
+                }
+            };
+            if bytes.is_empty() {
+                self.done = true;
+                let last = !self.line.is_empty();
+                return Poll::Ready(last.then(|| self.take_line()));
+            }
+            let end = memchr::memchr(b'\n', bytes);
+            let length = end.unwrap_or(bytes.len());
+            if self.line.len() + length > limit {
+                self.done = true;
+                let message = format!("a line is longer than the limit of {limit} bytes");
+                return Poll::Ready(Some(Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    message,
+                ))));
+            }
+            self.line.extend_from_slice(&bytes[..length]);
+            Pin::new(&mut self.reader).consume(length + usize::from(end.is_some()));
+            if end.is_some() {
+                return Poll::Ready(Some(self.take_line()));
+            }
+        }
+    }
+
+    fn take_line(&mut self) -> io::Result<String> {
+        let mut line = std::mem::take(&mut self.line);
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        String::from_utf8(line)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a line is not UTF-8"))
+    }
+}
+
+impl Stream for Lines {
+    type Item = io::Result<String>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_line(cx)
+    }
+}
+
+fn cut() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::ConnectionAborted,
+        "the server cut the connection",
+    )
+}
+
+fn expired() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        "the connection reached a time limit of the server",
+    )
+}
+
+fn cut_or_expired(record: &Record) -> io::Error {
+    if record.has(bit::ABORT) {
+        cut()
+    } else {
+        expired()
+    }
+}

@@ -1,0 +1,733 @@
+//! The tracked connections of one server: a record each, and the ledger that balances.
+//!
+//! 1. A connection is in the ledger from the moment `accept` returned it until its socket is
+//!    closed; the ledger's counts change together, under one lock.
+//! 2. On the hot path nobody takes that lock: a half of a connection stores plain numbers of its
+//!    own into the record, and reads one word.
+//! 3. Who registers a waker looks at the word again afterwards; who sets a bit of the word wakes
+//!    afterwards. One of the two sees the other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::IpAddr;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use event_listener::Event;
+
+use crate::address::Address;
+use crate::events::{Cause, Subscribers};
+use crate::handle::Shared;
+use crate::report::{AcceptErrors, Limited, Stats, Straggler, Waiting};
+use crate::transport::Transport;
+
+/// The bits of a record's word.
+pub(crate) mod bit {
+    /// The drain was announced to this connection.
+    pub(crate) const TOLD: u32 = 1;
+    /// It was announced before the first byte came, and the grace for that is not over.
+    pub(crate) const GRACE: u32 = 1 << 1;
+    /// The connection is cut: its handler is dropped, every operation fails.
+    pub(crate) const ABORT: u32 = 1 << 2;
+    /// A limit of time ended the connection's reads and writes.
+    pub(crate) const EXPIRED: u32 = 1 << 3;
+    /// The read half is there.
+    pub(crate) const READER: u32 = 1 << 4;
+    /// The write half is there.
+    pub(crate) const WRITER: u32 = 1 << 5;
+    /// The halves are apart and may be on two threads.
+    pub(crate) const SPLIT: u32 = 1 << 6;
+    /// The peer's end was read.
+    pub(crate) const PEER_ENDED: u32 = 1 << 7;
+    /// A read was ended by the drain.
+    pub(crate) const DRAIN_ENDED: u32 = 1 << 8;
+    /// Our end was sent.
+    pub(crate) const FINISHED: u32 = 1 << 9;
+    /// The handler watches for the drain itself; reads never end early.
+    pub(crate) const MANUAL: u32 = 1 << 10;
+    /// A busy guard has been taken once: from then on guards are what counts.
+    pub(crate) const GUARDED: u32 = 1 << 11;
+    /// The last read left the socket empty.
+    pub(crate) const EMPTY: u32 = 1 << 12;
+    /// Handed on to whoever detached it.
+    pub(crate) const DETACHED: u32 = 1 << 13;
+    /// Its end is in the ledger; whoever comes later does not count it again.
+    pub(crate) const COUNTED: u32 = 1 << 14;
+    /// It has no handler yet, for want of a place.
+    pub(crate) const HELD: u32 = 1 << 15;
+    /// Its handler is gone and its socket being closed.
+    pub(crate) const CLOSING: u32 = 1 << 16;
+    /// Its handler waits for the server to close.
+    pub(crate) const INSIDER: u32 = 1 << 17;
+    /// It is closed without the user's handler.
+    pub(crate) const REJECTED: u32 = 1 << 18;
+
+    /// What a read or a write has to look at closely.
+    pub(crate) const CUT: u32 = ABORT | EXPIRED;
+}
+
+/// What a connection shares with its server.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) id: u64,
+    pub(crate) server: Arc<Shared>,
+    pub(crate) peer: Address,
+    pub(crate) transport: Transport,
+    /// Which listener it came through.
+    pub(crate) listener: u32,
+    word: AtomicU32,
+    guards: AtomicU32,
+    /// Since the server was bound, as all times of a record, in nanoseconds.
+    accepted: u64,
+    /// When a byte last moved; kept only where a limit asks for it.
+    pub(crate) touched: AtomicU64,
+    /// Bytes read from the kernel, stored by the read half alone.
+    pub(crate) received: AtomicU64,
+    /// Bytes the handler has consumed, stored by the read half alone.
+    pub(crate) taken: AtomicU64,
+    /// What was taken when the last completed write began, stored by the write half alone.
+    pub(crate) answered: AtomicU64,
+    /// Bytes written to the kernel, stored by the write half alone.
+    pub(crate) sent: AtomicU64,
+    /// A read waits, stored by the read half alone.
+    pub(crate) reading: AtomicBool,
+    /// A write waits, stored by the write half alone.
+    pub(crate) writing: AtomicBool,
+    /// The task's thread is inside the handler, stored by the task alone.
+    pub(crate) polling: AtomicBool,
+    wakers: Mutex<[Option<Waker>; 3]>,
+    /// Notified when the connection is asked to come to an end, or has come to it.
+    pub(crate) told: Event,
+}
+
+/// Whose waker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Who {
+    Task,
+    Reader,
+    Writer,
+}
+
+impl Record {
+    pub(crate) fn word(&self) -> u32 {
+        self.word.load(Acquire)
+    }
+
+    pub(crate) fn has(&self, bits: u32) -> bool {
+        self.word() & bits != 0
+    }
+
+    /// Sets bits; gives the word as it was.
+    pub(crate) fn set(&self, bits: u32) -> u32 {
+        self.word.fetch_or(bits, SeqCst)
+    }
+
+    /// Clears bits; gives the word as it was.
+    pub(crate) fn clear(&self, bits: u32) -> u32 {
+        self.word.fetch_and(!bits, SeqCst)
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<Address> {
+        let own = self.transport.local_addr()?;
+        Ok(own.unwrap_or_else(|| self.server.addrs()[self.listener as usize].clone()))
+    }
+
+    /// Leaves `cx`'s waker where those who change the word will find it. `mine` is what was left
+    /// the last time: the lock is taken only where that would wake somebody else.
+    pub(crate) fn park(&self, who: Who, mine: &mut Option<Waker>, cx: &Context<'_>) {
+        if !mine.as_ref().is_some_and(|mine| mine.will_wake(cx.waker())) {
+            let waker = cx.waker().clone();
+            let old = self.wakers()[who as usize].replace(waker.clone());
+            *mine = Some(waker);
+            // Outside the lock, since dropping a waker can run a task's destructor.
+            drop(old);
+        }
+    }
+
+    /// Forgets a waker, whose owner is gone.
+    pub(crate) fn unpark(&self, who: Who) {
+        let old = self.wakers()[who as usize].take();
+        drop(old);
+    }
+
+    pub(crate) fn wake(&self, who: Who) {
+        let waker = self.wakers()[who as usize].clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn wakers(&self) -> MutexGuard<'_, [Option<Waker>; 3]> {
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Announces the drain to this connection.
+    pub(crate) fn tell(&self, uptime: Duration) {
+        let fresh = self.received.load(Acquire) == 0
+            && self.age(uptime) < self.server.config.first_byte_grace;
+        self.set(if fresh {
+            bit::TOLD | bit::GRACE
+        } else {
+            bit::TOLD
+        });
+        self.told.notify(usize::MAX);
+        self.wake(Who::Reader);
+        if fresh {
+            // The task ends the grace when its time has come.
+            self.wake(Who::Task);
+        }
+    }
+
+    /// Cuts the connection under whoever holds it.
+    pub(crate) fn abort(&self) {
+        if self.set(bit::ABORT) & bit::ABORT == 0 {
+            self.transport.shut();
+            self.told.notify(usize::MAX);
+            for who in [Who::Task, Who::Reader, Who::Writer] {
+                self.wake(who);
+            }
+        }
+    }
+
+    /// The first byte has had its time.
+    pub(crate) fn end_grace(&self) {
+        self.clear(bit::GRACE);
+        self.wake(Who::Reader);
+    }
+
+    /// Ends the connection's reads and writes with a time-out.
+    pub(crate) fn expire(&self) {
+        self.set(bit::EXPIRED);
+        self.wake(Who::Reader);
+        self.wake(Who::Writer);
+    }
+
+    /// A guard says that the handler is inside a message.
+    pub(crate) fn guard(&self) {
+        self.guards.fetch_add(1, SeqCst);
+        self.set(bit::GUARDED);
+    }
+
+    pub(crate) fn unguard(&self) {
+        self.guards.fetch_sub(1, SeqCst);
+        if self.has(bit::TOLD) {
+            self.wake(Who::Reader);
+        }
+    }
+
+    /// Called by the write half after it stored what it answered: at a drain the read half may be
+    /// waiting for just that.
+    pub(crate) fn answer(&self) {
+        let mut word = self.word.load(Relaxed);
+        if word & bit::SPLIT != 0 {
+            // Either this thread sees that the drain was announced, or the reader, which looks at
+            // the counts after that, sees the answer.
+            fence(SeqCst);
+            word = self.word.load(Relaxed);
+        }
+        if word & bit::TOLD != 0 {
+            self.wake(Who::Reader);
+        }
+    }
+
+    /// Between two messages, or inside one.
+    pub(crate) fn is_busy(&self) -> bool {
+        let received = self.received.load(Acquire);
+        if self.has(bit::GUARDED) {
+            return self.guards.load(SeqCst) > 0 || self.taken.load(Acquire) < received;
+        }
+        self.answered.load(Acquire) < received || self.writing.load(Acquire)
+    }
+
+    /// A byte moved, or a wait for one began.
+    pub(crate) fn touch(&self) {
+        if self.server.config.watches_idle() {
+            self.touched.store(nanos(self.server.uptime()), Relaxed);
+        }
+    }
+
+    pub(crate) fn age(&self, uptime: Duration) -> Duration {
+        uptime.saturating_sub(Duration::from_nanos(self.accepted))
+    }
+
+    /// When this connection was accepted, since the server was bound.
+    pub(crate) fn accepted(&self) -> Duration {
+        Duration::from_nanos(self.accepted)
+    }
+
+    fn waiting(&self) -> Waiting {
+        let word = self.word();
+        if word & bit::HELD != 0 {
+            Waiting::Place
+        } else if word & bit::CLOSING != 0 {
+            Waiting::Close
+        } else if self.writing.load(Relaxed) {
+            Waiting::Write
+        } else if self.reading.load(Relaxed) {
+            Waiting::Read
+        } else {
+            Waiting::Handler
+        }
+    }
+
+    fn straggler(&self, uptime: Duration) -> Straggler {
+        Straggler {
+            id: self.id,
+            peer: self.peer.clone(),
+            age: self.age(uptime),
+            busy: self.is_busy(),
+            waiting: self.waiting(),
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.told.notify(usize::MAX);
+    }
+}
+
+/// A connection as [`Handle::connections`](crate::Handle::connections) shows it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConnectionInfo {
+    /// Its id: 1 for the first of a server, and so on.
+    pub id: u64,
+    /// Its peer.
+    pub peer: Address,
+    /// How long ago it was accepted.
+    pub age: Duration,
+    /// Whether it is inside a message.
+    pub busy: bool,
+    /// What it is waiting for.
+    pub waiting: Waiting,
+    /// Bytes read from the peer.
+    pub bytes_in: u64,
+    /// Bytes written to the peer.
+    pub bytes_out: u64,
+}
+
+/// How a connection ended, as the ledger counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Completed,
+    Failed,
+    Panicked,
+    Aborted,
+    Detached,
+    Rejected,
+}
+
+#[derive(Debug)]
+pub(crate) struct Group {
+    ledger: Mutex<Ledger>,
+    /// Notified when a place may have become free, or a pause has ended.
+    pub(crate) vacancy: Event,
+    /// Notified when the group may be empty.
+    pub(crate) empty: Event,
+    /// Connections that hold a place.
+    seated: AtomicUsize,
+    max: AtomicUsize,
+    paused: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    records: BTreeMap<u64, Weak<Record>>,
+    /// How many of them come from one address; kept only where that is limited.
+    by_peer: HashMap<IpAddr, usize>,
+    accepted: u64,
+    completed: u64,
+    failed: u64,
+    panicked: u64,
+    aborted: u64,
+    detached: u64,
+    rejected: u64,
+    peak: u64,
+    tracked: u64,
+    /// Of those that ended.
+    bytes_in: u64,
+    bytes_out: u64,
+    accept_errors: AcceptErrors,
+    limited: Limited,
+    /// Connections whose handlers wait for the server to close.
+    insiders: u64,
+    /// The drain was announced: it is to whoever comes now, too.
+    told: bool,
+    /// Everybody was cut: whoever comes now is, too.
+    cut: bool,
+    /// The server's task is gone; nobody else will note that the group is empty.
+    pub(crate) orphaned: bool,
+    pub(crate) stragglers: Vec<Straggler>,
+    pub(crate) subscribers: Subscribers,
+}
+
+impl Group {
+    pub(crate) fn new(max_connections: Option<usize>) -> Self {
+        Self {
+            ledger: Mutex::default(),
+            vacancy: Event::new(),
+            empty: Event::new(),
+            seated: AtomicUsize::new(0),
+            max: AtomicUsize::new(max_connections.unwrap_or(usize::MAX)),
+            paused: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.seated.load(SeqCst) >= self.max.load(SeqCst)
+    }
+
+    pub(crate) fn set_max(&self, max_connections: Option<usize>) {
+        self.max
+            .store(max_connections.unwrap_or(usize::MAX), SeqCst);
+        self.vacancy.notify(usize::MAX);
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(SeqCst)
+    }
+
+    pub(crate) fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, SeqCst);
+        self.vacancy.notify(usize::MAX);
+    }
+
+    /// Takes a peer in. From here on it is counted, wherever it ends.
+    pub(crate) fn open(
+        &self,
+        server: &Arc<Shared>,
+        transport: Transport,
+        peer: Address,
+        listener: u32,
+    ) -> Arc<Record> {
+        let accepted = server.uptime();
+        let mut ledger = self.ledger();
+        ledger.accepted += 1;
+        let mut word = bit::READER | bit::WRITER | bit::HELD;
+        if ledger.told {
+            word |= bit::TOLD;
+            if !server.config.first_byte_grace.is_zero() {
+                word |= bit::GRACE;
+            }
+        }
+        if ledger.cut {
+            word |= bit::ABORT;
+        }
+        let accepted = nanos(accepted);
+        let record = Arc::new(Record {
+            id: ledger.accepted,
+            server: server.clone(),
+            peer,
+            transport,
+            listener,
+            word: AtomicU32::new(word),
+            guards: AtomicU32::new(0),
+            accepted,
+            touched: AtomicU64::new(accepted),
+            received: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            reading: AtomicBool::new(false),
+            writing: AtomicBool::new(false),
+            polling: AtomicBool::new(false),
+            wakers: Mutex::default(),
+            told: Event::new(),
+        });
+        ledger.records.insert(record.id, Arc::downgrade(&record));
+        ledger.peak = ledger.peak.max(ledger.records.len() as u64);
+        if server.config.max_per_peer.is_some() {
+            if let Some(ip) = record.peer.ip() {
+                *ledger.by_peer.entry(ip).or_default() += 1;
+            }
+        }
+        ledger.subscribers.opened(&record);
+        record
+    }
+
+    /// Gives a connection its place.
+    pub(crate) fn seat(&self, record: &Record) {
+        record.clear(bit::HELD);
+        self.seated.fetch_add(1, SeqCst);
+    }
+
+    /// Whether one more of this peer's connections is more than its share.
+    pub(crate) fn is_over_share(&self, record: &Record, share: usize) -> bool {
+        let Some(ip) = record.peer.ip() else {
+            return false;
+        };
+        self.ledger()
+            .by_peer
+            .get(&ip)
+            .is_some_and(|&count| count > share)
+    }
+
+    /// Enters the end of a connection, whose socket is closed, into the ledger, once.
+    pub(crate) fn close(&self, entry: Entry, ending: Ending, cause: Cause, uptime: Duration) {
+        let mut ledger = self.ledger();
+        ledger.records.remove(&entry.id);
+        ledger.bytes_in += entry.bytes_in;
+        ledger.bytes_out += entry.bytes_out;
+        *match ending {
+            Ending::Completed => &mut ledger.completed,
+            Ending::Failed => &mut ledger.failed,
+            Ending::Panicked => &mut ledger.panicked,
+            Ending::Aborted => &mut ledger.aborted,
+            Ending::Detached => &mut ledger.detached,
+            Ending::Rejected => &mut ledger.rejected,
+        } += 1;
+        match cause {
+            Cause::IdleTimeout => ledger.limited.idle += 1,
+            Cause::FirstByteTimeout => ledger.limited.first_byte += 1,
+            Cause::MaxAge => ledger.limited.age += 1,
+            _ => {}
+        }
+        if let Some(ip) = entry.shares {
+            if let Some(count) = ledger.by_peer.get_mut(&ip) {
+                *count -= 1;
+                if *count == 0 {
+                    ledger.by_peer.remove(&ip);
+                }
+            }
+        }
+        if entry.insider {
+            ledger.insiders -= 1;
+        }
+        if entry.seated {
+            self.seated.fetch_sub(1, SeqCst);
+        }
+        let age = uptime.saturating_sub(entry.accepted);
+        ledger.subscribers.closed(&entry, cause, age);
+        let quiet = ledger.is_quiet();
+        drop(ledger);
+        self.vacancy.notify(usize::MAX);
+        if quiet {
+            self.empty.notify(usize::MAX);
+        }
+    }
+
+    /// Announces the drain to everybody inside, and to whoever comes through the sweep.
+    pub(crate) fn tell_all(&self, uptime: Duration) {
+        self.ledger().told = true;
+        self.tell_open(uptime);
+    }
+
+    /// Announces the drain to those inside now.
+    pub(crate) fn tell_open(&self, uptime: Duration) {
+        for record in self.records() {
+            record.tell(uptime);
+        }
+    }
+
+    /// Cuts everybody, and whoever comes from now on.
+    pub(crate) fn abort_all(&self) {
+        self.ledger().cut = true;
+        self.abort_open();
+    }
+
+    /// Cuts those inside now.
+    pub(crate) fn abort_open(&self) {
+        for record in self.records() {
+            record.abort();
+        }
+    }
+
+    pub(crate) fn find(&self, id: u64) -> Option<Arc<Record>> {
+        self.ledger().records.get(&id)?.upgrade()
+    }
+
+    /// Strong for a moment only: a record's last owner closes its socket.
+    fn records(&self) -> Vec<Arc<Record>> {
+        self.ledger()
+            .records
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    /// Notes who is left, in the order they came.
+    pub(crate) fn note_stragglers(&self, uptime: Duration) {
+        let stragglers: Vec<_> = self
+            .records()
+            .iter()
+            .map(|record| record.straggler(uptime))
+            .collect();
+        self.ledger().stragglers = stragglers;
+    }
+
+    /// Counts those that cannot be dropped, because they block their threads or wait behind one
+    /// that does, as aborted.
+    pub(crate) fn write_off(&self, uptime: Duration) {
+        for record in self.records() {
+            let blocked = record.polling.load(Relaxed);
+            let Some(entry) = Entry::of(&record) else {
+                continue;
+            };
+            if blocked {
+                let mut ledger = self.ledger();
+                if let Some(straggler) = ledger.stragglers.iter_mut().find(|s| s.id == record.id) {
+                    straggler.waiting = Waiting::Blocked;
+                }
+            }
+            self.close(entry, Ending::Aborted, Cause::Aborted, uptime);
+        }
+        let mut ledger = self.ledger();
+        ledger.tracked = 0;
+    }
+
+    pub(crate) fn count_accept_error(&self, count: impl FnOnce(&mut AcceptErrors)) {
+        count(&mut self.ledger().accept_errors);
+    }
+
+    /// A future that is awaited at a drain, and counted apart.
+    pub(crate) fn track(&self) {
+        self.ledger().tracked += 1;
+    }
+
+    pub(crate) fn untrack(&self) {
+        let mut ledger = self.ledger();
+        ledger.tracked = ledger.tracked.saturating_sub(1);
+        let quiet = ledger.is_quiet();
+        drop(ledger);
+        if quiet {
+            self.empty.notify(usize::MAX);
+        }
+    }
+
+    /// A handler begins to wait for its own server; `false` where its connection is no more, or
+    /// another of its waits is counted.
+    pub(crate) fn enter(&self, record: &Record) -> bool {
+        let mut ledger = self.ledger();
+        let word = record.set(bit::INSIDER);
+        if word & (bit::INSIDER | bit::COUNTED) != 0 {
+            return false;
+        }
+        ledger.insiders += 1;
+        drop(ledger);
+        self.empty.notify(usize::MAX);
+        true
+    }
+
+    pub(crate) fn leave(&self, record: &Record) {
+        let mut ledger = self.ledger();
+        // Where the connection's end has come in between, `close` takes the insider off.
+        if record.clear(bit::INSIDER) & (bit::INSIDER | bit::COUNTED) == bit::INSIDER {
+            ledger.insiders -= 1;
+        }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let ledger = self.ledger();
+        let records: Vec<_> = ledger.records.values().filter_map(Weak::upgrade).collect();
+        let stats = ledger.stats(&records);
+        // The records go after the lock: the last owner of one runs destructors.
+        drop(ledger);
+        stats
+    }
+
+    pub(crate) fn connections(&self, uptime: Duration) -> Vec<ConnectionInfo> {
+        let info = |record: Arc<Record>| ConnectionInfo {
+            id: record.id,
+            peer: record.peer.clone(),
+            age: record.age(uptime),
+            busy: record.is_busy(),
+            waiting: record.waiting(),
+            bytes_in: record.received.load(Relaxed),
+            bytes_out: record.sent.load(Relaxed),
+        };
+        self.records().into_iter().map(info).collect()
+    }
+}
+
+impl Ledger {
+    pub(crate) fn active(&self) -> u64 {
+        self.records.len() as u64
+    }
+
+    /// Nobody is left, or only those who wait for exactly that.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.active() <= self.insiders && self.tracked == 0
+    }
+
+    /// Connections and tracked futures.
+    pub(crate) fn left(&self) -> u64 {
+        self.active() + self.tracked
+    }
+
+    /// Nobody is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.tracked == 0
+    }
+
+    fn stats(&self, records: &[Arc<Record>]) -> Stats {
+        let moved = |count: fn(&Record) -> &AtomicU64| -> u64 {
+            records
+                .iter()
+                .map(|record| count(record).load(Relaxed))
+                .sum()
+        };
+        let errors = self.accept_errors;
+        Stats {
+            accepted: self.accepted,
+            completed: self.completed,
+            failed: self.failed,
+            panicked: self.panicked,
+            aborted: self.aborted,
+            detached: self.detached,
+            rejected: self.rejected,
+            active: self.active(),
+            peak: self.peak,
+            tracked: self.tracked,
+            accept_errors: errors.peer + errors.shortage + errors.listener,
+            accept_errors_by: errors,
+            limited: self.limited,
+            bytes_in: self.bytes_in + moved(|record| &record.received),
+            bytes_out: self.bytes_out + moved(|record| &record.sent),
+        }
+    }
+}
+
+/// What the ledger needs of a connection that ends, apart from its record: that is dropped first,
+/// so that the socket is closed when the end is counted.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) id: u64,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) accepted: Duration,
+    seated: bool,
+    insider: bool,
+    shares: Option<IpAddr>,
+}
+
+impl Entry {
+    /// `None` where the end of this connection has been counted.
+    pub(crate) fn of(record: &Record) -> Option<Self> {
+        let word = record.set(bit::COUNTED);
+        if word & bit::COUNTED != 0 {
+            return None;
+        }
+        let limited = record.server.config.max_per_peer.is_some();
+        Some(Self {
+            id: record.id,
+            bytes_in: record.received.load(Relaxed),
+            bytes_out: record.sent.load(Relaxed),
+            accepted: record.accepted(),
+            seated: word & bit::HELD == 0,
+            insider: word & bit::INSIDER != 0,
+            shares: if limited { record.peer.ip() } else { None },
+        })
+    }
+}
+
+fn nanos(uptime: Duration) -> u64 {
+    u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,724 @@
+//! The way to a server from everywhere else: handlers, threads, signal tasks.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use async_channel::Receiver;
+use futures_lite::future;
+use pin_project_lite::pin_project;
+
+use crate::accept::{Accepted, Blame, blame};
+use crate::address::Address;
+use crate::builder::{Config, zero};
+use crate::close;
+use crate::drain;
+use crate::events::{Cause, ServerEvent};
+use crate::group::{ConnectionInfo, Ending, Entry, Group, Record, bit};
+use crate::listener::Bound;
+use crate::report::{Report, Stats};
+use crate::runtime::{Clock, Runtime};
+use crate::shutdown::{Latch, Phase, Reason, State, earliest};
+use crate::task;
+
+/// A server's handle: stops it, watches it, and tells about it.
+///
+/// It can be cloned and sent anywhere. No method but the futures waits, so all can be called from a
+/// handler, from a thread, from a task that waits for signals (not from a raw signal handler, which
+/// may not take locks). A handle keeps nothing alive: a server is closed when it is, and its handles
+/// then go on telling how it ended.
+#[derive(Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+    /// The connection whose handler asked for this handle.
+    inside: Option<u64>,
+}
+
+impl Handle {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            inside: None,
+        }
+    }
+
+    pub(crate) fn inside(record: &Record) -> Self {
+        Self {
+            shared: record.server.clone(),
+            inside: Some(record.id),
+        }
+    }
+
+    /// Asks the server to stop gracefully.
+    ///
+    /// The listeners stop taking peers and are closed; idle connections see the end of their input,
+    /// busy ones finish; what is left at the [`deadline`](crate::Builder::deadline) is aborted. It
+    /// returns at once, may be called any number of times, from several threads, and before the
+    /// server is served. The connections are not touched by this call: they are told when the door
+    /// is shut.
+    pub fn shutdown(&self) {
+        self.shared.ask(Reason::Requested, None);
+    }
+
+    /// [`shutdown`](Self::shutdown), with a reason for the report and the log. The first is kept.
+    pub fn shutdown_because(&self, reason: impl Into<Reason>) {
+        self.shared.ask(reason.into(), None);
+    }
+
+    /// [`shutdown`](Self::shutdown), with a deadline `span` from now. The earliest deadline of all
+    /// that were given holds; a lame duck's time is cut short by it.
+    pub fn shutdown_within(&self, span: Duration) {
+        let before = self.shared.clock.now().checked_add(span);
+        self.shared.ask(Reason::Requested, before);
+    }
+
+    /// Ends the server now: every handler is dropped, every socket closed.
+    ///
+    /// The handlers' destructors have run when the server is closed, those of handlers that block
+    /// their threads excepted.
+    pub fn abort(&self) {
+        self.shared.ask(Reason::Requested, None);
+        self.shared.abort_now();
+    }
+
+    /// Takes no new peers until [`resume`](Self::resume): they wait in the kernel's queue. Those
+    /// inside are not touched. A shutdown of a paused server serves those who wait, without a lame
+    /// duck's time.
+    pub fn pause(&self) {
+        self.shared.set_paused(true);
+    }
+
+    /// Takes new peers again.
+    pub fn resume(&self) {
+        self.shared.set_paused(false);
+    }
+
+    /// Asks the connections that are open now to come to an end, as a drain does: idle ones see the
+    /// end of their input, busy ones finish. There is no deadline; serving goes on.
+    pub fn close_connections(&self) {
+        self.shared.group.tell_open(self.shared.uptime());
+    }
+
+    /// Cuts the connections that are open now; serving goes on.
+    pub fn abort_connections(&self) {
+        self.shared.group.abort_open();
+    }
+
+    /// Cuts one connection; `false` if there is none of this id.
+    pub fn abort_connection(&self, id: u64) -> bool {
+        let found = self.shared.group.find(id);
+        if let Some(record) = &found {
+            record.abort();
+        }
+        found.is_some()
+    }
+
+    /// Changes [`max_connections`](crate::Builder::max_connections); those inside stay.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a limit of 0: to take nobody, [`pause`](Self::pause).
+    pub fn set_max_connections(&self, limit: impl Into<Option<usize>>) -> io::Result<()> {
+        let limit = limit.into();
+        if limit == Some(0) {
+            return Err(zero("max_connections"));
+        }
+        self.shared.group.set_max(limit);
+        Ok(())
+    }
+
+    /// Where the server is in its life.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.shared.state()
+    }
+
+    /// Whether the server takes new peers and means to go on: it is `false` from the first request
+    /// to stop, before the door is shut. What a readiness probe wants to know.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.state() == State::Serving
+    }
+
+    /// Waits until somebody asks the server to stop.
+    ///
+    /// The future is owned and can be dropped at any time.
+    pub fn shutdown_requested(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let shared = self.shared.clone();
+        async move { shared.latch.reached(Phase::Draining).await }
+    }
+
+    /// Waits until the server is closed. It does not ask for it.
+    ///
+    /// In a handler, on the handle that its connection gave, it waits for all connections but those
+    /// whose handlers wait likewise, which the report then counts as `active`; so it does not wait
+    /// for itself.
+    ///
+    /// The future is owned and can be dropped at any time; the server goes on.
+    pub fn closed(&self) -> impl Future<Output = Report> + Send + 'static + use<> {
+        let shared = self.shared.clone();
+        let inside = self.inside;
+        async move {
+            match inside
+                .and_then(|id| shared.group.find(id))
+                .and_then(|it| Inside::enter(&it))
+            {
+                Some(inside) => inside.quiet(&shared).await,
+                None => drain::finished(shared).await,
+            }
+        }
+    }
+
+    /// The addresses the server was bound to, for as long as the handle lives.
+    #[must_use]
+    pub fn local_addrs(&self) -> &[Address] {
+        &self.shared.addrs
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn active(&self) -> u64 {
+        self.shared.group.ledger().active()
+    }
+
+    /// The counts as of now.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.group.stats()
+    }
+
+    /// The open connections, in the order they came.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
+        self.shared.group.connections(self.shared.uptime())
+    }
+
+    /// What happens from now on. Every receiver is told everything; the server never waits for one,
+    /// and tells a slow one how many events it missed. The channel ends when the server is closed.
+    #[must_use]
+    pub fn events(&self) -> Receiver<ServerEvent> {
+        self.shared.subscribe()
+    }
+
+    /// Ties a future to the server: a drain waits for it, an abort drops what is inside.
+    ///
+    /// It runs where it is polled: awaited in place, or spawned. It is counted as
+    /// [`tracked`](Stats::tracked) from this call until it has ended or is dropped, apart from the
+    /// connections.
+    pub fn track<F: Future>(&self, future: F) -> Tracked<F> {
+        self.shared.group.track();
+        Tracked {
+            future: Some(future),
+            aborted: Some(Box::pin(aborted(self.shared.clone()))),
+            seat: Some(Track(self.shared.clone())),
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle")
+            .field("state", &self.state())
+            .field("local_addrs", &self.local_addrs())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
+async fn aborted(shared: Arc<Shared>) {
+    shared.latch.reached(Phase::Aborting).await;
+}
+
+pin_project! {
+    /// The future of [`Handle::track`]: `None` where an abort dropped what was inside.
+    #[must_use = "a tracked future does nothing unless polled, and a drain waits for it"]
+    pub struct Tracked<F> {
+        #[pin]
+        future: Option<F>,
+        aborted: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+        seat: Option<Track>,
+    }
+}
+
+impl<F: Future> Future for Tracked<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let aborted = this
+            .aborted
+            .as_mut()
+            .is_none_or(|aborted| aborted.as_mut().poll(cx).is_ready());
+        let polled = match this.future.as_mut().as_pin_mut() {
+            Some(future) if !aborted => match future.poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(output) => Some(output),
+            },
+            _ => None,
+        };
+        // What is inside is gone before it is no longer counted.
+        this.future.set(None);
+        *this.aborted = None;
+        *this.seat = None;
+        Poll::Ready(polled)
+    }
+}
+
+impl<F> fmt::Debug for Tracked<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracked").finish_non_exhaustive()
+    }
+}
+
+struct Track(Arc<Shared>);
+
+impl Drop for Track {
+    fn drop(&mut self) {
+        self.0.group.untrack();
+        self.0.conclude_if_orphaned();
+    }
+}
+
+/// A handler that waits for its own server.
+struct Inside {
+    server: Arc<Shared>,
+    id: u64,
+}
+
+impl Inside {
+    fn enter(record: &Arc<Record>) -> Option<Self> {
+        let server = record.server.clone();
+        server.group.enter(record).then(|| Self {
+            id: record.id,
+            server,
+        })
+    }
+
+    /// Waits until nobody is left but those who wait for that.
+    async fn quiet(&self, shared: &Shared) -> Report {
+        loop {
+            let empty = shared.group.empty.listen();
+            let changed = shared.latch.listen();
+            if shared.latch.phase() == Phase::Closed {
+                return shared.report();
+            }
+            if shared.door_is_closed() && shared.group.ledger().is_quiet() {
+                return shared.account();
+            }
+            future::or(empty, changed).await;
+        }
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Some(record) = self.server.group.find(self.id) {
+            self.server.group.leave(&record);
+        }
+    }
+}
+
+/// What a server's task, its connections and its handles have in common.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) clock: Box<dyn Clock>,
+    pub(crate) latch: Latch,
+    pub(crate) group: Group,
+    addrs: Vec<Address>,
+    /// Empty once the door is closed.
+    door: Mutex<Door>,
+    /// Those whom the limit keeps out, and the sweep took in.
+    held: Mutex<VecDeque<Arc<Record>>>,
+    bound: Instant,
+    /// Somebody serves this server, or it will never be.
+    served: AtomicBool,
+    failure: Mutex<Option<io::Error>>,
+    report: OnceLock<Report>,
+}
+
+#[derive(Default)]
+struct Door {
+    listeners: Vec<Box<dyn Bound>>,
+    /// Whose turn it is to be asked first.
+    turn: usize,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        runtime: &impl Runtime,
+        config: Config,
+        listeners: Vec<Box<dyn Bound>>,
+    ) -> io::Result<Self> {
+        let addrs = listeners
+            .iter()
+            .map(|it| it.local_addr())
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            latch: Latch::default(),
+            group: Group::new(config.max_connections),
+            config,
+            clock: Box::new(runtime.clone()),
+            addrs,
+            door: Mutex::new(Door { listeners, turn: 0 }),
+            held: Mutex::default(),
+            bound: Runtime::now(runtime),
+            served: AtomicBool::new(false),
+            failure: Mutex::default(),
+            report: OnceLock::new(),
+        })
+    }
+
+    pub(crate) fn addrs(&self) -> &[Address] {
+        &self.addrs
+    }
+
+    /// How long ago the server was bound.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.clock.now().saturating_duration_since(self.bound)
+    }
+
+    pub(crate) fn state(&self) -> State {
+        match self.latch.phase() {
+            Phase::Bound => State::Bound,
+            Phase::Serving if self.group.is_paused() => State::Paused,
+            Phase::Serving => State::Serving,
+            Phase::Draining => State::Draining,
+            Phase::Aborting => State::Aborting,
+            Phase::Closed => State::Closed,
+        }
+    }
+
+    /// Takes the one right to serve; `false` where it is taken.
+    pub(crate) fn claim(&self) -> bool {
+        !self.served.swap(true, SeqCst)
+    }
+
+    pub(crate) fn is_served(&self) -> bool {
+        self.served.load(SeqCst)
+    }
+
+    pub(crate) fn start(&self) {
+        if self.latch.advance(Phase::Serving) {
+            log::info!(target: "gracious", "{self}");
+            self.publish(self.state());
+        }
+    }
+
+    pub(crate) fn set_paused(&self, paused: bool) {
+        let before = self.state();
+        self.group.set_paused(paused);
+        let after = self.state();
+        if before != after {
+            self.publish(after);
+        }
+    }
+
+    fn publish(&self, state: State) {
+        self.group.ledger().subscribers.state(state);
+    }
+
+    fn subscribe(&self) -> Receiver<ServerEvent> {
+        let mut ledger = self.group.ledger();
+        let receiver = ledger.subscribers.add();
+        if self.report.get().is_some() {
+            ledger.subscribers.end();
+        }
+        receiver
+    }
+
+    pub(crate) fn ask(&self, reason: Reason, before: Option<Instant>) {
+        if self.latch.ask(reason, self.clock.now(), before) {
+            let reason = self
+                .latch
+                .request()
+                .reason
+                .clone()
+                .unwrap_or(Reason::Requested);
+            log::info!(target: "gracious", reason:%; "shutting down: {reason}");
+            self.publish(State::Draining);
+        }
+    }
+
+    /// A listener that cannot go on.
+    pub(crate) fn fail(&self, error: io::Error) {
+        log::error!(target: "gracious", error:%; "a listener failed: {error}");
+        self.ask(Reason::Listener(error.to_string()), None);
+        *lock(&self.failure) = Some(error);
+    }
+
+    pub(crate) fn take_failure(&self) -> Option<io::Error> {
+        lock(&self.failure).take()
+    }
+
+    /// Waits until the next peer may be taken.
+    pub(crate) async fn place(&self) {
+        while !self.has_place() {
+            let vacancy = self.group.vacancy.listen();
+            if self.has_place() {
+                return;
+            }
+            vacancy.await;
+        }
+    }
+
+    pub(crate) fn has_place(&self) -> bool {
+        !self.group.is_paused() && (self.config.reject_with.is_some() || !self.group.is_full())
+    }
+
+    /// The next peer of any listener, who are asked in turn.
+    pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        let mut door = lock(&self.door);
+        let count = door.listeners.len();
+        for step in 0..count {
+            let index = (door.turn + step) % count;
+            if let Poll::Ready(accepted) = door.listeners[index].poll_accept(cx) {
+                door.turn = index + 1;
+                return Poll::Ready(self.accepted(index, accepted));
+            }
+        }
+        Poll::Pending
+    }
+
+    fn accepted(
+        &self,
+        index: usize,
+        accepted: io::Result<(crate::transport::Transport, Address)>,
+    ) -> io::Result<Accepted> {
+        let (transport, peer) = accepted?;
+        Ok(Accepted {
+            transport,
+            peer,
+            listener: index as u32,
+        })
+    }
+
+    /// No new peers from here on, at any listener; Unix paths are removed.
+    pub(crate) fn shut_door(&self) {
+        for listener in &mut lock(&self.door).listeners {
+            listener.shut();
+        }
+    }
+
+    /// Takes in whoever is queued; `false` where a shortage of ours left some.
+    pub(crate) fn sweep(&self, admit: impl Fn(Accepted)) -> bool {
+        let mut all = true;
+        let mut index = 0;
+        loop {
+            // The lock is not held while somebody is taken in.
+            let accepted = match lock(&self.door).listeners.get_mut(index) {
+                Some(listener) => listener.try_accept(),
+                None => return all,
+            };
+            match accepted {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => index += 1,
+                Err(error) => match blame(&error) {
+                    Blame::Peer => self.group.count_accept_error(|errors| errors.peer += 1),
+                    Blame::Shortage => {
+                        self.group.count_accept_error(|errors| errors.shortage += 1);
+                        all = false;
+                        index += 1;
+                    }
+                    Blame::Listener => index += 1,
+                },
+                accepted => {
+                    if let Ok(accepted) = self.accepted(index, accepted) {
+                        admit(accepted);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Closes all listeners: those who are queued still are closed cleanly. Done once; without a
+    /// runtime, if need be.
+    pub(crate) fn close_door(self: &Arc<Self>) {
+        self.shut_door();
+        self.sweep(
+            |Accepted {
+                 transport,
+                 peer,
+                 listener,
+             }| {
+                self.turn_away(self.group.open(self, transport, peer, listener));
+            },
+        );
+        let closed = std::mem::take(&mut lock(&self.door).listeners);
+        drop(closed);
+        self.group.vacancy.notify(usize::MAX);
+        self.group.empty.notify(usize::MAX);
+    }
+
+    pub(crate) fn door_is_closed(&self) -> bool {
+        lock(&self.door).listeners.is_empty()
+    }
+
+    pub(crate) fn hold(&self, record: Arc<Record>) {
+        lock(&self.held).push_back(record);
+    }
+
+    pub(crate) fn held_is_empty(&self) -> bool {
+        lock(&self.held).is_empty()
+    }
+
+    /// Who has waited longest for a place, if there is one.
+    pub(crate) fn next_held(&self) -> Option<Arc<Record>> {
+        if self.group.is_full() {
+            return None;
+        }
+        let record = lock(&self.held).pop_front()?;
+        self.group.seat(&record);
+        Some(record)
+    }
+
+    /// Closes a connection that never had a handler, cleanly, without waiting.
+    fn turn_away(&self, record: Arc<Record>) {
+        record.set(bit::REJECTED);
+        close::now(&record);
+        task::finish(record, Ending::Rejected, Cause::Rejected);
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let request = self.latch.request();
+        let spans = request.door.zip(self.config.deadline);
+        earliest(
+            spans.and_then(|(door, span)| door.checked_add(span)),
+            request.before,
+        )
+    }
+
+    /// Cuts everybody, now. Done once.
+    pub(crate) fn abort_now(&self) {
+        self.latch.request().aborted.get_or_insert(self.clock.now());
+        // Whoever waits for a place never had a handler to drop.
+        let held = std::mem::take(&mut *lock(&self.held));
+        for record in held {
+            self.turn_away(record);
+        }
+        if self.latch.phase() < Phase::Aborting {
+            self.group.note_stragglers(self.uptime());
+            if self.latch.advance(Phase::Aborting) {
+                self.publish(State::Aborting);
+                let left = self.group.ledger().stragglers.clone();
+                for straggler in &left {
+                    log::warn!(
+                        target: "gracious", conn = straggler.id, peer:% = straggler.peer;
+                        "aborted connection {}: {straggler}", straggler.id,
+                    );
+                }
+            }
+        }
+        self.group.abort_all();
+    }
+
+    /// Enters the end of a connection into the ledger.
+    pub(crate) fn close_connection(&self, entry: Entry, ending: Ending, cause: Cause) {
+        self.group.close(entry, ending, cause, self.uptime());
+        self.conclude_if_orphaned();
+    }
+
+    /// How many are left.
+    pub(crate) fn left(&self) -> u64 {
+        self.group.ledger().left()
+    }
+
+    /// Waits until nobody is left.
+    pub(crate) async fn empty(&self) {
+        loop {
+            let empty = self.group.empty.listen();
+            if self.group.ledger().is_empty() {
+                return;
+            }
+            empty.await;
+        }
+    }
+
+    /// The server's task is gone: whoever is last closes the server.
+    pub(crate) fn orphan(&self) {
+        self.group.ledger().orphaned = true;
+        let held = std::mem::take(&mut *lock(&self.held));
+        for record in held {
+            self.turn_away(record);
+        }
+        self.conclude_if_orphaned();
+    }
+
+    pub(crate) fn conclude_if_orphaned(&self) {
+        let done = {
+            let ledger = self.group.ledger();
+            ledger.orphaned && ledger.is_empty()
+        };
+        if done {
+            self.conclude();
+        }
+    }
+
+    /// Closes the books. Done once.
+    pub(crate) fn conclude(&self) {
+        if self.report.set(self.account()).is_err() {
+            return;
+        }
+        self.latch.advance(Phase::Closed);
+        self.group.empty.notify(usize::MAX);
+        log::info!(target: "gracious", "{}", self.report());
+        let mut ledger = self.group.ledger();
+        ledger.subscribers.state(State::Closed);
+        ledger.subscribers.end();
+    }
+
+    pub(crate) fn report(&self) -> Report {
+        self.report.get().cloned().unwrap_or_else(|| self.account())
+    }
+
+    /// The account as of now.
+    fn account(&self) -> Report {
+        let request = self.latch.request().clone();
+        let now = self.clock.now();
+        Report {
+            reason: request.reason.unwrap_or(Reason::Requested),
+            stats: self.group.stats(),
+            elapsed: now.saturating_duration_since(self.bound),
+            drain: request
+                .asked
+                .map_or(Duration::ZERO, |asked| now.saturating_duration_since(asked)),
+            stragglers: self.group.ledger().stragglers.clone(),
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("addrs", &self.addrs)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The state and the addresses: `serving on 127.0.0.1:8888, unix:/run/app.sock`.
+impl fmt::Display for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.state())?;
+        for (i, address) in self.addrs.iter().enumerate() {
+            write!(f, "{}{address}", if i == 0 { " on " } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

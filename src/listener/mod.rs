@@ -1,0 +1,128 @@
+//! What a server listens on.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::task::{Context, Poll};
+
+use futures_io::{AsyncRead, AsyncWrite};
+
+use crate::address::{Address, Target};
+use crate::builder::Config;
+use crate::transport::Transport;
+
+mod adopted;
+mod own;
+mod tcp;
+mod unix;
+
+pub use self::adopted::Adopted;
+use self::own::Own;
+use self::tcp::Tcp;
+use self::unix::Unix;
+
+/// A source of peers: a transport of one's own, for instance one in memory for tests.
+pub trait Listener: Send + 'static {
+    /// One connection.
+    type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Waits for the next peer.
+    ///
+    /// Dropping the future must lose no peer. An error is judged by its kind as one of `accept(2)`
+    /// is: the peer's, a shortage of ours, or the end of this listener, which stops the server.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Io, Address)>> + Send;
+
+    /// Where this listener can be reached.
+    ///
+    /// # Errors
+    /// If it cannot be told; binding fails then.
+    fn local_addr(&self) -> io::Result<Address>;
+
+    /// Lets no new peer in. Those that are queued already are then accepted, until `accept` is
+    /// pending, and the listener is dropped.
+    fn shut(&mut self);
+}
+
+/// A bound listener, whatever it is.
+pub(crate) trait Bound: Send {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Address)>>;
+
+    /// Accepts without waiting; `WouldBlock` where nobody is queued.
+    fn try_accept(&mut self) -> io::Result<(Transport, Address)>;
+
+    fn local_addr(&self) -> io::Result<Address>;
+
+    /// No new peers from here on; those queued can still be accepted.
+    fn shut(&mut self);
+}
+
+/// What a builder was asked to listen on.
+pub(crate) enum Source {
+    Target(Target),
+    Adopted(Adopted),
+    Own(Box<dyn Bound>),
+}
+
+impl Source {
+    pub(crate) fn own(listener: impl Listener) -> Self {
+        Self::Own(Box::new(Own::new(listener)))
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Target(target) => target.fmt(f),
+            Self::Adopted(adopted) => adopted.fmt(f),
+            Self::Own(_) => f.write_str("Own"),
+        }
+    }
+}
+
+/// Binds everything, or nothing.
+pub(crate) async fn bind(sources: Vec<Source>, config: &Config) -> io::Result<Vec<Box<dyn Bound>>> {
+    if sources.is_empty() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "nothing to listen on: expected an address or a listener before `bind`",
+        ));
+    }
+    let mut bound: Vec<Box<dyn Bound>> = Vec::new();
+    let mut names = Vec::new();
+    // All names are resolved before the first is bound: an IPv6 socket leaves IPv4 alone if any
+    // of the others asks for that port.
+    for source in sources {
+        match source {
+            Source::Target(target) => match target.into_address()? {
+                Address::Tcp(address) => names.push(vec![address]),
+                Address::Host(host, port) => names.push(tcp::resolve(host, port).await?),
+                address @ (Address::Unix(_) | Address::Abstract(_)) => {
+                    bound.push(Box::new(Unix::bind(address, config).await?));
+                }
+                address => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidInput,
+                        format!(
+                            "cannot listen on `{address}`: expected HOST:PORT, unix:PATH or unix:@NAME"
+                        ),
+                    ));
+                }
+            },
+            Source::Adopted(adopted) => bound.push(adopted.into_bound()?),
+            Source::Own(own) => bound.push(own),
+        }
+    }
+    let all: Vec<SocketAddr> = names.iter().flatten().copied().collect();
+    for addresses in names {
+        for listener in tcp::bind_all(&addresses, &all, config)? {
+            bound.push(Box::new(listener));
+        }
+    }
+    Ok(bound)
+}
+
+/// An error that says which address it is about.
+fn cannot_listen(address: &Address, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+}

@@ -1,0 +1,147 @@
+//! Listeners of the user's own.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::task::{Context, Poll, Waker};
+
+use futures_lite::future;
+
+use super::{Bound, Listener};
+use crate::address::Address;
+use crate::transport::Transport;
+
+/// A listener of the user's own.
+///
+/// An accept that waits borrows the listener, and dropping it to get the listener back would drop
+/// its waker, too. So the future owns the listener and gives it back: with a peer, or as soon as it
+/// is asked to.
+pub(crate) struct Own<L: Listener> {
+    state: State<L>,
+    local_addr: io::Result<Address>,
+    /// Asks a waiting accept to give the listener back.
+    release: Arc<AtomicBool>,
+}
+
+enum State<L: Listener> {
+    Idle(L),
+    Accepting(Accepting<L>),
+    /// In between, and after a panic of the user's.
+    Lost,
+}
+
+type Accepting<L> = Pin<Box<dyn Future<Output = (L, Option<Accepted<L>>)> + Send>>;
+type Accepted<L> = io::Result<(<L as Listener>::Io, Address)>;
+
+impl<L: Listener> Own<L> {
+    pub(super) fn new(listener: L) -> Self {
+        Self {
+            local_addr: listener.local_addr(),
+            state: State::Idle(listener),
+            release: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    /// The listener, out of an accept that may be waiting.
+    fn recall(&mut self) -> io::Result<(L, Option<Accepted<L>>)> {
+        match std::mem::replace(&mut self.state, State::Lost) {
+            State::Idle(listener) => Ok((listener, None)),
+            State::Accepting(mut accepting) => {
+                self.release.store(true, SeqCst);
+                let returned = accepting
+                    .as_mut()
+                    .poll(&mut Context::from_waker(Waker::noop()));
+                self.release.store(false, SeqCst);
+                match returned {
+                    Poll::Ready(returned) => Ok(returned),
+                    Poll::Pending => Err(lost()),
+                }
+            }
+            State::Lost => Err(lost()),
+        }
+    }
+}
+
+impl<L: Listener> Bound for Own<L> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Address)>> {
+        let mut accepting = match std::mem::replace(&mut self.state, State::Lost) {
+            State::Idle(listener) => accept(listener, self.release.clone()),
+            State::Accepting(accepting) => accepting,
+            State::Lost => return Poll::Ready(Err(lost())),
+        };
+        match accepting.as_mut().poll(cx) {
+            Poll::Pending => {
+                self.state = State::Accepting(accepting);
+                Poll::Pending
+            }
+            Poll::Ready((listener, accepted)) => {
+                self.state = State::Idle(listener);
+                match accepted {
+                    Some(accepted) => Poll::Ready(own(accepted)),
+                    None => Poll::Ready(Err(io::ErrorKind::Interrupted.into())),
+                }
+            }
+        }
+    }
+
+    fn try_accept(&mut self) -> io::Result<(Transport, Address)> {
+        let (mut listener, mut accepted) = self.recall()?;
+        if accepted.is_none() {
+            let mut accept = pin!(listener.accept());
+            if let Poll::Ready(peer) = accept
+                .as_mut()
+                .poll(&mut Context::from_waker(Waker::noop()))
+            {
+                accepted = Some(peer);
+            }
+        }
+        self.state = State::Idle(listener);
+        own(accepted.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into())))
+    }
+
+    fn local_addr(&self) -> io::Result<Address> {
+        match &self.local_addr {
+            Ok(address) => Ok(address.clone()),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        }
+    }
+
+    fn shut(&mut self) {
+        match self.recall() {
+            Ok((mut listener, accepted)) => {
+                listener.shut();
+                self.state = match accepted {
+                    None => State::Idle(listener),
+                    // One more had come; it is given out first.
+                    some => State::Accepting(Box::pin(future::ready((listener, some)))),
+                };
+            }
+            Err(error) => log::warn!(target: "gracious", "cannot shut a listener: {error}"),
+        }
+    }
+}
+
+fn accept<L: Listener>(mut listener: L, release: Arc<AtomicBool>) -> Accepting<L> {
+    Box::pin(async move {
+        let released = poll_fn(|_| match release.load(SeqCst) {
+            true => Poll::Ready(None),
+            false => Poll::Pending,
+        });
+        // The peer first: a release loses none that has been accepted.
+        let accepted = future::or(async { Some(listener.accept().await) }, released).await;
+        (listener, accepted)
+    })
+}
+
+fn own<I>(accepted: io::Result<(I, Address)>) -> io::Result<(Transport, Address)>
+where
+    I: futures_io::AsyncRead + futures_io::AsyncWrite + Unpin + Send + 'static,
+{
+    accepted.map(|(io, peer)| (Transport::own(io), peer))
+}
+
+fn lost() -> io::Error {
+    io::Error::other("the listener was lost in a panic of its accept")
+}

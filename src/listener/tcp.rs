@@ -1,0 +1,223 @@
+//! TCP listeners.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::task::{Context, Poll};
+
+use async_io::Async;
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+
+use super::{Bound, cannot_listen};
+use crate::address::Address;
+use crate::builder::{Config, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
+use crate::transport::Transport;
+
+/// How often a free port is looked for that all families have.
+const PORT_TRIES: usize = 32;
+
+#[derive(Debug)]
+pub(crate) struct Tcp {
+    socket: Async<TcpListener>,
+    /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
+    shared: bool,
+    armed: bool,
+}
+
+impl Tcp {
+    fn bind(address: SocketAddr, only_v6: bool, config: &Config) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        // A port in TIME_WAIT can be bound again, on Unix no port that somebody listens on.
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(config.reuse_port)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(only_v6)?;
+        }
+        // What follows is handed down to every accepted socket.
+        socket.set_tcp_nodelay(config.nodelay)?;
+        if let Some(idle) = config.keepalive {
+            let keepalive = TcpKeepalive::new()
+                .with_time(idle)
+                .with_interval(KEEPALIVE_INTERVAL)
+                .with_retries(KEEPALIVE_PROBES);
+            socket.set_tcp_keepalive(&keepalive)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
+        Ok(Self {
+            socket: Async::new(socket.into())?,
+            shared: false,
+            armed: false,
+        })
+    }
+
+    pub(super) fn adopt(listener: TcpListener) -> io::Result<Self> {
+        Ok(Self {
+            socket: Async::new(listener)?,
+            shared: true,
+            armed: false,
+        })
+    }
+}
+
+impl Bound for Tcp {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Address)>> {
+        poll_accept(&self.socket, &mut self.armed, cx, accept)
+    }
+
+    fn try_accept(&mut self) -> io::Result<(Transport, Address)> {
+        accept(self.socket.get_ref())
+    }
+
+    fn local_addr(&self) -> io::Result<Address> {
+        self.socket.get_ref().local_addr().map(Address::Tcp)
+    }
+
+    fn shut(&mut self) {
+        if self.shared {
+            return;
+        }
+        #[cfg(target_os = "linux")]
+        if let Err(error) = SockRef::from(&self.socket).attach_filter(&NO_SYN) {
+            // Without it peers may be queued until the sweep is over: accepted, most of them.
+            log::debug!(target: "gracious", "cannot keep new peers out during the sweep: {error}");
+        }
+    }
+}
+
+/// Drops what would open a connection, a segment with SYN and without ACK: its sender tries again
+/// in a second and meets the successor, or a refusal. What belongs to a handshake under way passes.
+#[cfg(target_os = "linux")]
+const NO_SYN: [socket2::SockFilter; 5] = {
+    use socket2::SockFilter;
+    const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
+    const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
+    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+        SockFilter::new(AND, 0, 0, SYN | ACK),
+        SockFilter::new(JUMP_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
+};
+
+/// Every address a name has.
+pub(super) async fn resolve(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let name = Address::Host(host.clone(), port);
+    let resolved = blocking::unblock(move || (host.as_str(), port).to_socket_addrs()).await;
+    let mut addresses = Vec::new();
+    for address in resolved.map_err(|error| cannot_listen(&name, &error))? {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
+}
+
+/// Binds every address of one name that this machine has, all on one port.
+pub(super) fn bind_all(
+    addresses: &[SocketAddr],
+    all: &[SocketAddr],
+    config: &Config,
+) -> io::Result<Vec<Tcp>> {
+    let mut last = None;
+    'tries: for _ in 0..PORT_TRIES {
+        let mut bound: Vec<Tcp> = Vec::new();
+        let mut port = 0;
+        for &address in addresses {
+            let any_port = address.port() == 0;
+            let wanted = if any_port {
+                SocketAddr::new(address.ip(), port)
+            } else {
+                address
+            };
+            let only_v6 = all
+                .iter()
+                .any(|other| other.is_ipv4() && other.port() == address.port());
+            match Tcp::bind(wanted, only_v6, config) {
+                Ok(listener) => {
+                    if any_port && port == 0 {
+                        port = listener.socket.get_ref().local_addr()?.port();
+                    }
+                    bound.push(listener);
+                }
+                Err(error) if is_not_ours(&error) && addresses.len() > 1 => {
+                    last = Some(cannot_listen(&wanted.into(), &error));
+                }
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && port != 0 => {
+                    last = Some(cannot_listen(&wanted.into(), &error));
+                    continue 'tries;
+                }
+                Err(error) => return Err(cannot_listen(&wanted.into(), &error)),
+            }
+        }
+        if !bound.is_empty() {
+            return Ok(bound);
+        }
+        break;
+    }
+    Err(last.unwrap_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            "the name to listen on has no address",
+        )
+    }))
+}
+
+/// An address, or a whole family, that this machine does not have.
+fn is_not_ours(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+}
+
+/// One poll of accept over a listening socket: whose event has been waited for is taken first, so
+/// that a wait costs one accept that finds nobody, not two.
+pub(super) fn poll_accept<L, T>(
+    socket: &Async<L>,
+    armed: &mut bool,
+    cx: &mut Context<'_>,
+    accept: impl Fn(&L) -> io::Result<T>,
+) -> Poll<io::Result<T>> {
+    loop {
+        if *armed {
+            match socket.poll_readable(cx)? {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(()) => *armed = false,
+            }
+        }
+        match accept(socket.get_ref()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => *armed = true,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            accepted => return Poll::Ready(accepted),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn accept(listener: &TcpListener) -> io::Result<(Transport, Address)> {
+    use rustix::net::{SocketFlags, acceptfrom_with};
+    // Saves the calls that would make the socket non-blocking and ask for the peer.
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (socket, peer) = acceptfrom_with(listener, flags)?;
+    let stream = TcpStream::from(socket);
+    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+    transport(Async::new_nonblocking(stream)?, peer)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn accept(listener: &TcpListener) -> io::Result<(Transport, Address)> {
+    let (stream, peer) = listener.accept()?;
+    transport(Async::new(stream)?, Some(peer))
+}
+
+fn transport(
+    stream: Async<TcpStream>,
+    peer: Option<SocketAddr>,
+) -> io::Result<(Transport, Address)> {
+    let peer = peer.unwrap_or_else(|| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0));
+    Ok((Transport::Tcp(stream), Address::Tcp(peer)))
+}

@@ -1,0 +1,216 @@
+//! Unix listeners: in the file system, and in Linux's abstract namespace.
+
+use std::fs;
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::task::{Context, Poll};
+
+use async_io::Async;
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+
+use super::tcp::poll_accept;
+use super::{Bound, cannot_listen};
+use crate::address::Address;
+use crate::builder::Config;
+use crate::transport::Transport;
+
+#[derive(Debug)]
+pub(crate) struct Unix {
+    socket: Async<UnixListener>,
+    /// What we made in the file system; none of an abstract or an adopted socket.
+    file: Option<File>,
+    /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
+    shared: bool,
+    armed: bool,
+}
+
+/// A path, and the inode that was behind it when it was ours.
+#[derive(Debug)]
+struct File {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl Unix {
+    pub(super) async fn bind(address: Address, config: &Config) -> io::Result<Self> {
+        let config = config.clone();
+        // File systems block.
+        blocking::unblock(move || {
+            Self::bind_now(&address, &config).map_err(|error| cannot_listen(&address, &error))
+        })
+        .await
+    }
+
+    pub(super) fn adopt(listener: UnixListener) -> io::Result<Self> {
+        Ok(Self {
+            socket: Async::new(listener)?,
+            file: None,
+            shared: true,
+            armed: false,
+        })
+    }
+
+    fn bind_now(address: &Address, config: &Config) -> io::Result<Self> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        let file = match address {
+            Address::Unix(path) => Some(bind_file(&socket, path, config)?),
+            Address::Abstract(name) => {
+                let mut path = vec![0];
+                path.extend(name);
+                let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&path);
+                socket.bind(&SockAddr::unix(path)?)?;
+                None
+            }
+            other => unreachable!("{other} is no Unix address"),
+        };
+        let backlog = i32::try_from(config.backlog).unwrap_or(i32::MAX);
+        let listened = socket
+            .listen(backlog)
+            .and_then(|()| Async::new(socket.into()));
+        match listened {
+            Ok(socket) => Ok(Self {
+                socket,
+                file,
+                shared: false,
+                armed: false,
+            }),
+            Err(error) => {
+                file.iter().for_each(File::remove);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Bound for Unix {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Address)>> {
+        poll_accept(&self.socket, &mut self.armed, cx, accept)
+    }
+
+    fn try_accept(&mut self) -> io::Result<(Transport, Address)> {
+        accept(self.socket.get_ref())
+    }
+
+    fn local_addr(&self) -> io::Result<Address> {
+        Ok(Address::from_unix(&self.socket.get_ref().local_addr()?))
+    }
+
+    fn shut(&mut self) {
+        // The path goes first, while the listener still answers: a successor that finds the path
+        // with nobody behind it would replace it, and then lose its own path to this removal.
+        if let Some(file) = self.file.take() {
+            file.remove();
+        }
+        if !self.shared {
+            // New peers are refused, those queued stay acceptable. It cannot fail on a listener.
+            let _ignored = SockRef::from(&self.socket).shutdown(Shutdown::Read);
+        }
+    }
+}
+
+impl Drop for Unix {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            file.remove();
+        }
+    }
+}
+
+impl File {
+    /// Removes the path if it is still ours.
+    fn remove(&self) {
+        let _lock = lock_directory(&self.path);
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) if (found.dev(), found.ino()) == self.inode => {
+                if let Err(error) = fs::remove_file(&self.path) {
+                    let path = self.path.display();
+                    log::warn!(target: "gracious", "cannot remove the socket {path}: {error}");
+                }
+            }
+            // Somebody else's by now, or gone.
+            _ => {}
+        }
+    }
+}
+
+/// Binds to a path, in place of a socket on which nobody answers.
+fn bind_file(socket: &Socket, path: &Path, config: &Config) -> io::Result<File> {
+    // The working directory may have changed when the path is removed.
+    let path = std::path::absolute(path)?;
+    let address = SockAddr::unix(&path)?;
+    // Between a probe and a removal nobody else may bind, nor between our bind and listen probe.
+    let _lock = lock_directory(&path);
+    match socket.bind(&address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            remove_stale(&path)?;
+            socket.bind(&address)?;
+        }
+        bound => bound?,
+    }
+    let made = fs::symlink_metadata(&path)?;
+    let file = File {
+        path,
+        inode: (made.dev(), made.ino()),
+    };
+    // The socket does not listen yet, so nobody can connect before these are in place.
+    let owned = (|| {
+        if let Some((user, group)) = config.unix_owner {
+            chown(&file.path, user, group)?;
+        }
+        if let Some(mode) = config.unix_mode {
+            fs::set_permissions(&file.path, fs::Permissions::from_mode(mode))?;
+        }
+        Ok(())
+    })();
+    if let Err(error) = owned {
+        fs::remove_file(&file.path)?;
+        return Err(error);
+    }
+    Ok(file)
+}
+
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    let in_use = |message| Err(io::Error::new(io::ErrorKind::AddrInUse, message));
+    if !found.file_type().is_socket() {
+        return in_use("the path exists and is not a socket");
+    }
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // A full queue would block, and is a sign of life.
+    probe.set_nonblocking(true)?;
+    match probe.connect(&SockAddr::unix(path)?) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
+        _ => in_use("another process is listening on it"),
+    }
+}
+
+/// Keeps other servers of this kind from working on the same directory; the lock goes with the
+/// file. Where the directory cannot be locked, the file system's own guarantees have to do.
+fn lock_directory(path: &Path) -> Option<fs::File> {
+    let directory = fs::File::open(path.parent()?).ok()?;
+    rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive).ok()?;
+    Some(directory)
+}
+
+fn accept(listener: &UnixListener) -> io::Result<(Transport, Address)> {
+    #[cfg(target_os = "linux")]
+    let stream = {
+        use rustix::net::{SocketFlags, accept_with};
+        let socket = accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+        Async::new_nonblocking(UnixStream::from(socket))?
+    };
+    #[cfg(not(target_os = "linux"))]
+    let stream = Async::new(listener.accept()?.0)?;
+    // A peer that is gone already has no name any more.
+    let peer = stream.get_ref().peer_addr();
+    let peer = peer.map_or(Address::Unnamed, |peer| Address::from_unix(&peer));
+    Ok((Transport::Unix(stream), peer))
+}

@@ -1,0 +1,109 @@
+//! The executor and the clock a server runs on.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+#[cfg(feature = "async-std")]
+mod async_std;
+#[cfg(feature = "smol")]
+mod smol;
+
+#[cfg(feature = "async-std")]
+pub use self::async_std::AsyncStd;
+#[cfg(feature = "smol")]
+pub use self::smol::Smol;
+
+/// An executor and a clock.
+///
+/// Everything a server does happens in futures it gives to [`spawn`](Self::spawn), and every time
+/// it looks at or waits for comes from [`now`](Self::now) and [`sleep`](Self::sleep), so that a
+/// runtime of one's own, in a test a simulated one, controls the whole of it. Sockets are driven
+/// by `async-io`, which works under any executor.
+///
+/// A runtime is a value: a server clones it freely, so it should be cheap to clone.
+///
+/// ```
+/// use std::future::Future;
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// use gracious::{Runtime, Server};
+///
+/// #[derive(Clone)]
+/// struct Mine(Arc<smol::Executor<'static>>);
+///
+/// impl Runtime for Mine {
+///     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, future: F) {
+///         self.0.spawn(future).detach();
+///     }
+///     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static {
+///         async move { drop(async_io::Timer::after(duration).await) }
+///     }
+/// }
+///
+/// # fn main() -> std::io::Result<()> {
+/// let executor = Arc::new(smol::Executor::new());
+/// let runtime = Mine(executor.clone());
+/// smol::block_on(executor.run(async {
+///     let server = Server::with_runtime(runtime).listen("127.0.0.1:0").bind().await?;
+///     server.handle().shutdown();
+///     server.serve(|_conn| async {}).await?;
+///     Ok(())
+/// }))
+/// # }
+/// ```
+pub trait Runtime: Clone + Send + Sync + 'static {
+    /// Starts `future` as a task of its own, which goes on until it ends or the runtime does.
+    ///
+    /// Nobody waits for it: a server keeps its own account of what it started.
+    fn spawn<F>(&self, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static;
+
+    /// Waits for `duration`; one too long for the clock waits forever.
+    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static;
+
+    /// The time on the clock that [`sleep`](Self::sleep) goes by: monotonic.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+/// A runtime's clock without the runtime's type, for those who hold no runtime.
+pub(crate) trait Clock: Send + Sync {
+    fn now(&self) -> Instant;
+    fn sleep(&self, duration: Duration) -> Sleep;
+}
+
+pub(crate) type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl<R: Runtime> Clock for R {
+    fn now(&self) -> Instant {
+        Runtime::now(self)
+    }
+
+    fn sleep(&self, duration: Duration) -> Sleep {
+        Box::pin(Runtime::sleep(self, duration))
+    }
+}
+
+/// The timer of the reactor that async-std and smol share.
+#[cfg(any(feature = "async-std", feature = "smol"))]
+async fn timer(duration: Duration) {
+    async_io::Timer::after(duration).await;
+}
+
+/// Waits until `when`, forever where there is no such time.
+pub(crate) async fn sleep_until(clock: &dyn Clock, when: Option<Instant>) {
+    let Some(when) = when else {
+        return std::future::pending().await;
+    };
+    loop {
+        let left = when.saturating_duration_since(clock.now());
+        if left.is_zero() {
+            return;
+        }
+        clock.sleep(left).await;
+    }
+}

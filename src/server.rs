@@ -1,0 +1,264 @@
+//! The server: bound listeners and a configuration, until it is served.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use crate::address::Address;
+#[cfg(feature = "async-std")]
+use crate::address::Target;
+use crate::builder::{Builder, Config};
+use crate::connection::Connection;
+use crate::drain;
+use crate::handle::{Handle, Shared};
+use crate::handler::{Handler, Outcome};
+use crate::listener::{self, Source};
+use crate::report::Report;
+#[cfg(feature = "async-std")]
+use crate::runtime::AsyncStd;
+use crate::runtime::Runtime;
+use crate::shutdown::Reason;
+
+/// Bound listeners and a configuration.
+///
+/// A bound server listens: peers can connect, and wait in the kernel's queue until it is served.
+/// Serving consumes it, so it cannot be served twice:
+///
+/// ```compile_fail,E0382
+/// # async fn example(server: gracious::Server<gracious::AsyncStd>) -> std::io::Result<()> {
+/// server.serve(|_conn| async {}).await?;
+/// server.serve(|_conn| async {}).await?; // moved by the first
+/// # Ok(()) }
+/// ```
+///
+/// A server that is dropped without having been served closes its door; those who were queued are
+/// closed cleanly, and counted as rejected.
+#[must_use = "a server takes nobody in until it is served"]
+pub struct Server<R: Runtime> {
+    shared: Arc<Shared>,
+    runtime: R,
+}
+
+#[cfg(feature = "async-std")]
+impl Server<AsyncStd> {
+    /// Binds one address, with everything else as it is by default, on async-std.
+    ///
+    /// # Errors
+    /// Those of [`Builder::bind`].
+    pub async fn bind(target: impl Into<Target>) -> io::Result<Self> {
+        Self::builder().listen(target).bind().await
+    }
+
+    /// Configures a server on async-std.
+    pub fn builder() -> Builder<AsyncStd> {
+        Builder::new(AsyncStd)
+    }
+}
+
+impl<R: Runtime> Server<R> {
+    /// Configures a server on a runtime: `Smol`, or one's own.
+    // Nothing else could be constructed from a runtime alone.
+    #[allow(clippy::new_ret_no_self)]
+    pub fn with_runtime(runtime: R) -> Builder<R> {
+        Builder::new(runtime)
+    }
+
+    pub(crate) async fn bound(
+        runtime: R,
+        sources: Vec<Source>,
+        config: Config,
+    ) -> io::Result<Self> {
+        let listeners = listener::bind(sources, &config).await?;
+        let shared = Arc::new(Shared::new(&runtime, config, listeners)?);
+        #[cfg(feature = "signals")]
+        if shared.config.signals {
+            crate::signals::enlist(&shared)?;
+        }
+        Ok(Self { shared, runtime })
+    }
+
+    /// The addresses that were bound, with the real ports.
+    #[must_use]
+    pub fn local_addrs(&self) -> &[Address] {
+        self.shared.addrs()
+    }
+
+    /// The handle, for others to stop and watch this server.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle::new(self.shared.clone())
+    }
+
+    /// Serves until a shutdown, and gives the account of every connection.
+    ///
+    /// `handler` is cloned for every connection. The accept loop, the handlers and the drain are
+    /// tasks of the runtime; this future only waits for them. Dropping it shuts the server down:
+    /// the stop goes on in the runtime, deadline included.
+    ///
+    /// # Errors
+    /// That of a listener that could not go on, after an ordinary drain; the report is then at
+    /// [`Handle::closed`].
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> { async_std::task::block_on(async {
+    /// use futures_lite::AsyncWriteExt;
+    /// use gracious::Server;
+    ///
+    /// let server = Server::bind("127.0.0.1:0").await?;
+    /// let handle = server.handle();
+    /// handle.shutdown(); // from wherever it is known that it is time
+    /// let report = server.serve(async |mut conn| conn.write_all(b"hello\n").await).await?;
+    /// assert_eq!(report.active, 0);
+    /// # Ok(()) }) }
+    /// ```
+    pub async fn serve<F, Fut>(self, handler: F) -> io::Result<Report>
+    where
+        F: FnOnce(Connection) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output: Outcome> + Send + 'static,
+    {
+        self.spawn_with(handler).await
+    }
+
+    /// [`serve`](Self::serve), with a [`Handler`] of a type of one's own.
+    ///
+    /// # Errors
+    /// As `serve`.
+    pub async fn serve_with(self, handler: impl Handler) -> io::Result<Report> {
+        self.spawn_with(handler).await
+    }
+
+    /// Serves in the background.
+    pub fn spawn<F, Fut>(self, handler: F) -> Running
+    where
+        F: FnOnce(Connection) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output: Outcome> + Send + 'static,
+    {
+        self.spawn_with(handler)
+    }
+
+    /// [`spawn`](Self::spawn), with a [`Handler`] of a type of one's own.
+    pub fn spawn_with(self, handler: impl Handler) -> Running {
+        self.shared.claim();
+        let runtime = self.runtime.clone();
+        runtime.spawn(drain::run(
+            self.shared.clone(),
+            self.runtime.clone(),
+            handler,
+        ));
+        Running {
+            closed: Box::pin(drain::finished(self.shared.clone())),
+            handle: self.handle(),
+        }
+    }
+
+    /// Serves for as long as `work` goes on: asyncio's `async with server`.
+    ///
+    /// The end of `work`, whatever its value, stops the server; its value and the report are given
+    /// back when the drain is over. A server that is stopped otherwise lets `work` go on within the
+    /// deadline and then drops it: its value is `None`. An abort drops it now. `work` is
+    /// [tracked](Handle::track). Dropping this future drops `work` and shuts the server down.
+    ///
+    /// # Errors
+    /// As [`serve`](Self::serve).
+    pub async fn serve_until<F, Fut, W>(
+        self,
+        handler: F,
+        work: W,
+    ) -> io::Result<(Option<W::Output>, Report)>
+    where
+        F: FnOnce(Connection) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output: Outcome> + Send + 'static,
+        W: Future,
+    {
+        let handle = self.handle();
+        let work = handle.track(work);
+        let running = self.spawn_with(handler);
+        let value = work.await;
+        handle.shutdown_because(Reason::WorkEnded);
+        Ok((value, running.await?))
+    }
+}
+
+impl<R: Runtime> Drop for Server<R> {
+    fn drop(&mut self) {
+        if self.shared.claim() {
+            self.shared.ask(Reason::Dropped, None);
+            self.shared.close_door();
+            self.shared.orphan();
+        }
+    }
+}
+
+impl<R: Runtime> fmt::Debug for Server<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("state", &self.shared.state())
+            .field("local_addrs", &self.local_addrs())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The state and the addresses: `bound on 127.0.0.1:8888, [::1]:8888`.
+impl<R: Runtime> fmt::Display for Server<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
+/// A server that serves in the background.
+///
+/// Awaiting it waits for the end of the server and gives its report, or the error of a listener
+/// that could not go on. Dropping it shuts the server down: the stop goes on in the runtime,
+/// deadline included.
+#[must_use = "dropping a running server shuts it down"]
+pub struct Running {
+    closed: Pin<Box<dyn Future<Output = Report> + Send>>,
+    handle: Handle,
+}
+
+impl Running {
+    /// The handle.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Shuts the server down and waits until it is closed.
+    ///
+    /// # Errors
+    /// That of a listener that could not go on.
+    pub async fn shutdown(self) -> io::Result<Report> {
+        self.handle.shutdown();
+        self.await
+    }
+}
+
+impl Future for Running {
+    type Output = io::Result<Report>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Report>> {
+        let report = ready!(self.closed.as_mut().poll(cx));
+        Poll::Ready(match self.handle.shared().take_failure() {
+            Some(error) => Err(error),
+            None => Ok(report),
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Nothing where it is closed already.
+        self.handle.shutdown_because(Reason::Dropped);
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running")
+            .field("handle", &self.handle)
+            .finish_non_exhaustive()
+    }
+}

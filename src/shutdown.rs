@@ -1,0 +1,195 @@
+//! The latch that a server stops by: a phase that only rises, the first reason, the earliest
+//! deadline.
+//!
+//! 1. The phase is stored before the event is notified, and a waiter looks at the phase again
+//!    after it began to listen: no request is lost between the two.
+//! 2. Nothing here waits for anybody but in the futures, so a request can be made from anywhere.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use event_listener::{Event, EventListener};
+
+/// Why a server stopped. The first reason is kept; later ones are ignored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// [`Handle::shutdown`](crate::Handle::shutdown), or another of the handle's methods.
+    Requested,
+    /// [`Handle::shutdown_because`](crate::Handle::shutdown_because), in the caller's words.
+    Because(String),
+    /// A signal, by its name (`SIGTERM`).
+    Signal(&'static str),
+    /// The work given to [`Server::serve_until`](crate::Server::serve_until) came to its end.
+    WorkEnded,
+    /// The future of [`Server::serve`](crate::Server::serve), the
+    /// [`Running`](crate::Running) or the [`Server`](crate::Server) itself was dropped.
+    Dropped,
+    /// The runtime dropped the server's task.
+    RuntimeGone,
+    /// A listener could not go on, with the error it met.
+    Listener(String),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Requested => f.write_str("requested"),
+            Self::Because(reason) => f.write_str(reason),
+            Self::Signal(name) => f.write_str(name),
+            Self::WorkEnded => f.write_str("its work ended"),
+            Self::Dropped => f.write_str("dropped"),
+            Self::RuntimeGone => f.write_str("the runtime is gone"),
+            Self::Listener(error) => write!(f, "a listener failed: {error}"),
+        }
+    }
+}
+
+impl From<&str> for Reason {
+    fn from(reason: &str) -> Self {
+        Self::Because(reason.to_owned())
+    }
+}
+
+impl From<String> for Reason {
+    fn from(reason: String) -> Self {
+        Self::Because(reason)
+    }
+}
+
+/// Where a server is in its life. It never goes back, except between `Serving` and `Paused`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum State {
+    /// Listening, and not yet accepting.
+    Bound,
+    /// Accepting.
+    Serving,
+    /// Serving those inside; new peers wait in the kernel's queue.
+    Paused,
+    /// Asked to stop; those inside finish.
+    Draining,
+    /// Every handler is being dropped, every socket closed.
+    Aborting,
+    /// Nothing is left; the report is there.
+    Closed,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bound => "bound",
+            Self::Serving => "serving",
+            Self::Paused => "paused",
+            Self::Draining => "draining",
+            Self::Aborting => "aborting",
+            Self::Closed => "closed",
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    Bound,
+    Serving,
+    Draining,
+    Aborting,
+    Closed,
+}
+
+impl Phase {
+    const ALL: [Self; 5] = [
+        Self::Bound,
+        Self::Serving,
+        Self::Draining,
+        Self::Aborting,
+        Self::Closed,
+    ];
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Latch {
+    phase: AtomicU8,
+    /// Notified at every rise of the phase and whenever the request changes.
+    changed: Event,
+    request: Mutex<Request>,
+}
+
+/// What has been asked for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Request {
+    pub(crate) reason: Option<Reason>,
+    /// When the first request came.
+    pub(crate) asked: Option<Instant>,
+    /// The earliest instant that a `shutdown_within` named.
+    pub(crate) before: Option<Instant>,
+    /// When all listeners had stopped taking new peers; the configured deadline runs from here.
+    pub(crate) door: Option<Instant>,
+    /// When everybody was cut.
+    pub(crate) aborted: Option<Instant>,
+}
+
+impl Latch {
+    pub(crate) fn phase(&self) -> Phase {
+        Phase::ALL[usize::from(self.phase.load(SeqCst))]
+    }
+
+    /// Raises the phase; `false` where it was as high already.
+    pub(crate) fn advance(&self, to: Phase) -> bool {
+        let risen = self.phase.fetch_max(to as u8, SeqCst) < to as u8;
+        if risen {
+            self.changed.notify(usize::MAX);
+        }
+        risen
+    }
+
+    /// Asks for a shutdown; `true` for the first to ask.
+    pub(crate) fn ask(&self, reason: Reason, now: Instant, before: Option<Instant>) -> bool {
+        {
+            let mut request = self.request();
+            if request.reason.is_none() {
+                request.reason = Some(reason);
+                request.asked = Some(now);
+            }
+            request.before = earliest(request.before, before);
+        }
+        let first = self.advance(Phase::Draining);
+        if !first && before.is_some() {
+            self.changed.notify(usize::MAX);
+        }
+        first
+    }
+
+    /// Notes that the door is shut, once.
+    pub(crate) fn shut_at(&self, now: Instant) {
+        self.request().door.get_or_insert(now);
+        self.changed.notify(usize::MAX);
+    }
+
+    pub(crate) fn request(&self) -> MutexGuard<'_, Request> {
+        self.request.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn listen(&self) -> EventListener {
+        self.changed.listen()
+    }
+
+    /// Waits until the phase is `phase` or above.
+    pub(crate) async fn reached(&self, phase: Phase) {
+        while self.phase() < phase {
+            let changed = self.listen();
+            if self.phase() >= phase {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// The earlier of two instants of which either may not be.
+pub(crate) fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
+}

@@ -1,0 +1,254 @@
+//! The future around a handler: one hand-written state machine, since a nested `async` block would
+//! hold the handler's future twice.
+
+use std::any::Any;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, Waker};
+
+use pin_project_lite::pin_project;
+
+use crate::close::{Lingering, poll_close};
+use crate::events::Cause;
+use crate::group::{Ending, Entry, Record, Who, bit};
+use crate::limits::Limits;
+
+pin_project! {
+    /// Drives a handler, then its connection to its end, then enters that into the ledger.
+    pub(crate) struct Task<F> {
+        #[pin]
+        handler: Handler<F>,
+        // `None` once the end is in the ledger.
+        record: Option<Arc<Record>>,
+        waker: Option<Waker>,
+        // How the handler ended, once it has.
+        ended: Option<Ended>,
+        // What few connections need, and none while its handler serves without limits.
+        extra: Option<Box<Extra>>,
+    }
+
+    impl<F> PinnedDrop for Task<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            // The runtime is gone, or the server gave this task up before it was spawned.
+            if let Some(record) = this.record.take() {
+                drop_handler(this.handler.as_mut(), &record);
+                record.abort();
+                finish(record, Ending::Aborted, Cause::Aborted);
+            }
+        }
+    }
+}
+
+pin_project! {
+    #[project = HandlerProj]
+    enum Handler<F> {
+        Running { #[pin] future: F },
+        Gone,
+    }
+}
+
+#[derive(Default)]
+struct Extra {
+    limits: Limits,
+    lingering: Option<Lingering>,
+}
+
+enum Ended {
+    Returned,
+    Failed(String),
+    Panicked,
+}
+
+impl<F: Future<Output = io::Result<()>>> Task<F> {
+    pub(crate) fn new(record: Arc<Record>, handler: F) -> Self {
+        Self {
+            handler: Handler::Running { future: handler },
+            record: Some(record),
+            waker: None,
+            ended: None,
+            extra: None,
+        }
+    }
+}
+
+impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let Some(record) = this.record.as_ref() else {
+            // Detached: what is left of the handler is nobody's connection.
+            return match this.handler.as_mut().project() {
+                HandlerProj::Running { future } => {
+                    catch_unwind(AssertUnwindSafe(|| future.poll(cx).map(drop)))
+                        .unwrap_or(Poll::Ready(()))
+                }
+                HandlerProj::Gone => Poll::Ready(()),
+            };
+        };
+        record.park(Who::Task, this.waker, cx);
+
+        let word = record.word();
+        if word & bit::ABORT == 0 && (word & bit::GRACE != 0 || record.server.config.is_timed()) {
+            this.extra.get_or_insert_default().limits.poll(record, cx);
+        }
+        if record.has(bit::ABORT) {
+            drop_handler(this.handler.as_mut(), record);
+            let met = this.extra.take().and_then(|extra| extra.limits.met);
+            end(this.record, Ending::Aborted, met.unwrap_or(Cause::Aborted));
+            return Poll::Ready(());
+        }
+
+        if let HandlerProj::Running { future } = this.handler.as_mut().project() {
+            record.polling.store(true, Relaxed);
+            let polled = catch_unwind(AssertUnwindSafe(|| future.poll(cx)));
+            record.polling.store(false, Relaxed);
+            let ended = match polled {
+                Ok(Poll::Pending) => None,
+                Ok(Poll::Ready(Ok(()))) => Some(Ended::Returned),
+                Ok(Poll::Ready(Err(error))) => {
+                    log_failure(record, &error);
+                    Some(Ended::Failed(error.to_string()))
+                }
+                Err(panic) => {
+                    log_panic(record, &*panic);
+                    Some(Ended::Panicked)
+                }
+            };
+            if ended.is_some() {
+                drop_handler(this.handler.as_mut(), record);
+                *this.ended = ended;
+            }
+        }
+
+        let word = record.word();
+        if word & bit::DETACHED != 0 {
+            end(this.record, Ending::Detached, Cause::Detached);
+            return if this.ended.is_some() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            };
+        }
+        if word & (bit::READER | bit::WRITER) == 0 {
+            let closed = match this.extra {
+                // Most connections close at once, and allocate nothing for it.
+                None => {
+                    let mut lingering = None;
+                    let closed = poll_close(record, &mut lingering, cx);
+                    if closed.is_pending() {
+                        this.extra.get_or_insert_default().lingering = lingering;
+                    }
+                    closed
+                }
+                Some(extra) => poll_close(record, &mut extra.lingering, cx),
+            };
+            if closed.is_pending() {
+                record.set(bit::CLOSING);
+                return Poll::Pending;
+            }
+            if let Some(ended) = this.ended.take() {
+                let met = this.extra.take().and_then(|extra| extra.limits.met);
+                let (ending, cause) = ended.account(record);
+                end(this.record, ending, met.unwrap_or(cause));
+                return Poll::Ready(());
+            }
+            // Closed under a handler that goes on, which is what is waited for now.
+            record.transport.shut();
+        } else if word & (bit::WRITER | bit::FINISHED) == 0 {
+            // Only a transport of the user's own gets here: its end may have to wait.
+            if record.transport.poll_finish(cx).is_ready() {
+                record.set(bit::FINISHED);
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Ended {
+    fn account(self, record: &Record) -> (Ending, Cause) {
+        match self {
+            _ if record.has(bit::REJECTED) => (Ending::Rejected, Cause::Rejected),
+            Self::Returned => {
+                let cause = match record.word() {
+                    word if word & bit::DRAIN_ENDED != 0 => Cause::Drain,
+                    word if word & bit::PEER_ENDED != 0 => Cause::Peer,
+                    _ => Cause::Handler,
+                };
+                (Ending::Completed, cause)
+            }
+            Self::Failed(error) => (Ending::Failed, Cause::Error(error)),
+            Self::Panicked => (Ending::Panicked, Cause::Panic),
+        }
+    }
+}
+
+fn end(record: &mut Option<Arc<Record>>, ending: Ending, cause: Cause) {
+    if let Some(record) = record.take() {
+        finish(record, ending, cause);
+    }
+}
+
+/// Closes the socket, then counts the end.
+pub(crate) fn finish(record: Arc<Record>, ending: Ending, cause: Cause) {
+    record.unpark(Who::Task);
+    let Some(entry) = Entry::of(&record) else {
+        return;
+    };
+    log::debug!(
+        target: "gracious", conn = record.id, peer:% = record.peer;
+        "connection {} from {} ended: {ending:?}, {cause:?}", record.id, record.peer,
+    );
+    let server = record.server.clone();
+    drop(record);
+    server.close_connection(entry, ending, cause);
+}
+
+/// A destructor's panic is that connection's affair, as the handler's own.
+fn drop_handler<F>(mut handler: Pin<&mut Handler<F>>, record: &Record) {
+    record.polling.store(true, Relaxed);
+    let dropped = catch_unwind(AssertUnwindSafe(|| handler.set(Handler::Gone)));
+    record.polling.store(false, Relaxed);
+    if let Err(panic) = dropped {
+        log_panic(record, &*panic);
+    }
+}
+
+fn log_panic(record: &Record, panic: &(dyn Any + Send)) {
+    let message = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("not a message");
+    log::error!(
+        target: "gracious", conn = record.id, peer:% = record.peer;
+        "the handler of connection {} from {} panicked: {message}", record.id, record.peer,
+    );
+}
+
+fn log_failure(record: &Record, error: &io::Error) {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    // What a peer does at any time is no news to the operator.
+    let level = match error.kind() {
+        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof => log::Level::Debug,
+        _ => log::Level::Warn,
+    };
+    log::log!(
+        target: "gracious", level, conn = record.id, peer:% = record.peer, error:% = error;
+        "the handler of connection {} from {} failed: {error}", record.id, record.peer,
+    );
+}
+
+impl<F> fmt::Debug for Task<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task")
+            .field("record", &self.record)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,277 @@
+//! What a connection runs over: the one place that knows.
+//!
+//! Everything here takes `&self`, so that the two halves of a connection share a transport without
+//! a lock. A transport of the user's own has one, around each single operation.
+
+use std::fmt;
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use async_io::Async;
+use futures_io::{AsyncRead, AsyncWrite};
+
+use crate::address::Address;
+use crate::connection::Socket;
+
+pub(crate) enum Transport {
+    Tcp(Async<TcpStream>),
+    Unix(Async<UnixStream>),
+    Own(Mutex<Box<dyn Stream>>),
+}
+
+/// A transport of the user's own.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// What one direction of a connection knows about its socket's readiness.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Readiness {
+    /// The reactor was asked to wake us and its answer has not been taken yet. Taking it first
+    /// saves the read that would only find nothing, and a second one after a stale answer.
+    armed: bool,
+    /// The last read left the socket empty.
+    empty: bool,
+}
+
+impl Readiness {
+    pub(crate) fn is_empty(self) -> bool {
+        self.empty
+    }
+}
+
+impl Transport {
+    pub(crate) fn own(io: impl Stream + 'static) -> Self {
+        Self::Own(Mutex::new(Box::new(io)))
+    }
+
+    /// Reads, or arranges a wake-up. With `look`, `Pending` says that the kernel has nothing *now*;
+    /// without, that nothing was reported since it last had nothing.
+    pub(crate) fn poll_read(
+        &self,
+        readiness: &mut Readiness,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+        look: bool,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(socket) => poll_socket_read(socket, readiness, cx, buf, look),
+            Self::Unix(socket) => poll_socket_read(socket, readiness, cx, buf, look),
+            Self::Own(io) => Pin::new(&mut **lock(io)).poll_read(cx, buf),
+        }
+    }
+
+    /// Writes what fits, or arranges a wake-up.
+    pub(crate) fn poll_write(
+        &self,
+        readiness: &mut Readiness,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(socket) => poll_socket_write(socket, readiness, cx, bufs),
+            Self::Unix(socket) => poll_socket_write(socket, readiness, cx, bufs),
+            Self::Own(io) => match bufs {
+                [buf] => Pin::new(&mut **lock(io)).poll_write(cx, buf),
+                bufs => Pin::new(&mut **lock(io)).poll_write_vectored(cx, bufs),
+            },
+        }
+    }
+
+    pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            // What the kernel took needs no flush.
+            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
+            Self::Own(io) => Pin::new(&mut **lock(io)).poll_flush(cx),
+        }
+    }
+
+    /// Ends our side of the conversation: the peer reads to the end and sees it.
+    pub(crate) fn poll_finish(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Own(io) => Pin::new(&mut **lock(io)).poll_close(cx),
+            _ => Poll::Ready(self.shutdown(Shutdown::Write)),
+        }
+    }
+
+    /// Whether [`poll_finish`](Self::poll_finish) never has to wait.
+    pub(crate) fn finishes_at_once(&self) -> bool {
+        !matches!(self, Self::Own(_))
+    }
+
+    /// Cuts both directions, under whoever holds the connection.
+    pub(crate) fn shut(&self) {
+        // A socket that its peer has reset already is as shut as it can be.
+        let _ignored = self.shutdown(Shutdown::Both);
+    }
+
+    /// Reads once, without arranging anything.
+    pub(crate) fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => uninterrupted(|| socket.get_ref().read(buf)),
+            Self::Unix(socket) => uninterrupted(|| socket.get_ref().read(buf)),
+            Self::Own(_) => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    /// Waits until there may be something to read.
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(socket) => socket.poll_readable(cx),
+            Self::Unix(socket) => socket.poll_readable(cx),
+            Self::Own(_) => Poll::Pending,
+        }
+    }
+
+    /// How many bytes the peer's kernel has not acknowledged yet, the end counted as one; `None`
+    /// where nobody can tell.
+    pub(crate) fn unacknowledged(&self) -> Option<usize> {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Tcp(socket) => output_queue(socket.get_ref()),
+            #[cfg(not(target_os = "linux"))]
+            Self::Tcp(_) => None,
+            // What was written to a Unix socket is in the peer's own queue, closed or not.
+            Self::Unix(_) | Self::Own(_) => Some(0),
+        }
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<Option<Address>> {
+        Ok(match self {
+            Self::Tcp(socket) => Some(socket.get_ref().local_addr()?.into()),
+            Self::Unix(socket) => Some(Address::from_unix(&socket.get_ref().local_addr()?)),
+            Self::Own(_) => None,
+        })
+    }
+
+    /// A second descriptor of the same socket.
+    pub(crate) fn duplicate(&self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(socket) => socket.get_ref().try_clone().map(Socket::Tcp),
+            Self::Unix(socket) => socket.get_ref().try_clone().map(Socket::Unix),
+            Self::Own(_) => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "only a TCP or Unix connection can be detached: this one runs over a transport of its own",
+            )),
+        }
+    }
+
+    fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        let done = match self {
+            Self::Tcp(socket) => socket.get_ref().shutdown(how),
+            Self::Unix(socket) => socket.get_ref().shutdown(how),
+            Self::Own(_) => Ok(()),
+        };
+        match done {
+            // The peer was faster: there is nobody left to tell.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            done => done,
+        }
+    }
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp(_) => "Tcp",
+            Self::Unix(_) => "Unix",
+            Self::Own(_) => "Own",
+        })
+    }
+}
+
+fn lock(io: &Mutex<Box<dyn Stream>>) -> MutexGuard<'_, Box<dyn Stream>> {
+    io.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn poll_socket_read<T>(
+    socket: &Async<T>,
+    readiness: &mut Readiness,
+    cx: &mut Context<'_>,
+    buf: &mut [u8],
+    look: bool,
+) -> Poll<io::Result<usize>>
+where
+    for<'a> &'a T: Read,
+{
+    if !look {
+        if readiness.armed {
+            ready!(socket.poll_readable(cx))?;
+            *readiness = Readiness::default();
+        } else if readiness.empty {
+            // A short read said that nothing is left, so the reactor is asked first. What has come
+            // since is reported at once: its interest is in a level, not in an edge.
+            if socket.poll_readable(cx)?.is_pending() {
+                readiness.armed = true;
+                return Poll::Pending;
+            }
+        }
+    }
+    loop {
+        match uninterrupted(|| socket.get_ref().read(buf)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => readiness.empty = true,
+            Ok(n) => {
+                readiness.empty = n > 0 && n < buf.len();
+                return Poll::Ready(Ok(n));
+            }
+            error => return Poll::Ready(error),
+        }
+        readiness.armed = socket.poll_readable(cx)?.is_pending();
+        if readiness.armed {
+            return Poll::Pending;
+        }
+    }
+}
+
+fn poll_socket_write<T>(
+    socket: &Async<T>,
+    readiness: &mut Readiness,
+    cx: &mut Context<'_>,
+    bufs: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>>
+where
+    for<'a> &'a T: Write,
+{
+    if readiness.armed {
+        ready!(socket.poll_writable(cx))?;
+        readiness.armed = false;
+    }
+    loop {
+        let written = uninterrupted(|| match bufs {
+            [buf] => socket.get_ref().write(buf),
+            bufs => socket.get_ref().write_vectored(bufs),
+        });
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            written => return Poll::Ready(written),
+        }
+        readiness.armed = socket.poll_writable(cx)?.is_pending();
+        if readiness.armed {
+            return Poll::Pending;
+        }
+    }
+}
+
+fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn output_queue(socket: &TcpStream) -> Option<usize> {
+    use rustix::ioctl::{Getter, ioctl};
+    const SIOCOUTQ: rustix::ioctl::Opcode = libc::TIOCOUTQ as rustix::ioctl::Opcode;
+    // SAFETY: on a TCP socket SIOCOUTQ, whose number is TIOCOUTQ's, stores one C int at the
+    // address it is given and does nothing else, which is what this `Getter` declares.
+    let queued = unsafe { ioctl(socket, Getter::<SIOCOUTQ, libc::c_int>::new()) };
+    usize::try_from(queued.ok()?).ok()
+}
