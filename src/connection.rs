@@ -123,6 +123,18 @@ impl Connection {
     }
 }
 
+/// The process at the other end of a Unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Credentials {
+    /// Its process id.
+    pub pid: i32,
+    /// Its effective user id.
+    pub uid: u32,
+    /// Its effective group id.
+    pub gid: u32,
+}
+
 /// A connection that was taken out of its server.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -185,6 +197,15 @@ macro_rules! common {
             /// The system's, if it does not know any more.
             pub fn local_addr(&$self) -> io::Result<Address> {
                 $record.local_addr()
+            }
+
+            /// The process at the other end of a Unix socket, as it was when it connected; `None`
+            /// for other transports, and where the system cannot tell.
+            ///
+            /// # Errors
+            /// The system's.
+            pub fn peer_credentials(&$self) -> io::Result<Option<Credentials>> {
+                $record.transport.credentials()
             }
 
             /// The server's handle. This one knows its connection: see [`Handle::closed`].

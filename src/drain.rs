@@ -52,7 +52,7 @@ pub(crate) async fn run<R: Runtime, H: Handler>(shared: Arc<Shared>, runtime: R,
     let accepting = accept_until(&shared, shared.latch.reached(Phase::Draining), admit).await;
     match accepting {
         Err(error) => shared.fail(error),
-        Ok(()) if shared.config.lame_duck.is_zero() || shared.group.is_paused() => {}
+        Ok(()) if shared.lame_duck().is_zero() || shared.group.is_paused() => {}
         Ok(()) => {
             if let Err(error) = accept_until(&shared, lame_duck(&shared), admit).await {
                 shared.fail(error);
@@ -61,7 +61,7 @@ pub(crate) async fn run<R: Runtime, H: Handler>(shared: Arc<Shared>, runtime: R,
     }
 
     // All at once, before anybody waits or is told.
-    shared.shut_door();
+    shared.shut_doors();
     let swept = shared.sweep(admit);
     if swept && shared.config.sweep.is_zero() {
         shared.close_door();
@@ -117,7 +117,7 @@ fn overdue(shared: &Shared) -> Option<Instant> {
     // Without the door's time, what it should have been.
     let door = request
         .door
-        .or_else(|| request.asked?.checked_add(shared.config.lame_duck));
+        .or_else(|| request.asked?.checked_add(shared.lame_duck()));
     let deadline = door
         .zip(shared.config.deadline)
         .and_then(|(door, span)| door.checked_add(span));
@@ -132,7 +132,7 @@ async fn lame_duck(shared: &Shared) {
             let request = shared.latch.request().clone();
             let over = request
                 .asked
-                .and_then(|asked| asked.checked_add(shared.config.lame_duck));
+                .and_then(|asked| asked.checked_add(shared.lame_duck()));
             let over = earliest(over, request.before);
             if over.is_some_and(|over| over <= shared.clock.now()) {
                 return;

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use crate::drain;
 use crate::events::{Cause, ServerEvent};
 use crate::group::{ConnectionInfo, Ending, Entry, Group, Record, bit};
 use crate::listener::Bound;
+use crate::progress::DrainProgress;
 use crate::report::{Report, Stats};
 use crate::runtime::{Clock, Runtime};
 use crate::shutdown::{Latch, Phase, Reason, State, earliest};
@@ -198,6 +199,26 @@ impl Handle {
         self.shared.group.connections(self.shared.uptime())
     }
 
+    /// The listeners, in the order of [`local_addrs`](Self::local_addrs); none once the door is
+    /// closed.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<ListenerInfo> {
+        let door = lock(&self.shared.door);
+        let queued = door.listeners.iter().map(|listener| listener.queued());
+        let named = self.shared.addrs.iter().cloned().zip(queued);
+        named
+            .map(|(address, queued)| ListenerInfo { address, queued })
+            .collect()
+    }
+
+    /// How the drain goes: how many are left, and how much time.
+    ///
+    /// The stream begins with the drain, has an item whenever the number changes and at least ten
+    /// times a second, and ends, with one of 0, when the server is closed.
+    pub fn drain_progress(&self) -> DrainProgress {
+        DrainProgress::new(self.shared.clone())
+    }
+
     /// What happens from now on. Every receiver is told everything; the server never waits for one,
     /// and tells a slow one how many events it missed. The channel ends when the server is closed.
     #[must_use]
@@ -237,6 +258,16 @@ impl fmt::Display for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.shared.fmt(f)
     }
+}
+
+/// A listener, as [`Handle::listeners`] shows it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ListenerInfo {
+    /// Where it listens.
+    pub address: Address,
+    /// How many peers wait in the kernel's queue; known for TCP on Linux.
+    pub queued: Option<u32>,
 }
 
 async fn aborted(shared: Arc<Shared>) {
@@ -348,6 +379,8 @@ pub(crate) struct Shared {
     served: AtomicBool,
     failure: Mutex<Option<io::Error>>,
     report: OnceLock<Report>,
+    /// The servers that stop when this one does.
+    pub(crate) companions: Mutex<Vec<Weak<Self>>>,
 }
 
 #[derive(Default)]
@@ -379,6 +412,7 @@ impl Shared {
             served: AtomicBool::new(false),
             failure: Mutex::default(),
             report: OnceLock::new(),
+            companions: Mutex::default(),
         })
     }
 
@@ -450,7 +484,30 @@ impl Shared {
                 .unwrap_or(Reason::Requested);
             log::info!(target: "gracious", reason:%; "shutting down: {reason}");
             self.publish(State::Draining);
+            for companion in self.companions() {
+                companion.ask(reason.clone(), before);
+            }
         }
+    }
+
+    pub(crate) fn companions(&self) -> Vec<Arc<Self>> {
+        lock(&self.companions)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    /// How long peers are still taken after a request: those of companions count, too, since all
+    /// doors are shut together.
+    pub(crate) fn lame_duck(&self) -> Duration {
+        let spans = self
+            .companions()
+            .into_iter()
+            .map(|companion| companion.config.lame_duck);
+        spans
+            .chain([self.config.lame_duck])
+            .max()
+            .unwrap_or_default()
     }
 
     /// A listener that cannot go on.
@@ -506,8 +563,16 @@ impl Shared {
         })
     }
 
-    /// No new peers from here on, at any listener; Unix paths are removed.
-    pub(crate) fn shut_door(&self) {
+    /// No new peers from here on, at any listener, those of companions included; Unix paths are
+    /// removed.
+    pub(crate) fn shut_doors(&self) {
+        self.shut_door();
+        for companion in self.companions() {
+            companion.shut_door();
+        }
+    }
+
+    fn shut_door(&self) {
         for listener in &mut lock(&self.door).listeners {
             listener.shut();
         }
@@ -719,6 +784,6 @@ impl fmt::Display for Shared {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

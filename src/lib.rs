@@ -15,9 +15,11 @@ mod handle;
 mod handler;
 mod limits;
 mod listener;
+mod progress;
 mod report;
 mod runtime;
 mod server;
+mod set;
 mod shutdown;
 #[cfg(feature = "signals")]
 mod signals;
@@ -26,12 +28,15 @@ mod transport;
 
 pub use address::{Address, Target};
 pub use builder::Builder;
-pub use connection::{Busy, Connection, Detached, EndedBy, Lines, ReadHalf, Socket, WriteHalf};
+pub use connection::{
+    Busy, Connection, Credentials, Detached, EndedBy, Lines, ReadHalf, Socket, WriteHalf,
+};
 pub use events::{Cause, ServerEvent};
 pub use group::ConnectionInfo;
-pub use handle::{Handle, Tracked};
+pub use handle::{Handle, ListenerInfo, Tracked};
 pub use handler::{Handler, Outcome};
 pub use listener::{Adopted, Listener};
+pub use progress::{DrainProgress, Progress};
 pub use report::{AcceptErrors, Limited, Report, Stats, Straggler, Waiting};
 #[cfg(feature = "async-std")]
 pub use runtime::AsyncStd;
@@ -39,4 +44,5 @@ pub use runtime::Runtime;
 #[cfg(feature = "smol")]
 pub use runtime::Smol;
 pub use server::{Running, Server};
+pub use set::ServerSet;
 pub use shutdown::{Reason, State};

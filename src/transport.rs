@@ -15,7 +15,7 @@ use async_io::Async;
 use futures_io::{AsyncRead, AsyncWrite};
 
 use crate::address::Address;
-use crate::connection::Socket;
+use crate::connection::{Credentials, Socket};
 
 pub(crate) enum Transport {
     Tcp(Async<TcpStream>),
@@ -146,6 +146,22 @@ impl Transport {
             Self::Unix(socket) => Some(Address::from_unix(&socket.get_ref().local_addr()?)),
             Self::Own(_) => None,
         })
+    }
+
+    /// Who is at the other end, as the kernel knows it; of Unix sockets only.
+    pub(crate) fn credentials(&self) -> io::Result<Option<Credentials>> {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Unix(socket) => {
+                let found = rustix::net::sockopt::socket_peercred(socket.get_ref())?;
+                Ok(Some(Credentials {
+                    pid: found.pid.as_raw_nonzero().get(),
+                    uid: found.uid.as_raw(),
+                    gid: found.gid.as_raw(),
+                }))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// A second descriptor of the same socket.

@@ -55,6 +55,11 @@ pub(crate) trait Bound: Send {
 
     /// No new peers from here on; those queued can still be accepted.
     fn shut(&mut self);
+
+    /// How many peers wait to be accepted, where the system tells.
+    fn queued(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// What a builder was asked to listen on.

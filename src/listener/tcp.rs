@@ -82,6 +82,39 @@ impl Bound for Tcp {
             log::debug!(target: "gracious", "cannot keep new peers out during the sweep: {error}");
         }
     }
+
+    #[cfg(target_os = "linux")]
+    fn queued(&self) -> Option<u32> {
+        queued(self.socket.get_ref())
+    }
+}
+
+/// The length of a listener's queue, which `TCP_INFO` gives in a field that has another meaning for
+/// a connection.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn queued(listener: &TcpListener) -> Option<u32> {
+    use std::mem::{MaybeUninit, offset_of, size_of};
+    use std::os::fd::AsRawFd;
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which is as large as that.
+    let done = unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &mut length,
+        )
+    };
+    let known = offset_of!(libc::tcp_info, tcpi_unacked) + size_of::<u32>();
+    if done != 0 || (length as usize) < known {
+        return None;
+    }
+    // SAFETY: `tcp_info` is made of integers, for which all bit patterns, zero included, are valid.
+    let info = unsafe { info.assume_init() };
+    Some(info.tcpi_unacked)
 }
 
 /// Drops what would open a connection, a segment with SYN and without ACK: its sender tries again

@@ -1,0 +1,85 @@
+//! How a drain goes, told live.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_lite::{Stream, future, stream};
+
+use crate::handle::Shared;
+use crate::shutdown::Phase;
+
+/// How often the time left is told where nothing else changes.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How far a drain has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// How many connections and tracked futures are left.
+    pub left: u64,
+    /// How long they have; `None` where there is no deadline, or it does not run yet.
+    pub time: Option<Duration>,
+}
+
+/// The stream of [`Handle::drain_progress`](crate::Handle::drain_progress).
+#[must_use = "streams do nothing unless polled"]
+pub struct DrainProgress(Pin<Box<dyn Stream<Item = Progress> + Send>>);
+
+impl DrainProgress {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self(Box::pin(stream::unfold(
+            Some((shared, None)),
+            |state| async {
+                let (shared, told) = state?;
+                let progress = next(&shared, told).await;
+                let over = shared.latch.phase() == Phase::Closed;
+                Some((progress, (!over).then_some((shared, Some(progress.left)))))
+            },
+        )))
+    }
+}
+
+/// Waits for something to tell.
+async fn next(shared: &Shared, told: Option<u64>) -> Progress {
+    shared.latch.reached(Phase::Draining).await;
+    let tick = async {
+        // The first is told at once.
+        if told.is_some() {
+            shared.clock.sleep(TICK).await;
+        }
+    };
+    let changed = async {
+        loop {
+            let (ended, stopped) = (shared.group.vacancy.listen(), shared.latch.listen());
+            if shared.latch.phase() == Phase::Closed || Some(shared.left()) != told {
+                return;
+            }
+            future::or(ended, stopped).await;
+        }
+    };
+    future::or(changed, tick).await;
+    let now = shared.clock.now();
+    Progress {
+        left: shared.left(),
+        time: shared
+            .deadline()
+            .map(|deadline| deadline.saturating_duration_since(now)),
+    }
+}
+
+impl Stream for DrainProgress {
+    type Item = Progress;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Progress>> {
+        self.0.as_mut().poll_next(cx)
+    }
+}
+
+impl fmt::Debug for DrainProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DrainProgress").finish_non_exhaustive()
+    }
+}
