@@ -118,7 +118,7 @@ async fn linger(record: Arc<Record>, mut found: Found) {
             return;
         }
         let left = (config.linger - quiet).min(config.linger_total - total);
-        let mut readable = pin!(poll_fn(|cx| record.transport.poll_readable(cx)));
+        let mut readable = pin!(poll_fn(|cx| record.poll_readable(cx)));
         let timer = record.server.clock.sleep(look.min(left));
         let timed_out = future::or(async { readable.as_mut().await.is_err() }, async {
             timer.await;

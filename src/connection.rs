@@ -322,17 +322,22 @@ impl ReadHalf {
         if record.word() & SPECIAL != 0 {
             return self.poll_receive_specially(cx, buf);
         }
-        match record
-            .transport
-            .poll_read(&mut self.readiness, cx, buf, false)
-        {
-            Poll::Ready(received) => Poll::Ready(self.note(received)),
-            Poll::Pending => {
-                self.wait(cx);
-                if self.record.word() & SPECIAL != 0 {
-                    return self.poll_receive_specially(cx, buf);
-                }
-                Poll::Pending
+        if !record.transport.has_turn() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        loop {
+            let transport = &self.record.transport;
+            let received = transport.poll_read(&mut self.readiness, cx, buf, false);
+            if let Poll::Ready(received) = received {
+                return Poll::Ready(self.note(received));
+            }
+            self.wait(cx);
+            if self.record.word() & SPECIAL != 0 {
+                return self.poll_receive_specially(cx, buf);
+            }
+            if !self.record.transport.missed(true) {
+                return Poll::Pending;
             }
         }
     }
@@ -369,16 +374,24 @@ impl ReadHalf {
             return Poll::Ready(Err(expired()));
         }
         if word & bit::TOLD == 0 || word & bit::MANUAL != 0 {
-            return Poll::Pending;
+            return self.pend(cx);
         }
         let fresh = word & bit::GRACE != 0 && self.record.received.load(Relaxed) == 0;
         if fresh || self.record.is_busy() {
-            return Poll::Pending;
+            return self.pend(cx);
         }
         self.ended = true;
         self.record.reading.store(false, Relaxed);
         self.record.set(bit::DRAIN_ENDED);
         Poll::Ready(Ok(0))
+    }
+
+    /// Waits on, unless an event came before the waker that was left for it.
+    fn pend<T>(&self, cx: &Context<'_>) -> Poll<T> {
+        if self.record.transport.missed(true) {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
     }
 
     /// Accounts for what the transport said.
@@ -483,6 +496,9 @@ impl WriteHalf {
             record.park(Who::Writer, &mut self.waker, cx);
             if record.has(bit::CUT) {
                 return Poll::Ready(Err(cut_or_expired(record)));
+            }
+            if record.transport.missed(false) {
+                cx.waker().wake_by_ref();
             }
             return Poll::Pending;
         };

@@ -267,7 +267,11 @@ impl Shared {
             "connection {} from {}", record.id, record.peer,
         );
         let share = self.config.max_per_peer;
-        if share.is_some_and(|share| self.group.is_over_share(&record, share)) {
+        if let Err(error) = record.transport.enroll(&record) {
+            // Nobody would tell us when its peer has sent something.
+            log::warn!(target: "gracious", error:%; "cannot watch a connection: {error}");
+            self.turn_away(record);
+        } else if share.is_some_and(|share| self.group.is_over_share(&record, share)) {
             record.set(bit::REJECTED);
             reject(record);
         } else if !self.group.is_full() && self.held_is_empty() {

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use event_listener::Event;
@@ -64,6 +64,8 @@ pub(crate) mod bit {
     pub(crate) const INSIDER: u32 = 1 << 17;
     /// It is closed without the user's handler.
     pub(crate) const REJECTED: u32 = 1 << 18;
+    /// The operator has been told that its handler blocks a thread.
+    pub(crate) const BLOCKED: u32 = 1 << 19;
 
     /// What a read or a write has to look at closely.
     pub(crate) const CUT: u32 = ABORT | EXPIRED;
@@ -153,10 +155,31 @@ impl Record {
         drop(old);
     }
 
+    pub(crate) fn waker(&self, who: Who) -> Option<Waker> {
+        self.wakers()[who as usize].clone()
+    }
+
     pub(crate) fn wake(&self, who: Who) {
-        let waker = self.wakers()[who as usize].clone();
-        if let Some(waker) = waker {
+        // Outside the lock, since a waker is somebody else's code.
+        if let Some(waker) = self.waker(who) {
             waker.wake();
+        }
+    }
+
+    /// Waits until there may be something to read; for whoever closes a connection without halves.
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.transport {
+            #[cfg(target_os = "linux")]
+            Transport::Slot(slot) => {
+                if !slot.take_readable() {
+                    self.park(Who::Reader, &mut None, cx);
+                    if !slot.take_readable() {
+                        return Poll::Pending;
+                    }
+                }
+                Poll::Ready(Ok(()))
+            }
+            transport => transport.poll_readable(cx),
         }
     }
 
@@ -581,6 +604,18 @@ impl Group {
         }
         let mut ledger = self.ledger();
         ledger.tracked = 0;
+    }
+
+    /// Tells the operator of handlers that block their threads, once each.
+    pub(crate) fn name_blocked(&self) {
+        for record in self.records() {
+            if record.polling.load(Relaxed) && record.set(bit::BLOCKED) & bit::BLOCKED == 0 {
+                log::warn!(
+                    target: "gracious", conn = record.id, peer:% = record.peer;
+                    "the handler of connection {} from {} blocks a thread", record.id, record.peer,
+                );
+            }
+        }
     }
 
     pub(crate) fn count_accept_error(&self, count: impl FnOnce(&mut AcceptErrors)) {

@@ -27,6 +27,8 @@ use crate::report::{Report, Stats};
 use crate::runtime::{Clock, Runtime};
 use crate::shutdown::{Latch, Phase, Reason, State, earliest};
 use crate::task;
+#[cfg(target_os = "linux")]
+use crate::workers::Pool;
 
 /// A server's handle: stops it, watches it, and tells about it.
 ///
@@ -379,6 +381,9 @@ pub(crate) struct Shared {
     served: AtomicBool,
     failure: Mutex<Option<io::Error>>,
     report: OnceLock<Report>,
+    /// The threads that serve, where they are the server's own.
+    #[cfg(target_os = "linux")]
+    pool: OnceLock<Arc<Pool>>,
     /// The servers that stop when this one does.
     pub(crate) companions: Mutex<Vec<Weak<Self>>>,
 }
@@ -412,6 +417,8 @@ impl Shared {
             served: AtomicBool::new(false),
             failure: Mutex::default(),
             report: OnceLock::new(),
+            #[cfg(target_os = "linux")]
+            pool: OnceLock::new(),
             companions: Mutex::default(),
         })
     }
@@ -439,6 +446,17 @@ impl Shared {
     /// Takes the one right to serve; `false` where it is taken.
     pub(crate) fn claim(&self) -> bool {
         !self.served.swap(true, SeqCst)
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(crate) fn employ(&self, pool: Arc<Pool>) {
+        // There is one pool a server.
+        let _first = self.pool.set(pool);
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(crate) fn pool(&self) -> Option<Arc<Pool>> {
+        self.pool.get().cloned()
     }
 
     pub(crate) fn is_served(&self) -> bool {
@@ -651,7 +669,7 @@ impl Shared {
     }
 
     /// Closes a connection that never had a handler, cleanly, without waiting.
-    fn turn_away(&self, record: Arc<Record>) {
+    pub(crate) fn turn_away(&self, record: Arc<Record>) {
         record.set(bit::REJECTED);
         close::now(&record);
         task::finish(record, Ending::Rejected, Cause::Rejected);
@@ -743,6 +761,11 @@ impl Shared {
         let mut ledger = self.group.ledger();
         ledger.subscribers.state(State::Closed);
         ledger.subscribers.end();
+        drop(ledger);
+        #[cfg(target_os = "linux")]
+        if let Some(pool) = self.pool.get() {
+            pool.end();
+        }
     }
 
     pub(crate) fn report(&self) -> Report {

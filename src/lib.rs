@@ -25,6 +25,8 @@ mod shutdown;
 mod signals;
 mod task;
 mod transport;
+#[cfg(target_os = "linux")]
+mod workers;
 
 pub use address::{Address, Target};
 pub use builder::Builder;

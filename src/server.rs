@@ -15,12 +15,14 @@ use crate::connection::Connection;
 use crate::drain;
 use crate::handle::{Handle, Shared};
 use crate::handler::{Handler, Outcome};
-use crate::listener::{self, Source};
+use crate::listener::{self, Engine, Source};
 use crate::report::Report;
 #[cfg(feature = "async-std")]
 use crate::runtime::AsyncStd;
 use crate::runtime::Runtime;
 use crate::shutdown::Reason;
+#[cfg(target_os = "linux")]
+use crate::workers::{OnWorkers, Pool};
 
 /// Bound listeners and a configuration.
 ///
@@ -71,8 +73,24 @@ impl<R: Runtime> Server<R> {
         sources: Vec<Source>,
         config: Config,
     ) -> io::Result<Self> {
-        let listeners = listener::bind(sources, &config).await?;
+        #[cfg(target_os = "linux")]
+        let pool = config
+            .workers
+            .map(|threads| Pool::new(threads, config.spin))
+            .transpose()?;
+        #[cfg(target_os = "linux")]
+        let engine = pool.as_ref().map_or(Engine::Reactor, |pool| {
+            Engine::Workers(pool.poller().clone())
+        });
+        #[cfg(not(target_os = "linux"))]
+        let engine = Engine::Reactor;
+        let listeners = listener::bind(sources, &config, &engine).await?;
         let shared = Arc::new(Shared::new(&runtime, config, listeners)?);
+        #[cfg(target_os = "linux")]
+        if let Some(pool) = pool {
+            pool.start(&shared)?;
+            shared.employ(pool);
+        }
         #[cfg(feature = "signals")]
         if shared.config.signals {
             crate::signals::enlist(&shared)?;
@@ -143,11 +161,13 @@ impl<R: Runtime> Server<R> {
     pub fn spawn_with(self, handler: impl Handler) -> Running {
         self.shared.claim();
         let runtime = self.runtime.clone();
-        runtime.spawn(drain::run(
-            self.shared.clone(),
-            self.runtime.clone(),
-            handler,
-        ));
+        #[cfg(target_os = "linux")]
+        match self.shared.pool() {
+            Some(pool) => serve_on(OnWorkers { pool, runtime }, &self.shared, handler),
+            None => serve_on(runtime, &self.shared, handler),
+        }
+        #[cfg(not(target_os = "linux"))]
+        serve_on(runtime, &self.shared, handler);
         Running {
             closed: Box::pin(drain::finished(self.shared.clone())),
             handle: self.handle(),
@@ -180,6 +200,10 @@ impl<R: Runtime> Server<R> {
         handle.shutdown_because(Reason::WorkEnded);
         Ok((value, running.await?))
     }
+}
+
+fn serve_on<R: Runtime>(runtime: R, shared: &Arc<Shared>, handler: impl Handler) {
+    runtime.spawn(drain::run(shared.clone(), runtime.clone(), handler));
 }
 
 impl<R: Runtime> Drop for Server<R> {

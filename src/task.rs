@@ -198,6 +198,7 @@ fn end(record: &mut Option<Arc<Record>>, ending: Ending, cause: Cause) {
 /// Closes the socket, then counts the end.
 pub(crate) fn finish(record: Arc<Record>, ending: Ending, cause: Cause) {
     record.unpark(Who::Task);
+    record.transport.dismiss();
     let Some(entry) = Entry::of(&record) else {
         return;
     };

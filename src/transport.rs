@@ -6,9 +6,11 @@
 use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
+#[cfg(target_os = "linux")]
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use async_io::Async;
@@ -16,10 +18,16 @@ use futures_io::{AsyncRead, AsyncWrite};
 
 use crate::address::Address;
 use crate::connection::{Credentials, Socket};
+use crate::group::Record;
+#[cfg(target_os = "linux")]
+use crate::workers::Slot;
 
 pub(crate) enum Transport {
     Tcp(Async<TcpStream>),
     Unix(Async<UnixStream>),
+    /// Either of them, with a worker's poller.
+    #[cfg(target_os = "linux")]
+    Slot(Slot),
     Own(Mutex<Box<dyn Stream>>),
 }
 
@@ -61,6 +69,8 @@ impl Transport {
         match self {
             Self::Tcp(socket) => poll_socket_read(socket, readiness, cx, buf, look),
             Self::Unix(socket) => poll_socket_read(socket, readiness, cx, buf, look),
+            #[cfg(target_os = "linux")]
+            Self::Slot(slot) => slot.poll_read(buf, look),
             Self::Own(io) => Pin::new(&mut **lock(io)).poll_read(cx, buf),
         }
     }
@@ -75,6 +85,8 @@ impl Transport {
         match self {
             Self::Tcp(socket) => poll_socket_write(socket, readiness, cx, bufs),
             Self::Unix(socket) => poll_socket_write(socket, readiness, cx, bufs),
+            #[cfg(target_os = "linux")]
+            Self::Slot(slot) => slot.poll_write(bufs),
             Self::Own(io) => match bufs {
                 [buf] => Pin::new(&mut **lock(io)).poll_write(cx, buf),
                 bufs => Pin::new(&mut **lock(io)).poll_write_vectored(cx, bufs),
@@ -84,9 +96,47 @@ impl Transport {
 
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            // What the kernel took needs no flush.
-            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
             Self::Own(io) => Pin::new(&mut **lock(io)).poll_flush(cx),
+            // What the kernel took needs no flush.
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Whether an event came between a `Pending` and the waker that was left for it. A reactor
+    /// that is handed the waker with the poll misses none.
+    pub(crate) fn missed(&self, reader: bool) -> bool {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Slot(slot) if reader => slot.may_read(),
+            #[cfg(target_os = "linux")]
+            Self::Slot(slot) => slot.may_write(),
+            _ => false,
+        }
+    }
+
+    /// Whether this task may go on reading, or has had its turn.
+    pub(crate) fn has_turn(&self) -> bool {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Slot(_) => crate::workers::has_turn(),
+            _ => true,
+        }
+    }
+
+    /// Begins to be told about the socket of `record`, whose transport this is.
+    pub(crate) fn enroll(&self, record: &Arc<Record>) -> io::Result<()> {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Slot(slot) => slot.poller().enroll(record, slot),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends that.
+    pub(crate) fn dismiss(&self) {
+        #[cfg(target_os = "linux")]
+        if let Self::Slot(slot) = self {
+            slot.poller().dismiss(slot);
         }
     }
 
@@ -114,6 +164,8 @@ impl Transport {
         match self {
             Self::Tcp(socket) => uninterrupted(|| socket.get_ref().read(buf)),
             Self::Unix(socket) => uninterrupted(|| socket.get_ref().read(buf)),
+            #[cfg(target_os = "linux")]
+            Self::Slot(slot) => slot.try_read(buf),
             Self::Own(_) => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
@@ -123,7 +175,7 @@ impl Transport {
         match self {
             Self::Tcp(socket) => socket.poll_readable(cx),
             Self::Unix(socket) => socket.poll_readable(cx),
-            Self::Own(_) => Poll::Pending,
+            _ => Poll::Pending,
         }
     }
 
@@ -137,6 +189,11 @@ impl Transport {
             Self::Tcp(_) => None,
             // What was written to a Unix socket is in the peer's own queue, closed or not.
             Self::Unix(_) | Self::Own(_) => Some(0),
+            #[cfg(target_os = "linux")]
+            Self::Slot(slot) => match slot.socket() {
+                Socket::Tcp(socket) => output_queue(socket),
+                Socket::Unix(_) => Some(0),
+            },
         }
     }
 
@@ -144,24 +201,33 @@ impl Transport {
         Ok(match self {
             Self::Tcp(socket) => Some(socket.get_ref().local_addr()?.into()),
             Self::Unix(socket) => Some(Address::from_unix(&socket.get_ref().local_addr()?)),
+            #[cfg(target_os = "linux")]
+            Self::Slot(slot) => Some(match slot.socket() {
+                Socket::Tcp(socket) => socket.local_addr()?.into(),
+                Socket::Unix(socket) => Address::from_unix(&socket.local_addr()?),
+            }),
             Self::Own(_) => None,
         })
     }
 
     /// Who is at the other end, as the kernel knows it; of Unix sockets only.
     pub(crate) fn credentials(&self) -> io::Result<Option<Credentials>> {
-        match self {
-            #[cfg(target_os = "linux")]
-            Self::Unix(socket) => {
-                let found = rustix::net::sockopt::socket_peercred(socket.get_ref())?;
-                Ok(Some(Credentials {
-                    pid: found.pid.as_raw_nonzero().get(),
-                    uid: found.uid.as_raw(),
-                    gid: found.gid.as_raw(),
-                }))
-            }
-            _ => Ok(None),
+        #[cfg(target_os = "linux")]
+        {
+            let socket = match self {
+                Self::Unix(socket) => socket.get_ref().as_fd(),
+                Self::Slot(slot) if matches!(slot.socket(), Socket::Unix(_)) => slot.as_fd(),
+                _ => return Ok(None),
+            };
+            let found = rustix::net::sockopt::socket_peercred(socket)?;
+            Ok(Some(Credentials {
+                pid: found.pid.as_raw_nonzero().get(),
+                uid: found.uid.as_raw(),
+                gid: found.gid.as_raw(),
+            }))
         }
+        #[cfg(not(target_os = "linux"))]
+        Ok(None)
     }
 
     /// A second descriptor of the same socket.
@@ -169,6 +235,14 @@ impl Transport {
         match self {
             Self::Tcp(socket) => socket.get_ref().try_clone().map(Socket::Tcp),
             Self::Unix(socket) => socket.get_ref().try_clone().map(Socket::Unix),
+            #[cfg(target_os = "linux")]
+            Self::Slot(slot) => {
+                slot.share();
+                match slot.socket() {
+                    Socket::Tcp(socket) => socket.try_clone().map(Socket::Tcp),
+                    Socket::Unix(socket) => socket.try_clone().map(Socket::Unix),
+                }
+            }
             Self::Own(_) => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 "only a TCP or Unix connection can be detached: this one runs over a transport of its own",
@@ -180,6 +254,11 @@ impl Transport {
         let done = match self {
             Self::Tcp(socket) => socket.get_ref().shutdown(how),
             Self::Unix(socket) => socket.get_ref().shutdown(how),
+            #[cfg(target_os = "linux")]
+            Self::Slot(slot) => match slot.socket() {
+                Socket::Tcp(socket) => socket.shutdown(how),
+                Socket::Unix(socket) => socket.shutdown(how),
+            },
             Self::Own(_) => Ok(()),
         };
         match done {
@@ -195,6 +274,8 @@ impl fmt::Debug for Transport {
         f.write_str(match self {
             Self::Tcp(_) => "Tcp",
             Self::Unix(_) => "Unix",
+            #[cfg(target_os = "linux")]
+            Self::Slot(_) => "Slot",
             Self::Own(_) => "Own",
         })
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 
-use super::{Bound, Tcp, Unix};
+use super::{Bound, Engine, Tcp, Unix};
 
 /// A listening socket that somebody else has made, for [`Builder::adopt`](crate::Builder::adopt).
 pub struct Adopted(Kind);
@@ -16,10 +16,10 @@ enum Kind {
 }
 
 impl Adopted {
-    pub(super) fn into_bound(self) -> io::Result<Box<dyn Bound>> {
+    pub(super) fn into_bound(self, engine: &Engine) -> io::Result<Box<dyn Bound>> {
         Ok(match self.0 {
-            Kind::Tcp(listener) => Box::new(Tcp::adopt(listener)?),
-            Kind::Unix(listener) => Box::new(Unix::adopt(listener)?),
+            Kind::Tcp(listener) => Box::new(Tcp::adopt(listener, engine)?),
+            Kind::Unix(listener) => Box::new(Unix::adopt(listener, engine)?),
         })
     }
 }

@@ -3,14 +3,21 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::task::{Context, Poll};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+#[cfg(target_os = "linux")]
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
+use async_io::Async;
 use futures_io::{AsyncRead, AsyncWrite};
 
 use crate::address::{Address, Target};
 use crate::builder::Config;
 use crate::transport::Transport;
+#[cfg(target_os = "linux")]
+use crate::workers::{Poller, Slot, Watched};
 
 mod adopted;
 mod own;
@@ -62,6 +69,94 @@ pub(crate) trait Bound: Send {
     }
 }
 
+/// A listening socket, and who tells that somebody is queued.
+#[derive(Debug)]
+pub(crate) enum Socket<L: AsFd> {
+    Reactor(Async<L>),
+    #[cfg(target_os = "linux")]
+    Workers(Watched<L>),
+}
+
+impl<L: AsFd> Socket<L> {
+    /// `socket` is in non-blocking mode.
+    fn new(socket: L, engine: &Engine) -> io::Result<Self> {
+        Ok(match engine {
+            Engine::Reactor => Self::Reactor(Async::new_nonblocking(socket)?),
+            #[cfg(target_os = "linux")]
+            Engine::Workers(poller) => Self::Workers(Watched::new(socket, poller.clone())?),
+        })
+    }
+
+    fn get_ref(&self) -> &L {
+        match self {
+            Self::Reactor(socket) => socket.get_ref(),
+            #[cfg(target_os = "linux")]
+            Self::Workers(socket) => socket.get_ref(),
+        }
+    }
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Reactor(socket) => socket.poll_readable(cx),
+            #[cfg(target_os = "linux")]
+            Self::Workers(socket) => socket.poll_readable(cx),
+        }
+    }
+
+    /// One poll of accept. An event that was waited for is taken first, so that a wait costs one
+    /// accept that finds nobody, not two.
+    fn poll_accept<T>(
+        &self,
+        armed: &mut bool,
+        cx: &mut Context<'_>,
+        accept: impl Fn() -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        loop {
+            if *armed {
+                ready!(self.poll_readable(cx))?;
+                *armed = false;
+            }
+            match accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => *armed = true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                accepted => return Poll::Ready(accepted),
+            }
+        }
+    }
+
+    fn tcp(&self, stream: TcpStream) -> io::Result<Transport> {
+        Ok(match self {
+            Self::Reactor(_) => Transport::Tcp(Async::new_nonblocking(stream)?),
+            #[cfg(target_os = "linux")]
+            Self::Workers(door) => {
+                let socket = crate::connection::Socket::Tcp(stream);
+                Transport::Slot(Slot::new(socket, door.poller().clone()))
+            }
+        })
+    }
+
+    fn unix(&self, stream: UnixStream) -> io::Result<Transport> {
+        Ok(match self {
+            Self::Reactor(_) => Transport::Unix(Async::new_nonblocking(stream)?),
+            #[cfg(target_os = "linux")]
+            Self::Workers(door) => {
+                let socket = crate::connection::Socket::Unix(stream);
+                Transport::Slot(Slot::new(socket, door.poller().clone()))
+            }
+        })
+    }
+}
+
+/// Who tells that a socket is ready.
+#[derive(Clone, Debug)]
+pub(crate) enum Engine {
+    /// `async-io`, which async-std and smol share.
+    Reactor,
+    /// A poller of the server's own.
+    #[cfg(target_os = "linux")]
+    Workers(Arc<Poller>),
+}
+
 /// What a builder was asked to listen on.
 pub(crate) enum Source {
     Target(Target),
@@ -86,7 +181,11 @@ impl fmt::Debug for Source {
 }
 
 /// Binds everything, or nothing.
-pub(crate) async fn bind(sources: Vec<Source>, config: &Config) -> io::Result<Vec<Box<dyn Bound>>> {
+pub(crate) async fn bind(
+    sources: Vec<Source>,
+    config: &Config,
+    engine: &Engine,
+) -> io::Result<Vec<Box<dyn Bound>>> {
     if sources.is_empty() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -103,7 +202,7 @@ pub(crate) async fn bind(sources: Vec<Source>, config: &Config) -> io::Result<Ve
                 Address::Tcp(address) => names.push(vec![address]),
                 Address::Host(host, port) => names.push(tcp::resolve(host, port).await?),
                 address @ (Address::Unix(_) | Address::Abstract(_)) => {
-                    bound.push(Box::new(Unix::bind(address, config).await?));
+                    bound.push(Box::new(Unix::bind(address, config, engine).await?));
                 }
                 address => {
                     return Err(io::Error::new(
@@ -114,13 +213,13 @@ pub(crate) async fn bind(sources: Vec<Source>, config: &Config) -> io::Result<Ve
                     ));
                 }
             },
-            Source::Adopted(adopted) => bound.push(adopted.into_bound()?),
+            Source::Adopted(adopted) => bound.push(adopted.into_bound(engine)?),
             Source::Own(own) => bound.push(own),
         }
     }
     let all: Vec<SocketAddr> = names.iter().flatten().copied().collect();
     for addresses in names {
-        for listener in tcp::bind_all(&addresses, &all, config)? {
+        for listener in tcp::bind_all(&addresses, &all, config, engine)? {
             bound.push(Box::new(listener));
         }
     }

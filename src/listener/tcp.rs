@@ -4,10 +4,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::task::{Context, Poll};
 
-use async_io::Async;
-use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockRef, TcpKeepalive, Type};
 
-use super::{Bound, cannot_listen};
+use super::{Bound, Engine, Socket, cannot_listen};
 use crate::address::Address;
 use crate::builder::{Config, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
 use crate::transport::Transport;
@@ -17,15 +16,20 @@ const PORT_TRIES: usize = 32;
 
 #[derive(Debug)]
 pub(crate) struct Tcp {
-    socket: Async<TcpListener>,
+    socket: Socket<TcpListener>,
     /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
     shared: bool,
     armed: bool,
 }
 
 impl Tcp {
-    fn bind(address: SocketAddr, only_v6: bool, config: &Config) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    fn bind(
+        address: SocketAddr,
+        only_v6: bool,
+        config: &Config,
+        engine: &Engine,
+    ) -> io::Result<Self> {
+        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         // A port in TIME_WAIT can be bound again, on Unix no port that somebody listens on.
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(config.reuse_port)?;
@@ -43,29 +47,56 @@ impl Tcp {
         }
         socket.bind(&address.into())?;
         socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
+        socket.set_nonblocking(true)?;
         Ok(Self {
-            socket: Async::new(socket.into())?,
+            socket: Socket::new(socket.into(), engine)?,
             shared: false,
             armed: false,
         })
     }
 
-    pub(super) fn adopt(listener: TcpListener) -> io::Result<Self> {
+    pub(super) fn adopt(listener: TcpListener, engine: &Engine) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
         Ok(Self {
-            socket: Async::new(listener)?,
+            socket: Socket::new(listener, engine)?,
             shared: true,
             armed: false,
         })
+    }
+
+    #[cfg(target_os = "linux")]
+    fn accept(&self) -> io::Result<(Transport, Address)> {
+        use rustix::net::{SocketFlags, acceptfrom_with};
+        // Saves the calls that would make the socket non-blocking and ask for the peer.
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (socket, peer) = acceptfrom_with(self.socket.get_ref(), flags)?;
+        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        // A peer that is gone already may have no name any more.
+        let peer = peer.unwrap_or_else(|| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0));
+        Ok((
+            self.socket.tcp(TcpStream::from(socket))?,
+            Address::Tcp(peer),
+        ))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn accept(&self) -> io::Result<(Transport, Address)> {
+        let (stream, peer) = self.socket.get_ref().accept()?;
+        stream.set_nonblocking(true)?;
+        Ok((self.socket.tcp(stream)?, Address::Tcp(peer)))
     }
 }
 
 impl Bound for Tcp {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Address)>> {
-        poll_accept(&self.socket, &mut self.armed, cx, accept)
+        let mut armed = self.armed;
+        let accepted = self.socket.poll_accept(&mut armed, cx, || self.accept());
+        self.armed = armed;
+        accepted
     }
 
     fn try_accept(&mut self) -> io::Result<(Transport, Address)> {
-        accept(self.socket.get_ref())
+        self.accept()
     }
 
     fn local_addr(&self) -> io::Result<Address> {
@@ -77,7 +108,7 @@ impl Bound for Tcp {
             return;
         }
         #[cfg(target_os = "linux")]
-        if let Err(error) = SockRef::from(&self.socket).attach_filter(&NO_SYN) {
+        if let Err(error) = SockRef::from(self.socket.get_ref()).attach_filter(&NO_SYN) {
             // Without it peers may be queued until the sweep is over: accepted, most of them.
             log::debug!(target: "gracious", "cannot keep new peers out during the sweep: {error}");
         }
@@ -156,6 +187,7 @@ pub(super) fn bind_all(
     addresses: &[SocketAddr],
     all: &[SocketAddr],
     config: &Config,
+    engine: &Engine,
 ) -> io::Result<Vec<Tcp>> {
     let mut last = None;
     'tries: for _ in 0..PORT_TRIES {
@@ -171,7 +203,7 @@ pub(super) fn bind_all(
             let only_v6 = all
                 .iter()
                 .any(|other| other.is_ipv4() && other.port() == address.port());
-            match Tcp::bind(wanted, only_v6, config) {
+            match Tcp::bind(wanted, only_v6, config, engine) {
                 Ok(listener) => {
                     if any_port && port == 0 {
                         port = listener.socket.get_ref().local_addr()?.port();
@@ -205,52 +237,4 @@ pub(super) fn bind_all(
 fn is_not_ours(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AddrNotAvailable
         || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
-}
-
-/// One poll of accept over a listening socket: whose event has been waited for is taken first, so
-/// that a wait costs one accept that finds nobody, not two.
-pub(super) fn poll_accept<L, T>(
-    socket: &Async<L>,
-    armed: &mut bool,
-    cx: &mut Context<'_>,
-    accept: impl Fn(&L) -> io::Result<T>,
-) -> Poll<io::Result<T>> {
-    loop {
-        if *armed {
-            match socket.poll_readable(cx)? {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) => *armed = false,
-            }
-        }
-        match accept(socket.get_ref()) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => *armed = true,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            accepted => return Poll::Ready(accepted),
-        }
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn accept(listener: &TcpListener) -> io::Result<(Transport, Address)> {
-    use rustix::net::{SocketFlags, acceptfrom_with};
-    // Saves the calls that would make the socket non-blocking and ask for the peer.
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let (socket, peer) = acceptfrom_with(listener, flags)?;
-    let stream = TcpStream::from(socket);
-    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-    transport(Async::new_nonblocking(stream)?, peer)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn accept(listener: &TcpListener) -> io::Result<(Transport, Address)> {
-    let (stream, peer) = listener.accept()?;
-    transport(Async::new(stream)?, Some(peer))
-}
-
-fn transport(
-    stream: Async<TcpStream>,
-    peer: Option<SocketAddr>,
-) -> io::Result<(Transport, Address)> {
-    let peer = peer.unwrap_or_else(|| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0));
-    Ok((Transport::Tcp(stream), Address::Tcp(peer)))
 }

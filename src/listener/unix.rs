@@ -8,18 +8,16 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::task::{Context, Poll};
 
-use async_io::Async;
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Type};
 
-use super::tcp::poll_accept;
-use super::{Bound, cannot_listen};
+use super::{Bound, Engine, Socket, cannot_listen};
 use crate::address::Address;
 use crate::builder::Config;
 use crate::transport::Transport;
 
 #[derive(Debug)]
 pub(crate) struct Unix {
-    socket: Async<UnixListener>,
+    socket: Socket<UnixListener>,
     /// What we made in the file system; none of an abstract or an adopted socket.
     file: Option<File>,
     /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
@@ -35,26 +33,32 @@ struct File {
 }
 
 impl Unix {
-    pub(super) async fn bind(address: Address, config: &Config) -> io::Result<Self> {
-        let config = config.clone();
+    pub(super) async fn bind(
+        address: Address,
+        config: &Config,
+        engine: &Engine,
+    ) -> io::Result<Self> {
+        let (config, engine) = (config.clone(), engine.clone());
         // File systems block.
         blocking::unblock(move || {
-            Self::bind_now(&address, &config).map_err(|error| cannot_listen(&address, &error))
+            Self::bind_now(&address, &config, &engine)
+                .map_err(|error| cannot_listen(&address, &error))
         })
         .await
     }
 
-    pub(super) fn adopt(listener: UnixListener) -> io::Result<Self> {
+    pub(super) fn adopt(listener: UnixListener, engine: &Engine) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
         Ok(Self {
-            socket: Async::new(listener)?,
+            socket: Socket::new(listener, engine)?,
             file: None,
             shared: true,
             armed: false,
         })
     }
 
-    fn bind_now(address: &Address, config: &Config) -> io::Result<Self> {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    fn bind_now(address: &Address, config: &Config, engine: &Engine) -> io::Result<Self> {
+        let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
         let file = match address {
             Address::Unix(path) => Some(bind_file(&socket, path, config)?),
             Address::Abstract(name) => {
@@ -69,7 +73,8 @@ impl Unix {
         let backlog = i32::try_from(config.backlog).unwrap_or(i32::MAX);
         let listened = socket
             .listen(backlog)
-            .and_then(|()| Async::new(socket.into()));
+            .and_then(|()| socket.set_nonblocking(true))
+            .and_then(|()| Socket::new(socket.into(), engine));
         match listened {
             Ok(socket) => Ok(Self {
                 socket,
@@ -83,15 +88,37 @@ impl Unix {
             }
         }
     }
+
+    fn accept(&self) -> io::Result<(Transport, Address)> {
+        #[cfg(target_os = "linux")]
+        let stream = {
+            use rustix::net::{SocketFlags, accept_with};
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            UnixStream::from(accept_with(self.socket.get_ref(), flags)?)
+        };
+        #[cfg(not(target_os = "linux"))]
+        let stream = {
+            let (stream, _) = self.socket.get_ref().accept()?;
+            stream.set_nonblocking(true)?;
+            stream
+        };
+        // A peer that is gone already has no name any more.
+        let peer = stream.peer_addr();
+        let peer = peer.map_or(Address::Unnamed, |peer| Address::from_unix(&peer));
+        Ok((self.socket.unix(stream)?, peer))
+    }
 }
 
 impl Bound for Unix {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Address)>> {
-        poll_accept(&self.socket, &mut self.armed, cx, accept)
+        let mut armed = self.armed;
+        let accepted = self.socket.poll_accept(&mut armed, cx, || self.accept());
+        self.armed = armed;
+        accepted
     }
 
     fn try_accept(&mut self) -> io::Result<(Transport, Address)> {
-        accept(self.socket.get_ref())
+        self.accept()
     }
 
     fn local_addr(&self) -> io::Result<Address> {
@@ -106,7 +133,7 @@ impl Bound for Unix {
         }
         if !self.shared {
             // New peers are refused, those queued stay acceptable. It cannot fail on a listener.
-            let _ignored = SockRef::from(&self.socket).shutdown(Shutdown::Read);
+            let _ignored = SockRef::from(self.socket.get_ref()).shutdown(Shutdown::Read);
         }
     }
 }
@@ -137,7 +164,7 @@ impl File {
 }
 
 /// Binds to a path, in place of a socket on which nobody answers.
-fn bind_file(socket: &Socket, path: &Path, config: &Config) -> io::Result<File> {
+fn bind_file(socket: &socket2::Socket, path: &Path, config: &Config) -> io::Result<File> {
     // The working directory may have changed when the path is removed.
     let path = std::path::absolute(path)?;
     let address = SockAddr::unix(&path)?;
@@ -181,7 +208,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !found.file_type().is_socket() {
         return in_use("the path exists and is not a socket");
     }
-    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // A full queue would block, and is a sign of life.
     probe.set_nonblocking(true)?;
     match probe.connect(&SockAddr::unix(path)?) {
@@ -198,19 +225,4 @@ fn lock_directory(path: &Path) -> Option<fs::File> {
     let directory = fs::File::open(path.parent()?).ok()?;
     rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive).ok()?;
     Some(directory)
-}
-
-fn accept(listener: &UnixListener) -> io::Result<(Transport, Address)> {
-    #[cfg(target_os = "linux")]
-    let stream = {
-        use rustix::net::{SocketFlags, accept_with};
-        let socket = accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
-        Async::new_nonblocking(UnixStream::from(socket))?
-    };
-    #[cfg(not(target_os = "linux"))]
-    let stream = Async::new(listener.accept()?.0)?;
-    // A peer that is gone already has no name any more.
-    let peer = stream.get_ref().peer_addr();
-    let peer = peer.map_or(Address::Unnamed, |peer| Address::from_unix(&peer));
-    Ok((Transport::Unix(stream), peer))
 }

@@ -1,0 +1,427 @@
+//! Readiness, edge by edge: a socket is registered once, for its whole life.
+//!
+//! 1. An edge sets a bit of the socket's readiness and counts its tick up, then wakes. Who finds
+//!    the socket empty clears the bit only if the tick is still the one it had seen before it
+//!    looked: an edge that came in between wins.
+//! 2. Who waits leaves its waker first and looks at the readiness again afterwards.
+//! 3. A key names a slot and the generation of its tenant, so an event that is left over from a
+//!    former tenant finds nobody.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
+
+use crate::connection::Socket;
+use crate::group::{Record, Who};
+use crate::transport::Transport;
+
+/// How many events one wait can bring.
+const EVENTS: usize = 1024;
+
+/// There may be something to read.
+const READ: u32 = 1;
+/// The peer has ended, or the connection is broken: what is read comes to an end.
+const END: u32 = 1 << 1;
+/// There was no room to write.
+const FULL: u32 = 1 << 2;
+/// Room to write is reported.
+const ROOM: u32 = 1 << 3;
+/// One edge.
+const TICK: u32 = 1 << 8;
+
+/// Marks the key of a listener.
+const LISTENER: u32 = 1 << 31;
+/// The key of the poller's own wake-up.
+const WAKE: u64 = u64::MAX;
+
+/// One epoll, and who is registered with it.
+#[derive(Debug)]
+pub(crate) struct Poller {
+    epoll: OwnedFd,
+    wake: OwnedFd,
+    tenants: Mutex<Tenants>,
+}
+
+#[derive(Debug, Default)]
+struct Tenants {
+    slots: Vec<(u32, Option<Arc<Record>>)>,
+    free: Vec<u32>,
+    listeners: Vec<Arc<Watch>>,
+}
+
+/// What one wait brought.
+pub(crate) struct Batch {
+    events: Vec<Event>,
+    wakers: Vec<Waker>,
+}
+
+impl Batch {
+    pub(crate) fn new() -> Self {
+        Self {
+            events: Vec::with_capacity(EVENTS),
+            wakers: Vec::with_capacity(EVENTS),
+        }
+    }
+}
+
+impl Poller {
+    pub(crate) fn new() -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        // Edge-triggered, and so never read: each write is an edge.
+        epoll::add(
+            &epoll,
+            &wake,
+            EventData::new_u64(WAKE),
+            EventFlags::IN | EventFlags::ET,
+        )?;
+        Ok(Self {
+            epoll,
+            wake,
+            tenants: Mutex::default(),
+        })
+    }
+
+    /// Wakes whoever waits, or the next to wait.
+    pub(crate) fn wake(&self) {
+        // It fails only where 2^64 - 1 wake-ups are pending.
+        let _ignored = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Waits for events, for ever or not at all, and wakes whom they are for. Says how many.
+    pub(crate) fn wait(&self, batch: &mut Batch, block: bool) -> usize {
+        const NOT_AT_ALL: Timespec = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let Batch { events, wakers } = batch;
+        events.clear();
+        let timeout = (!block).then_some(&NOT_AT_ALL);
+        // A signal ends the wait early, with no event.
+        if epoll::wait(&self.epoll, spare_capacity(events), timeout).is_err() {
+            return 0;
+        }
+        if events.is_empty() {
+            return 0;
+        }
+        {
+            let tenants = self.tenants();
+            for event in &*events {
+                let (data, flags) = (event.data, event.flags);
+                let (generation, index) = ((data.u64() >> 32) as u32, data.u64() as u32);
+                if data.u64() == WAKE {
+                    continue;
+                }
+                if index & LISTENER != 0 {
+                    let watch = tenants.listeners.get((index & !LISTENER) as usize);
+                    wakers.extend(watch.and_then(|watch| watch.edge()));
+                    continue;
+                }
+                if let Some((tenancy, Some(record))) = tenants.slots.get(index as usize) {
+                    if *tenancy == generation {
+                        if let Transport::Slot(slot) = &record.transport {
+                            slot.edge(flags, |who| wakers.extend(record.waker(who)));
+                        }
+                    }
+                }
+            }
+        }
+        // After the lock, since a waker is somebody else's code.
+        wakers.drain(..).for_each(Waker::wake);
+        events.len()
+    }
+
+    /// Registers a connection's socket, for its whole life.
+    pub(crate) fn enroll(&self, record: &Arc<Record>, slot: &Slot) -> io::Result<()> {
+        let key = {
+            let mut tenants = self.tenants();
+            let index = match tenants.free.pop() {
+                Some(index) => index,
+                None => {
+                    tenants.slots.push((0, None));
+                    tenants.slots.len() as u32 - 1
+                }
+            };
+            let place = &mut tenants.slots[index as usize];
+            place.1 = Some(record.clone());
+            u64::from(place.0) << 32 | u64::from(index)
+        };
+        slot.key.store(key, Relaxed);
+        let registered = epoll::add(&self.epoll, slot, EventData::new_u64(key), INPUT);
+        if registered.is_err() {
+            self.dismiss(slot);
+        }
+        Ok(registered?)
+    }
+
+    /// Forgets a connection. Closing its socket takes it out of the epoll.
+    pub(crate) fn dismiss(&self, slot: &Slot) {
+        let key = slot.key.swap(WAKE, Relaxed);
+        if key == WAKE {
+            return;
+        }
+        let record = {
+            let mut tenants = self.tenants();
+            let index = key as u32;
+            let place = &mut tenants.slots[index as usize];
+            place.0 = place.0.wrapping_add(1);
+            let record = place.1.take();
+            tenants.free.push(index);
+            record
+        };
+        // A descriptor that somebody duplicated outlives the close.
+        if slot.shared.load(Relaxed) {
+            let _ignored = epoll::delete(&self.epoll, slot);
+        }
+        drop(record);
+    }
+
+    /// Registers a listener; its number for [`unwatch`](Self::unwatch) is in its watch.
+    pub(crate) fn watch(&self, listener: &impl AsFd) -> io::Result<Arc<Watch>> {
+        let watch = Arc::new(Watch::default());
+        let index = {
+            let mut tenants = self.tenants();
+            tenants.listeners.push(watch.clone());
+            tenants.listeners.len() as u32 - 1
+        };
+        let key = u64::from(index | LISTENER);
+        let flags = EventFlags::IN | EventFlags::ET;
+        epoll::add(&self.epoll, listener, EventData::new_u64(key), flags)?;
+        Ok(watch)
+    }
+
+    /// Takes a listener out, which others may hold open.
+    pub(crate) fn unwatch(&self, listener: &impl AsFd) {
+        let _ignored = epoll::delete(&self.epoll, listener);
+    }
+
+    fn tenants(&self) -> MutexGuard<'_, Tenants> {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const INPUT: EventFlags = EventFlags::IN
+    .union(EventFlags::RDHUP)
+    .union(EventFlags::ET);
+
+/// A listener's readiness.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    ready: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Watch {
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.ready.swap(false, SeqCst) {
+            return Poll::Ready(Ok(()));
+        }
+        let old = self.waker().replace(cx.waker().clone());
+        drop(old);
+        if self.ready.swap(false, SeqCst) {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    }
+
+    fn edge(&self) -> Option<Waker> {
+        self.ready.store(true, SeqCst);
+        self.waker().take()
+    }
+
+    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's socket and its readiness.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    socket: Socket,
+    poller: Arc<Poller>,
+    readiness: AtomicU32,
+    /// Somebody has a duplicate of the descriptor.
+    shared: AtomicBool,
+    key: AtomicU64,
+}
+
+impl Slot {
+    pub(crate) fn new(socket: Socket, poller: Arc<Poller>) -> Self {
+        Self {
+            socket,
+            poller,
+            readiness: AtomicU32::new(0),
+            shared: AtomicBool::new(false),
+            key: AtomicU64::new(WAKE),
+        }
+    }
+
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    pub(crate) fn poller(&self) -> &Poller {
+        &self.poller
+    }
+
+    /// Notes that a duplicate of the descriptor will outlive this one.
+    pub(crate) fn share(&self) {
+        self.shared.store(true, Relaxed);
+    }
+
+    /// Reads, if there may be something; with `look`, in any case. On `Pending` the caller leaves
+    /// its waker and asks [`may_read`](Self::may_read).
+    pub(crate) fn poll_read(&self, buf: &mut [u8], look: bool) -> Poll<io::Result<usize>> {
+        loop {
+            let seen = self.readiness.load(Acquire);
+            if seen & READ == 0 && !look {
+                return Poll::Pending;
+            }
+            match self.try_read(buf) {
+                Ok(n) => {
+                    // A short read has emptied the socket; nothing is lost if it has not: what
+                    // comes later is an edge. The end is no edge of its own if it came with data.
+                    if n > 0 && n < buf.len() && seen & END == 0 {
+                        self.settle(seen, seen & !READ);
+                    }
+                    return Poll::Ready(Ok(n));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.settle(seen, seen & !READ) {
+                        return Poll::Pending;
+                    }
+                }
+                error => return Poll::Ready(error),
+            }
+        }
+    }
+
+    /// Whether a read is worth trying.
+    pub(crate) fn may_read(&self) -> bool {
+        self.readiness.load(SeqCst) & READ != 0
+    }
+
+    /// Takes the news that there may be something to read.
+    pub(crate) fn take_readable(&self) -> bool {
+        let seen = self.readiness.load(SeqCst);
+        seen & READ != 0 && (seen & END != 0 || self.settle(seen, seen & !READ))
+    }
+
+    /// Writes what fits. On `Pending` the caller leaves its waker and asks
+    /// [`may_write`](Self::may_write).
+    pub(crate) fn poll_write(&self, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        loop {
+            let seen = self.readiness.load(Acquire);
+            if seen & FULL != 0 {
+                return Poll::Pending;
+            }
+            let sent = match bufs {
+                [buf] => rustix::net::send(&self.socket, buf, SendFlags::NOSIGNAL),
+                bufs => rustix::net::sendmsg(
+                    &self.socket,
+                    bufs,
+                    &mut SendAncillaryBuffer::default(),
+                    SendFlags::NOSIGNAL,
+                ),
+            };
+            match sent {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    if self.settle(seen, seen | FULL | ROOM) {
+                        if seen & ROOM == 0 {
+                            // Asked for by the first who needs it; room there is now is an edge.
+                            self.ask_for_room()?;
+                        }
+                        return Poll::Pending;
+                    }
+                }
+                sent => return Poll::Ready(Ok(sent?)),
+            }
+        }
+    }
+
+    /// Whether a write is worth trying.
+    pub(crate) fn may_write(&self) -> bool {
+        self.readiness.load(SeqCst) & FULL == 0
+    }
+
+    pub(crate) fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match rustix::net::recv(&self.socket, &mut *buf, RecvFlags::empty()) {
+                Err(Errno::INTR) => {}
+                received => return Ok(received?.0),
+            }
+        }
+    }
+
+    fn ask_for_room(&self) -> io::Result<()> {
+        let data = EventData::new_u64(self.key.load(Relaxed));
+        Ok(epoll::modify(
+            &self.poller.epoll,
+            self,
+            data,
+            INPUT | EventFlags::OUT,
+        )?)
+    }
+
+    /// An event: sets what it says, and says whom it concerns.
+    fn edge(&self, flags: EventFlags, mut concerns: impl FnMut(Who)) {
+        let ended = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
+        let readable = ended || flags.contains(EventFlags::IN);
+        let writable = flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
+        let set = if ended { READ | END } else { READ } * u32::from(readable);
+        let clear = FULL * u32::from(writable);
+        let mut seen = self.readiness.load(Relaxed);
+        while let Err(newer) = self.readiness.compare_exchange_weak(
+            seen,
+            (seen.wrapping_add(TICK) | set) & !clear,
+            SeqCst,
+            Relaxed,
+        ) {
+            seen = newer;
+        }
+        if readable {
+            concerns(Who::Reader);
+        }
+        if writable {
+            concerns(Who::Writer);
+        }
+    }
+
+    /// Stores what was found out, unless there has been an edge since `seen`; `false` then.
+    ///
+    /// The other half may have changed its own bit, which is no edge.
+    fn settle(&self, seen: u32, found: u32) -> bool {
+        let changed = seen ^ found;
+        let mut now = seen;
+        loop {
+            if now / TICK != seen / TICK {
+                return false;
+            }
+            let next = now & !changed | found & changed;
+            match self
+                .readiness
+                .compare_exchange_weak(now, next, SeqCst, Acquire)
+            {
+                Ok(_) => return true,
+                Err(newer) => now = newer,
+            }
+        }
+    }
+}
+
+impl AsFd for Slot {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,530 @@
+//! The threads: one that drives, helpers on demand, and one that looks after them.
+//!
+//! 1. At any time one thread has the role of the driver, named by the pool's `driver`. A thread that
+//!    finds it is no longer that one helps instead.
+//! 2. Whoever makes something runnable sees to it that somebody runs it: on a thread of the pool
+//!    that thread will; from elsewhere the driver is woken if it sleeps. The driver says that it
+//!    sleeps before it looks for the last time.
+//! 3. What a thread has not begun, others can take.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use async_task::Runnable;
+use crossbeam_deque::{Injector, Steal, Stealer, Worker};
+use pin_project_lite::pin_project;
+
+use super::poller::{Batch, Poller};
+use crate::handle::Shared;
+
+/// How many tasks run between two looks at the sockets.
+const TURN: usize = 256;
+/// How many reads a task may make in one turn before the others have theirs.
+const READS: u32 = 32;
+/// What is there to run has to take this long to be worth a helper's wake-up, which takes about a
+/// tenth of it.
+const WORTH_A_HELPER: Duration = Duration::from_micros(250);
+/// How often the threads are looked after, while there is anything to do.
+const LOOK: Duration = Duration::from_millis(50);
+/// How many threads may be blocked by handlers at once, before that is left alone.
+const MOST_BLOCKED: usize = 256;
+
+pub(crate) struct Pool {
+    poller: Arc<Poller>,
+    /// How many threads there should be to run handlers.
+    size: usize,
+    /// How long the driver looks for events before it sleeps.
+    spin: Duration,
+    foreign: Injector<Runnable>,
+    threads: Mutex<Vec<Arc<Seat>>>,
+    /// The number of the thread that drives.
+    driver: AtomicUsize,
+    /// The driver sleeps, or is about to.
+    sleeping: AtomicBool,
+    hired: AtomicUsize,
+    /// Helpers that sleep.
+    resting: AtomicUsize,
+    /// Tasks that have not ended.
+    tasks: AtomicUsize,
+    /// The server is closed; the threads end with the last task.
+    over: AtomicBool,
+    watcher: Mutex<Option<Thread>>,
+}
+
+/// A thread's place in the pool, as others see it.
+struct Seat {
+    number: usize,
+    stealer: Stealer<Runnable>,
+    /// Counted up at the beginning and at the end of every task: odd inside one.
+    turns: AtomicU64,
+    resting: AtomicBool,
+    thread: Mutex<Option<Thread>>,
+}
+
+/// What a thread of a pool knows of itself.
+struct Local {
+    /// For comparison only.
+    pool: *const Pool,
+    queue: Rc<Worker<Runnable>>,
+}
+
+thread_local! {
+    static LOCAL: RefCell<Option<Local>> = const { RefCell::new(None) };
+    static READS_LEFT: Cell<u32> = const { Cell::new(u32::MAX) };
+}
+
+/// Whether the running task may go on reading; on a thread that is no worker, always.
+pub(crate) fn has_turn() -> bool {
+    READS_LEFT.with(|left| match left.get() {
+        0 => false,
+        u32::MAX => true,
+        some => {
+            left.set(some - 1);
+            true
+        }
+    })
+}
+
+impl Pool {
+    pub(crate) fn new(size: usize, spin: Duration) -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            poller: Arc::new(Poller::new()?),
+            size,
+            spin,
+            foreign: Injector::new(),
+            threads: Mutex::default(),
+            driver: AtomicUsize::new(0),
+            sleeping: AtomicBool::new(false),
+            hired: AtomicUsize::new(0),
+            resting: AtomicUsize::new(0),
+            tasks: AtomicUsize::new(0),
+            over: AtomicBool::new(false),
+            watcher: Mutex::default(),
+        }))
+    }
+
+    pub(crate) fn poller(&self) -> &Arc<Poller> {
+        &self.poller
+    }
+
+    /// Starts the threads, for as long as `server` has something to do.
+    pub(crate) fn start(self: &Arc<Self>, server: &Arc<Shared>) -> io::Result<()> {
+        for _ in 0..self.size {
+            self.hire()?;
+        }
+        let (pool, server) = (self.clone(), Arc::downgrade(server));
+        let watcher = thread::Builder::new().name("gracious-watch".into());
+        let watcher = watcher.spawn(move || pool.look_after(&server))?;
+        *lock(&self.watcher) = Some(watcher.thread().clone());
+        Ok(())
+    }
+
+    /// The server is closed: the threads end when no task is left.
+    pub(crate) fn end(&self) {
+        self.over.store(true, SeqCst);
+        self.wake_all();
+    }
+
+    pub(crate) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.fetch_add(1, SeqCst);
+        let counted = Counted {
+            future,
+            count: Count(self.clone()),
+        };
+        let pool = self.clone();
+        let (runnable, task) = async_task::spawn(counted, move |runnable| pool.schedule(runnable));
+        task.detach();
+        runnable.schedule();
+    }
+
+    fn schedule(&self, runnable: Runnable) {
+        let foreign = LOCAL.with(|local| match &*local.borrow() {
+            Some(local) if std::ptr::eq(local.pool, self) => {
+                local.queue.push(runnable);
+                None
+            }
+            _ => Some(runnable),
+        });
+        if let Some(runnable) = foreign {
+            self.foreign.push(runnable);
+            self.wake();
+        }
+    }
+
+    /// Sees to it that the driver looks again: one write however many ask.
+    fn wake(&self) {
+        if self.sleeping.swap(false, SeqCst) {
+            self.poller.wake();
+        }
+    }
+
+    fn wake_all(&self) {
+        self.sleeping.store(false, SeqCst);
+        self.poller.wake();
+        for seat in &*lock(&self.threads) {
+            seat.unpark();
+        }
+        if let Some(watcher) = &*lock(&self.watcher) {
+            watcher.unpark();
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(SeqCst) && self.tasks.load(SeqCst) == 0
+    }
+
+    /// One more thread.
+    fn hire(self: &Arc<Self>) -> io::Result<Arc<Seat>> {
+        let queue = Worker::new_fifo();
+        let seat = {
+            let mut threads = lock(&self.threads);
+            let seat = Arc::new(Seat {
+                number: threads.len(),
+                stealer: queue.stealer(),
+                turns: AtomicU64::new(0),
+                resting: AtomicBool::new(false),
+                thread: Mutex::default(),
+            });
+            threads.push(seat.clone());
+            self.hired.store(threads.len(), SeqCst);
+            seat
+        };
+        let (pool, mine) = (self.clone(), seat.clone());
+        let name = format!("gracious-{}", seat.number);
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            *lock(&mine.thread) = Some(thread::current());
+            let queue = Rc::new(queue);
+            let local = Local {
+                pool: &*pool,
+                queue: queue.clone(),
+            };
+            LOCAL.with(|place| *place.borrow_mut() = Some(local));
+            pool.work(&mine, &queue);
+            LOCAL.with(|place| *place.borrow_mut() = None);
+        })?;
+        *lock(&seat.thread) = Some(thread.thread().clone());
+        Ok(seat)
+    }
+
+    /// A thread's life.
+    fn work(&self, seat: &Seat, queue: &Worker<Runnable>) {
+        let mut batch = Batch::new();
+        while !self.is_over() {
+            if self.is_driver(seat) {
+                self.drive(seat, queue, &mut batch);
+            } else {
+                self.help(seat, queue);
+            }
+        }
+        // The next finds that it is over, too.
+        self.wake_all();
+    }
+
+    fn is_driver(&self, seat: &Seat) -> bool {
+        self.driver.load(SeqCst) == seat.number
+    }
+
+    /// Waits for events and runs what they wake, as long as it is this thread's role.
+    fn drive(&self, seat: &Seat, queue: &Worker<Runnable>, batch: &mut Batch) {
+        let mut pace = Pace::default();
+        let mut spins = Spins::new(self.spin);
+        loop {
+            let begun = (self.size > 1).then(Instant::now);
+            let ran = run_own(seat, queue);
+            if let Some(begun) = begun {
+                pace.note(ran, begun);
+            }
+            // Another takes over while a handler blocks this thread.
+            if !self.is_driver(seat) || self.is_over() {
+                return;
+            }
+            self.take_foreign(queue);
+            if queue.is_empty() {
+                if let Some(runnable) = self.take_from_others(seat, queue) {
+                    run(seat, runnable);
+                    continue;
+                }
+            }
+            let mut block = queue.is_empty();
+            if block
+                && spins.spin(|| self.poller.wait(batch, false) > 0 || !self.foreign.is_empty())
+            {
+                continue;
+            }
+            if block {
+                self.sleeping.store(true, SeqCst);
+                // A look after the word: whoever pushes from now on wakes.
+                block = self.foreign.is_empty() && !self.is_over();
+            }
+            self.poller.wait(batch, block);
+            self.sleeping.store(false, SeqCst);
+            if self.size > 1 && pace.is_worth_a_helper(queue.len()) {
+                self.call_a_helper();
+            }
+        }
+    }
+
+    /// Runs what others have not begun, then sleeps until it is called.
+    fn help(&self, seat: &Seat, queue: &Worker<Runnable>) {
+        loop {
+            loop {
+                run_own(seat, queue);
+                if !queue.is_empty() {
+                    continue;
+                }
+                match self.take_from_others(seat, queue) {
+                    Some(runnable) => run(seat, runnable),
+                    None => break,
+                }
+            }
+            if self.is_over() || self.is_driver(seat) {
+                return;
+            }
+            self.rest(seat);
+            if self.is_over() || self.is_driver(seat) {
+                return;
+            }
+        }
+    }
+
+    fn rest(&self, seat: &Seat) {
+        seat.resting.store(true, SeqCst);
+        self.resting.fetch_add(1, SeqCst);
+        thread::park();
+        // Unless somebody called: `park` may return for no reason.
+        self.rouse(seat);
+    }
+
+    /// Takes a helper out of its rest; `false` where it was not resting.
+    fn rouse(&self, seat: &Seat) -> bool {
+        let rested = seat.resting.swap(false, SeqCst);
+        if rested {
+            self.resting.fetch_sub(1, SeqCst);
+        }
+        rested
+    }
+
+    fn call_a_helper(&self) {
+        if self.resting.load(Relaxed) > 0 {
+            if let Some(seat) = lock(&self.threads).iter().find(|seat| self.rouse(seat)) {
+                seat.unpark();
+            }
+        }
+    }
+
+    /// Takes some of another thread's queue into this one's, and gives the first of it.
+    fn take_from_others(&self, seat: &Seat, queue: &Worker<Runnable>) -> Option<Runnable> {
+        // Nobody else has anything where all others rest.
+        if self.resting.load(Relaxed) + 1 >= self.hired.load(Relaxed) {
+            return None;
+        }
+        let threads = lock(&self.threads);
+        for other in threads.iter().filter(|other| other.number != seat.number) {
+            loop {
+                match other.stealer.steal_batch_and_pop(queue) {
+                    Steal::Success(runnable) => return Some(runnable),
+                    Steal::Empty => break,
+                    Steal::Retry => {}
+                }
+            }
+        }
+        None
+    }
+
+    fn take_foreign(&self, queue: &Worker<Runnable>) {
+        while !self.foreign.is_empty() && self.foreign.steal_batch(queue).is_retry() {}
+    }
+
+    /// Notices a handler that blocks its thread, and lets another thread take over.
+    fn look_after(self: &Arc<Self>, server: &Weak<Shared>) {
+        let mut seen: Vec<u64> = Vec::new();
+        while !self.is_over() {
+            if self.tasks.load(SeqCst) == 0 {
+                thread::park_timeout(Duration::from_secs(1));
+                continue;
+            }
+            thread::park_timeout(LOOK);
+            let threads = lock(&self.threads).clone();
+            seen.resize(threads.len(), 0);
+            let mut blocked = Vec::new();
+            for (seat, seen) in threads.iter().zip(&mut seen) {
+                let turns = seat.turns.load(Relaxed);
+                if turns % 2 == 1 && turns == *seen {
+                    blocked.push(seat);
+                }
+                *seen = turns;
+            }
+            if blocked.is_empty() || blocked.len() > MOST_BLOCKED {
+                continue;
+            }
+            if let Some(server) = server.upgrade() {
+                server.group.name_blocked();
+            }
+            if blocked.iter().any(|seat| self.is_driver(seat)) {
+                self.replace_driver(&threads);
+            }
+            // What waits behind a blocked handler is there to be taken.
+            self.wake();
+        }
+    }
+
+    fn replace_driver(self: &Arc<Self>, threads: &[Arc<Seat>]) {
+        let heir = match threads.iter().find(|seat| self.rouse(seat)) {
+            Some(seat) => seat.clone(),
+            None => match self.hire() {
+                Ok(seat) => seat,
+                Err(error) => {
+                    log::error!(target: "gracious", error:%; "cannot start another worker: {error}");
+                    return;
+                }
+            },
+        };
+        self.driver.store(heir.number, SeqCst);
+        heir.unpark();
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool")
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Seat {
+    fn unpark(&self) {
+        if let Some(thread) = &*lock(&self.thread) {
+            thread.unpark();
+        }
+    }
+}
+
+fn run(seat: &Seat, runnable: Runnable) {
+    let turns = seat.turns.load(Relaxed);
+    seat.turns.store(turns + 1, Relaxed);
+    READS_LEFT.with(|left| left.set(READS));
+    // What panics here is not a handler: those are caught where they are polled.
+    let _caught = catch_unwind(AssertUnwindSafe(|| runnable.run()));
+    READS_LEFT.with(|left| left.set(u32::MAX));
+    seat.turns.store(turns + 2, Relaxed);
+}
+
+/// Runs what is in this thread's queue, up to a turn; says how many.
+fn run_own(seat: &Seat, queue: &Worker<Runnable>) -> usize {
+    for ran in 0..TURN {
+        match queue.pop() {
+            Some(runnable) => run(seat, runnable),
+            None => return ran,
+        }
+    }
+    TURN
+}
+
+/// How long a task takes, of late.
+#[derive(Default)]
+struct Pace {
+    nanos: u64,
+}
+
+impl Pace {
+    fn note(&mut self, ran: usize, begun: Instant) {
+        if ran > 0 {
+            let each = begun.elapsed().as_nanos() as u64 / ran as u64;
+            self.nanos = (self.nanos * 7 + each) / 8;
+        }
+    }
+
+    fn is_worth_a_helper(&self, queued: usize) -> bool {
+        queued > 1 && Duration::from_nanos(self.nanos * queued as u64) > WORTH_A_HELPER
+    }
+}
+
+/// A short look for events before the thread sleeps, as long as that pays.
+struct Spins {
+    span: Duration,
+    /// How many sleeps come before the next try.
+    skip: u32,
+    fruitless: u32,
+}
+
+impl Spins {
+    fn new(span: Duration) -> Self {
+        let alone = thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
+        Self {
+            span: if alone { Duration::ZERO } else { span },
+            skip: 0,
+            fruitless: 0,
+        }
+    }
+
+    fn spin(&mut self, mut found: impl FnMut() -> bool) -> bool {
+        if self.span.is_zero() {
+            return false;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return false;
+        }
+        let begun = Instant::now();
+        let mut last = begun;
+        loop {
+            if found() {
+                self.fruitless = 0;
+                return true;
+            }
+            let now = Instant::now();
+            // Half the span between two looks: somebody else wants this core.
+            let contended = now - last > self.span / 2;
+            if contended || now - begun > self.span {
+                self.fruitless = (self.fruitless + if contended { 4 } else { 1 }).min(12);
+                if self.fruitless > 2 {
+                    self.skip = 1 << self.fruitless;
+                }
+                return false;
+            }
+            last = now;
+            std::hint::spin_loop();
+        }
+    }
+}
+
+pin_project! {
+    /// A task that is counted until it is dropped.
+    struct Counted<F> {
+        #[pin]
+        future: F,
+        count: Count,
+    }
+}
+
+impl<F: Future> Future for Counted<F> {
+    type Output = F::Output;
+
+    fn poll(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.project().future.poll(cx)
+    }
+}
+
+struct Count(Arc<Pool>);
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        if self.0.tasks.fetch_sub(1, SeqCst) == 1 && self.0.over.load(SeqCst) {
+            self.0.wake_all();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
