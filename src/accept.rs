@@ -25,6 +25,9 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// How many peers are taken in a row before other tasks of the thread have a turn.
 const IN_A_ROW: u32 = 64;
 
+/// How many peers may be gone before they were accepted until that is worth a pause.
+pub(crate) const FAILURES_IN_A_ROW: u32 = 256;
+
 /// A peer, straight from the kernel.
 pub(crate) struct Accepted {
     pub(crate) transport: Transport,
@@ -58,6 +61,7 @@ pub(crate) async fn accept_until(
 
 /// Waits for a place, then for a peer.
 async fn next_peer(shared: &Shared, shortage: &mut Shortage) -> io::Result<Accepted> {
+    let mut failures = 0_u32;
     loop {
         shared.place().await;
         let accepted = poll_fn(|cx| {
@@ -80,7 +84,11 @@ async fn next_peer(shared: &Shared, shortage: &mut Shortage) -> io::Result<Accep
             Blame::Peer => {
                 shared.group.count_accept_error(|errors| errors.peer += 1);
                 log::debug!(target: "gracious", error:%; "a peer was gone before it was accepted: {error}");
-                // A listener that fails without end still lets the others run.
+                // One after the other without end is no peer's fault any more, whatever it says.
+                failures += 1;
+                if failures % FAILURES_IN_A_ROW == 0 {
+                    shared.clock.sleep(FIRST_PAUSE).await;
+                }
                 future::yield_now().await;
             }
             Blame::Shortage => {

@@ -100,12 +100,15 @@ fn finish(record: &Record) -> io::Result<()> {
 }
 
 async fn linger(record: Arc<Record>, mut found: Found) {
+    let config = &record.server.config;
     if !record.transport.finishes_at_once() {
         // A transport of the user's own knows what its end takes; a failure is an end, too.
-        let _ignored = poll_fn(|cx| record.transport.poll_finish(cx)).await;
-        return;
+        let finished = async {
+            let _ignored = poll_fn(|cx| record.transport.poll_finish(cx)).await;
+        };
+        let limit = config.linger.min(config.linger_total);
+        return future::or(finished, record.server.clock.sleep(limit)).await;
     }
-    let config = &record.server.config;
     let start = record.server.uptime();
     let (mut progress, mut look) = (start, FIRST_LOOK);
     let mut sends = found == Found::Input;

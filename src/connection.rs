@@ -311,6 +311,7 @@ impl ReadHalf {
         Lines {
             reader: self,
             line: Vec::new(),
+            untaken: 0,
             done: false,
         }
     }
@@ -598,6 +599,7 @@ impl AsyncWrite for Connection {
 
 impl Drop for ReadHalf {
     fn drop(&mut self) {
+        self.record.reading.store(false, Relaxed);
         if self.waker.is_some() {
             self.record.unpark(Who::Reader);
         }
@@ -610,6 +612,8 @@ impl Drop for ReadHalf {
 
 impl Drop for WriteHalf {
     fn drop(&mut self) {
+        // A write that was waiting will not be completed.
+        self.record.writing.store(false, Release);
         if self.waker.is_some() {
             self.record.unpark(Who::Writer);
         }
@@ -633,6 +637,10 @@ fn leave(record: &Record, half: u32) {
             .transport
             .poll_finish(&mut Context::from_waker(Waker::noop()));
     }
+    if word & (bit::READER | bit::TOLD) == bit::READER | bit::TOLD {
+        // Without a writer the reader is busy no longer.
+        record.wake(Who::Reader);
+    }
 }
 
 /// The lines of a connection, without their ends (`\n` or `\r\n`).
@@ -646,6 +654,8 @@ fn leave(record: &Record, half: u32) {
 pub struct Lines {
     reader: ReadHalf,
     line: Vec<u8>,
+    /// How many bytes of `line` count as unread.
+    untaken: usize,
     done: bool,
 }
 
@@ -700,7 +710,11 @@ impl Lines {
                 ))));
             }
             self.line.extend_from_slice(&bytes[..length]);
-            Pin::new(&mut self.reader).consume(length + usize::from(end.is_some()));
+            // Half a line is unread still, as far as the drain is concerned: it is taken whole.
+            self.untaken += self
+                .reader
+                .buffer
+                .consume(length + usize::from(end.is_some()));
             if end.is_some() {
                 return Poll::Ready(Some(self.take_line()));
             }
@@ -708,6 +722,7 @@ impl Lines {
     }
 
     fn take_line(&mut self) -> io::Result<String> {
+        self.reader.take(std::mem::take(&mut self.untaken));
         let mut line = std::mem::take(&mut self.line);
         if line.last() == Some(&b'\r') {
             line.pop();

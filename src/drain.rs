@@ -4,7 +4,9 @@
 //! or the runtime is gone, is done by [`Shared`]'s methods, none of which waits. Whoever waits for
 //! the end of the server sees to it that they are called: see [`finished`].
 
+use std::future::Future;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,18 +30,38 @@ const PATIENCE: Duration = Duration::from_millis(250);
 /// How much later than the server's own task somebody else does its work.
 const OVERDUE: Duration = Duration::from_millis(500);
 
+/// How long a door that is shut is left alone after an error.
+const ERROR_PAUSE: Duration = Duration::from_millis(5);
+
 /// Serves until a shutdown, and drains.
-pub(crate) async fn run<R: Runtime, H: Handler>(shared: Arc<Shared>, runtime: R, handler: H) {
-    let _orphan = Orphan(shared.clone());
+pub(crate) fn run<R: Runtime, H: Handler>(
+    shared: Arc<Shared>,
+    runtime: R,
+    handler: H,
+) -> impl Future<Output = ()> + Send + 'static {
+    // Made here, not in the future: a runtime that is gone drops that without a poll.
+    let orphan = Orphan(shared.clone());
+    async move {
+        serve(shared, runtime, handler).await;
+        drop(orphan);
+    }
+}
+
+async fn serve<R: Runtime, H: Handler>(shared: Arc<Shared>, runtime: R, handler: H) {
     // A handler need not be `Sync`: what is shared here is the right to clone it.
     let handler = Mutex::new(handler);
     let serve = |record: Arc<Record>| {
-        let handler = handler
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
         let connection = Connection::new(record.clone());
-        runtime.spawn(Task::new(record, handler.run(connection)));
+        // What a handler does before it comes to its future is its connection's affair, too.
+        let made = catch_unwind(AssertUnwindSafe(|| {
+            let handler = handler.lock().unwrap_or_else(PoisonError::into_inner);
+            let handler = handler.clone();
+            handler.run(connection)
+        }));
+        match made {
+            Ok(future) => runtime.spawn(Task::new(record, future)),
+            Err(panic) => runtime.spawn(Task::panicked(record, &*panic)),
+        }
     };
     let reject = |record: Arc<Record>| {
         let message = shared.config.reject_with.clone().unwrap_or_default();
@@ -106,25 +128,28 @@ pub(crate) async fn finished(shared: Arc<Shared>) -> Report {
 /// When the server's own task should have acted.
 fn overdue(shared: &Shared) -> Option<Instant> {
     let phase = shared.latch.phase();
-    // One that is not served yet has no task that could be late.
-    if !shared.is_served() || phase < Phase::Draining {
+    if phase < Phase::Draining {
         return None;
     }
+    // One that is not served yet has no task that could be late.
+    let served = shared.served()?;
     let request = shared.latch.request().clone();
     if let Some(aborted) = request.aborted {
         return aborted.checked_add(OVERDUE);
     }
     // Without the door's time, what it should have been.
-    let door = request
-        .door
-        .or_else(|| request.asked?.checked_add(shared.lame_duck()));
+    let door = request.door.or_else(|| {
+        let begun = request.asked?.max(served);
+        begun.checked_add(shared.lame_duck())
+    });
     let deadline = door
         .zip(shared.config.deadline)
         .and_then(|(door, span)| door.checked_add(span));
     earliest(deadline, request.before)?.checked_add(OVERDUE)
 }
 
-/// Waits for the end of the lame duck's time.
+/// Waits for the end of the lame duck's time, which a deadline inside it cuts short: the drain needs
+/// that time.
 async fn lame_duck(shared: &Shared) {
     let over = async {
         loop {
@@ -133,8 +158,12 @@ async fn lame_duck(shared: &Shared) {
             let over = request
                 .asked
                 .and_then(|asked| asked.checked_add(shared.lame_duck()));
-            let over = earliest(over, request.before);
-            if over.is_some_and(|over| over <= shared.clock.now()) {
+            let is_over = over.is_some_and(|over| over <= shared.clock.now());
+            if is_over
+                || request
+                    .before
+                    .is_some_and(|before| over.is_none_or(|over| before < over))
+            {
                 return;
             }
             future::or(sleep_until(&*shared.clock, over), changed).await;
@@ -165,23 +194,21 @@ async fn keep_sweeping(shared: &Arc<Shared>, admit: impl Fn(Accepted) + Copy) {
             sleep_until(&*shared.clock, until).await;
             None
         };
-        match future::or(accepted, over).await {
+        // The time first: it ends also where peers, or errors, come without a pause.
+        match future::or(over, accepted).await {
             Some(Ok(accepted)) => admit(accepted),
             Some(Err(error)) if blame(&error) == Blame::Shortage => {
                 shortage.pause(shared, &error).await;
             }
             // The peer's, and a listener's that is being closed anyway.
-            Some(Err(_)) => future::yield_now().await,
+            Some(Err(_)) => shared.clock.sleep(ERROR_PAUSE).await,
+            None if shared.sweep(admit) => shared.close_door(),
             None => {
-                if shared.sweep(admit) {
-                    shared.close_door();
-                } else {
-                    shortage
-                        .pause(shared, &io::Error::from_raw_os_error(libc::EMFILE))
-                        .await;
-                }
+                let error = io::Error::from_raw_os_error(libc::EMFILE);
+                shortage.pause(shared, &error).await;
             }
         }
+        future::yield_now().await;
     }
 }
 
@@ -271,7 +298,7 @@ impl Shared {
             // Nobody would tell us when its peer has sent something.
             log::warn!(target: "gracious", error:%; "cannot watch a connection: {error}");
             self.turn_away(record);
-        } else if share.is_some_and(|share| self.group.is_over_share(&record, share)) {
+        } else if share.is_some_and(|share| !self.group.take_share(&record, share)) {
             record.set(bit::REJECTED);
             reject(record);
         } else if !self.group.is_full() && self.held_is_empty() {

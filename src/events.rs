@@ -69,8 +69,7 @@ pub enum Cause {
     Detached,
 }
 
-/// Those who listen. Kept inside the ledger, so that everybody is told everything once, in the
-/// order in which it was counted.
+/// Those who listen.
 #[derive(Debug, Default)]
 pub(crate) struct Subscribers(Vec<Subscriber>);
 

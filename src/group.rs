@@ -64,6 +64,10 @@ pub(crate) mod bit {
     pub(crate) const INSIDER: u32 = 1 << 17;
     /// It is closed without the user's handler.
     pub(crate) const REJECTED: u32 = 1 << 18;
+    /// Its socket needs nothing more.
+    pub(crate) const CLOSED: u32 = 1 << 20;
+    /// It counts against its peer's share.
+    pub(crate) const SHARES: u32 = 1 << 21;
     /// The operator has been told that its handler blocks a thread.
     pub(crate) const BLOCKED: u32 = 1 << 19;
 
@@ -82,6 +86,9 @@ pub(crate) struct Record {
     pub(crate) listener: u32,
     word: AtomicU32,
     guards: AtomicU32,
+    /// How many futures of its handler wait for the server to close; changed under the ledger's
+    /// lock.
+    waits: AtomicU32,
     /// Since the server was bound, as all times of a record, in nanoseconds.
     accepted: u64,
     /// When a byte last moved; kept only where a limit asks for it.
@@ -206,7 +213,8 @@ impl Record {
 
     /// Cuts the connection under whoever holds it.
     pub(crate) fn abort(&self) {
-        if self.set(bit::ABORT) & bit::ABORT == 0 {
+        // What was detached is no longer ours to cut.
+        if !self.has(bit::DETACHED) && self.set(bit::ABORT) & bit::ABORT == 0 {
             self.transport.shut();
             self.told.notify(usize::MAX);
             for who in [Who::Task, Who::Reader, Who::Writer] {
@@ -259,8 +267,13 @@ impl Record {
     /// Between two messages, or inside one.
     pub(crate) fn is_busy(&self) -> bool {
         let received = self.received.load(Acquire);
-        if self.has(bit::GUARDED) {
+        let word = self.word();
+        if word & bit::GUARDED != 0 {
             return self.guards.load(SeqCst) > 0 || self.taken.load(Acquire) < received;
+        }
+        if word & bit::WRITER == 0 {
+            // There will be no more answers.
+            return self.taken.load(Acquire) < received;
         }
         self.answered.load(Acquire) < received || self.writing.load(Acquire)
     }
@@ -347,6 +360,9 @@ pub(crate) enum Ending {
 #[derive(Debug)]
 pub(crate) struct Group {
     ledger: Mutex<Ledger>,
+    /// Locked before the ledger is released, so that everybody is told everything in the order in
+    /// which it was counted; and told after it is, since to wake a receiver is somebody else's code.
+    subscribers: Mutex<Subscribers>,
     /// Notified when a place may have become free, or a pause has ended.
     pub(crate) vacancy: Event,
     /// Notified when the group may be empty.
@@ -385,13 +401,13 @@ pub(crate) struct Ledger {
     /// The server's task is gone; nobody else will note that the group is empty.
     pub(crate) orphaned: bool,
     pub(crate) stragglers: Vec<Straggler>,
-    pub(crate) subscribers: Subscribers,
 }
 
 impl Group {
     pub(crate) fn new(max_connections: Option<usize>) -> Self {
         Self {
             ledger: Mutex::default(),
+            subscribers: Mutex::default(),
             vacancy: Event::new(),
             empty: Event::new(),
             seated: AtomicUsize::new(0),
@@ -402,6 +418,12 @@ impl Group {
 
     pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn subscribers(&self) -> MutexGuard<'_, Subscribers> {
+        self.subscribers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -453,6 +475,7 @@ impl Group {
             listener,
             word: AtomicU32::new(word),
             guards: AtomicU32::new(0),
+            waits: AtomicU32::new(0),
             accepted,
             touched: AtomicU64::new(accepted),
             received: AtomicU64::new(0),
@@ -467,12 +490,9 @@ impl Group {
         });
         ledger.records.insert(record.id, Arc::downgrade(&record));
         ledger.peak = ledger.peak.max(ledger.records.len() as u64);
-        if server.config.max_per_peer.is_some() {
-            if let Some(ip) = record.peer.ip() {
-                *ledger.by_peer.entry(ip).or_default() += 1;
-            }
-        }
-        ledger.subscribers.opened(&record);
+        let mut subscribers = self.subscribers();
+        drop(ledger);
+        subscribers.opened(&record);
         record
     }
 
@@ -482,15 +502,19 @@ impl Group {
         self.seated.fetch_add(1, SeqCst);
     }
 
-    /// Whether one more of this peer's connections is more than its share.
-    pub(crate) fn is_over_share(&self, record: &Record, share: usize) -> bool {
+    /// Takes a connection's part of its peer's share; `false` where that is used up.
+    pub(crate) fn take_share(&self, record: &Record, share: usize) -> bool {
         let Some(ip) = record.peer.ip() else {
-            return false;
+            return true;
         };
-        self.ledger()
-            .by_peer
-            .get(&ip)
-            .is_some_and(|&count| count > share)
+        let mut ledger = self.ledger();
+        let count = ledger.by_peer.entry(ip).or_default();
+        let has_share = *count < share;
+        if has_share {
+            *count += 1;
+            record.set(bit::SHARES);
+        }
+        has_share
     }
 
     /// Enters the end of a connection, whose socket is closed, into the ledger, once.
@@ -527,10 +551,12 @@ impl Group {
         if entry.seated {
             self.seated.fetch_sub(1, SeqCst);
         }
-        let age = uptime.saturating_sub(entry.accepted);
-        ledger.subscribers.closed(&entry, cause, age);
         let quiet = ledger.is_quiet();
+        let mut subscribers = self.subscribers();
         drop(ledger);
+        let age = uptime.saturating_sub(entry.accepted);
+        subscribers.closed(&entry, cause, age);
+        drop(subscribers);
         self.vacancy.notify(usize::MAX);
         if quiet {
             self.empty.notify(usize::MAX);
@@ -637,15 +663,17 @@ impl Group {
         }
     }
 
-    /// A handler begins to wait for its own server; `false` where its connection is no more, or
-    /// another of its waits is counted.
+    /// A handler begins to wait for its own server; `false` where its connection is no more.
     pub(crate) fn enter(&self, record: &Record) -> bool {
         let mut ledger = self.ledger();
         let word = record.set(bit::INSIDER);
-        if word & (bit::INSIDER | bit::COUNTED) != 0 {
+        if word & bit::COUNTED != 0 {
             return false;
         }
-        ledger.insiders += 1;
+        record.waits.fetch_add(1, Relaxed);
+        if word & bit::INSIDER == 0 {
+            ledger.insiders += 1;
+        }
         drop(ledger);
         self.empty.notify(usize::MAX);
         true
@@ -653,8 +681,11 @@ impl Group {
 
     pub(crate) fn leave(&self, record: &Record) {
         let mut ledger = self.ledger();
+        if record.waits.fetch_sub(1, Relaxed) > 1 {
+            return;
+        }
         // Where the connection's end has come in between, `close` takes the insider off.
-        if record.clear(bit::INSIDER) & (bit::INSIDER | bit::COUNTED) == bit::INSIDER {
+        if record.clear(bit::INSIDER) & bit::COUNTED == 0 {
             ledger.insiders -= 1;
         }
     }
@@ -750,7 +781,6 @@ impl Entry {
         if word & bit::COUNTED != 0 {
             return None;
         }
-        let limited = record.server.config.max_per_peer.is_some();
         Some(Self {
             id: record.id,
             bytes_in: record.received.load(Relaxed),
@@ -758,7 +788,9 @@ impl Entry {
             accepted: record.accepted(),
             seated: word & bit::HELD == 0,
             insider: word & bit::INSIDER != 0,
-            shares: if limited { record.peer.ip() } else { None },
+            shares: (word & bit::SHARES != 0)
+                .then(|| record.peer.ip())
+                .flatten(),
         })
     }
 }

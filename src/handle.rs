@@ -5,7 +5,6 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use async_channel::Receiver;
 use futures_lite::future;
 use pin_project_lite::pin_project;
 
-use crate::accept::{Accepted, Blame, blame};
+use crate::accept::{Accepted, Blame, FAILURES_IN_A_ROW, blame};
 use crate::address::Address;
 use crate::builder::{Config, zero};
 use crate::close;
@@ -349,8 +348,13 @@ impl Inside {
             if shared.latch.phase() == Phase::Closed {
                 return shared.report();
             }
+            // Once quiet it stays so: nobody comes any more. So all who wait are told the same.
             if shared.door_is_closed() && shared.group.ledger().is_quiet() {
-                return shared.account();
+                shared.quiet.get_or_init(|| shared.account());
+                shared.group.empty.notify(usize::MAX);
+            }
+            if let Some(report) = shared.quiet.get() {
+                return report.clone();
             }
             future::or(empty, changed).await;
         }
@@ -377,10 +381,12 @@ pub(crate) struct Shared {
     /// Those whom the limit keeps out, and the sweep took in.
     held: Mutex<VecDeque<Arc<Record>>>,
     bound: Instant,
-    /// Somebody serves this server, or it will never be.
-    served: AtomicBool,
+    /// Since when somebody serves this server; set, too, where nobody ever will.
+    served: OnceLock<Instant>,
     failure: Mutex<Option<io::Error>>,
     report: OnceLock<Report>,
+    /// What handlers that wait inside are told, once only they are left.
+    quiet: OnceLock<Report>,
     /// The threads that serve, where they are the server's own.
     #[cfg(target_os = "linux")]
     pool: OnceLock<Arc<Pool>>,
@@ -414,9 +420,10 @@ impl Shared {
             door: Mutex::new(Door { listeners, turn: 0 }),
             held: Mutex::default(),
             bound: Runtime::now(runtime),
-            served: AtomicBool::new(false),
+            served: OnceLock::new(),
             failure: Mutex::default(),
             report: OnceLock::new(),
+            quiet: OnceLock::new(),
             #[cfg(target_os = "linux")]
             pool: OnceLock::new(),
             companions: Mutex::default(),
@@ -445,7 +452,7 @@ impl Shared {
 
     /// Takes the one right to serve; `false` where it is taken.
     pub(crate) fn claim(&self) -> bool {
-        !self.served.swap(true, SeqCst)
+        self.served.set(self.clock.now()).is_ok()
     }
 
     #[cfg(target_os = "linux")]
@@ -459,8 +466,8 @@ impl Shared {
         self.pool.get().cloned()
     }
 
-    pub(crate) fn is_served(&self) -> bool {
-        self.served.load(SeqCst)
+    pub(crate) fn served(&self) -> Option<Instant> {
+        self.served.get().copied()
     }
 
     pub(crate) fn start(&self) {
@@ -480,14 +487,14 @@ impl Shared {
     }
 
     fn publish(&self, state: State) {
-        self.group.ledger().subscribers.state(state);
+        self.group.subscribers().state(state);
     }
 
     fn subscribe(&self) -> Receiver<ServerEvent> {
-        let mut ledger = self.group.ledger();
-        let receiver = ledger.subscribers.add();
+        let mut subscribers = self.group.subscribers();
+        let receiver = subscribers.add();
         if self.report.get().is_some() {
-            ledger.subscribers.end();
+            subscribers.end();
         }
         receiver
     }
@@ -598,32 +605,36 @@ impl Shared {
 
     /// Takes in whoever is queued; `false` where a shortage of ours left some.
     pub(crate) fn sweep(&self, admit: impl Fn(Accepted)) -> bool {
-        let mut all = true;
-        let mut index = 0;
+        let (mut all, mut index, mut failures) = (true, 0, 0);
         loop {
             // The lock is not held while somebody is taken in.
             let accepted = match lock(&self.door).listeners.get_mut(index) {
                 Some(listener) => listener.try_accept(),
                 None => return all,
             };
-            match accepted {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => index += 1,
-                Err(error) => match blame(&error) {
-                    Blame::Peer => self.group.count_accept_error(|errors| errors.peer += 1),
-                    Blame::Shortage => {
-                        self.group.count_accept_error(|errors| errors.shortage += 1);
-                        all = false;
-                        index += 1;
-                    }
-                    Blame::Listener => index += 1,
-                },
-                accepted => {
-                    if let Ok(accepted) = self.accepted(index, accepted) {
-                        admit(accepted);
-                    }
+            let blame = match self.accepted(index, accepted) {
+                Ok(accepted) => {
+                    failures = 0;
+                    admit(accepted);
+                    continue;
                 }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+                Err(error) => Some(blame(&error)),
+            };
+            failures += 1;
+            match blame {
+                Some(Blame::Peer) if failures < FAILURES_IN_A_ROW => {
+                    self.group.count_accept_error(|errors| errors.peer += 1);
+                    continue;
+                }
+                Some(Blame::Shortage) => {
+                    self.group.count_accept_error(|errors| errors.shortage += 1);
+                    all = false;
+                }
+                // The queue is empty, or this listener is of no use any more.
+                _ => {}
             }
+            (index, failures) = (index + 1, 0);
         }
     }
 
@@ -758,10 +769,10 @@ impl Shared {
         self.latch.advance(Phase::Closed);
         self.group.empty.notify(usize::MAX);
         log::info!(target: "gracious", "{}", self.report());
-        let mut ledger = self.group.ledger();
-        ledger.subscribers.state(State::Closed);
-        ledger.subscribers.end();
-        drop(ledger);
+        let mut subscribers = self.group.subscribers();
+        subscribers.state(State::Closed);
+        subscribers.end();
+        drop(subscribers);
         #[cfg(target_os = "linux")]
         if let Some(pool) = self.pool.get() {
             pool.end();

@@ -3,7 +3,7 @@
 
 use std::any::Any;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, Ready};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -65,6 +65,20 @@ enum Ended {
     Panicked,
 }
 
+impl Task<Ready<io::Result<()>>> {
+    /// For a handler that panicked before it came to a future.
+    pub(crate) fn panicked(record: Arc<Record>, panic: &(dyn Any + Send)) -> Self {
+        log_panic(&record, panic);
+        Self {
+            handler: Handler::Gone,
+            record: Some(record),
+            waker: None,
+            ended: Some(Ended::Panicked),
+            extra: None,
+        }
+    }
+}
+
 impl<F: Future<Output = io::Result<()>>> Task<F> {
     pub(crate) fn new(record: Arc<Record>, handler: F) -> Self {
         Self {
@@ -80,8 +94,8 @@ impl<F: Future<Output = io::Result<()>>> Task<F> {
 impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.as_mut().project();
         let Some(record) = this.record.as_ref() else {
             // Detached: what is left of the handler is nobody's connection.
             return match this.handler.as_mut().project() {
@@ -95,6 +109,10 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
         record.park(Who::Task, this.waker, cx);
 
         let word = record.word();
+        if word & bit::DETACHED != 0 {
+            end(this.record, Ending::Detached, Cause::Detached);
+            return self.poll(cx);
+        }
         if word & bit::ABORT == 0 && (word & bit::GRACE != 0 || record.server.config.is_timed()) {
             this.extra.get_or_insert_default().limits.poll(record, cx);
         }
@@ -136,7 +154,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                 Poll::Pending
             };
         }
-        if word & (bit::READER | bit::WRITER) == 0 {
+        if word & (bit::READER | bit::WRITER) == 0 && word & bit::CLOSED == 0 {
             let closed = match this.extra {
                 // Most connections close at once, and allocate nothing for it.
                 None => {
@@ -153,21 +171,25 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                 record.set(bit::CLOSING);
                 return Poll::Pending;
             }
-            if let Some(ended) = this.ended.take() {
-                let met = this.extra.take().and_then(|extra| extra.limits.met);
-                let (ending, cause) = ended.account(record);
-                end(this.record, ending, met.unwrap_or(cause));
-                return Poll::Ready(());
-            }
-            // Closed under a handler that goes on, which is what is waited for now.
-            record.transport.shut();
+            record.set(bit::CLOSED);
         } else if word & (bit::WRITER | bit::FINISHED) == 0 {
             // Only a transport of the user's own gets here: its end may have to wait.
             if record.transport.poll_finish(cx).is_ready() {
                 record.set(bit::FINISHED);
             }
         }
-        Poll::Pending
+        if !record.has(bit::CLOSED) {
+            return Poll::Pending;
+        }
+        let Some(ended) = this.ended.take() else {
+            // Closed under a handler that goes on, which is what is waited for now.
+            record.transport.shut();
+            return Poll::Pending;
+        };
+        let met = this.extra.take().and_then(|extra| extra.limits.met);
+        let (ending, cause) = ended.account(record);
+        end(this.record, ending, met.unwrap_or(cause));
+        Poll::Ready(())
     }
 }
 
@@ -175,6 +197,10 @@ impl Ended {
     fn account(self, record: &Record) -> (Ending, Cause) {
         match self {
             _ if record.has(bit::REJECTED) => (Ending::Rejected, Cause::Rejected),
+            // What it returned may be no more than what the cut made of its reads.
+            Self::Returned | Self::Failed(_) if record.has(bit::ABORT) => {
+                (Ending::Aborted, Cause::Aborted)
+            }
             Self::Returned => {
                 let cause = match record.word() {
                     word if word & bit::DRAIN_ENDED != 0 => Cause::Drain,

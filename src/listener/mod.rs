@@ -180,7 +180,7 @@ impl fmt::Debug for Source {
     }
 }
 
-/// Binds everything, or nothing.
+/// Binds everything, in the order it was asked for, or nothing.
 pub(crate) async fn bind(
     sources: Vec<Source>,
     config: &Config,
@@ -192,18 +192,15 @@ pub(crate) async fn bind(
             "nothing to listen on: expected an address or a listener before `bind`",
         ));
     }
-    let mut bound: Vec<Box<dyn Bound>> = Vec::new();
-    let mut names = Vec::new();
     // All names are resolved before the first is bound: an IPv6 socket leaves IPv4 alone if any
     // of the others asks for that port.
+    let mut resolved = Vec::new();
     for source in sources {
-        match source {
+        resolved.push(match source {
             Source::Target(target) => match target.into_address()? {
-                Address::Tcp(address) => names.push(vec![address]),
-                Address::Host(host, port) => names.push(tcp::resolve(host, port).await?),
-                address @ (Address::Unix(_) | Address::Abstract(_)) => {
-                    bound.push(Box::new(Unix::bind(address, config, engine).await?));
-                }
+                Address::Tcp(address) => Resolved::Tcp(vec![address]),
+                Address::Host(host, port) => Resolved::Tcp(tcp::resolve(host, port).await?),
+                address @ (Address::Unix(_) | Address::Abstract(_)) => Resolved::Unix(address),
                 address => {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidInput,
@@ -213,17 +210,38 @@ pub(crate) async fn bind(
                     ));
                 }
             },
-            Source::Adopted(adopted) => bound.push(adopted.into_bound(engine)?),
-            Source::Own(own) => bound.push(own),
+            Source::Adopted(adopted) => Resolved::Bound(adopted.into_bound(engine)?),
+            Source::Own(own) => Resolved::Bound(own),
+        });
+    }
+    let mut all: Vec<SocketAddr> = Vec::new();
+    for it in &resolved {
+        if let Resolved::Tcp(addresses) = it {
+            all.extend(addresses);
         }
     }
-    let all: Vec<SocketAddr> = names.iter().flatten().copied().collect();
-    for addresses in names {
-        for listener in tcp::bind_all(&addresses, &all, config, engine)? {
-            bound.push(Box::new(listener));
+    let mut bound: Vec<Box<dyn Bound>> = Vec::new();
+    for it in resolved {
+        match it {
+            Resolved::Tcp(addresses) => {
+                for listener in tcp::bind_all(&addresses, &all, config, engine)? {
+                    bound.push(Box::new(listener));
+                }
+            }
+            Resolved::Unix(address) => {
+                bound.push(Box::new(Unix::bind(address, config, engine).await?));
+            }
+            Resolved::Bound(listener) => bound.push(listener),
         }
     }
     Ok(bound)
+}
+
+/// A source whose names are resolved.
+enum Resolved {
+    Tcp(Vec<SocketAddr>),
+    Unix(Address),
+    Bound(Box<dyn Bound>),
 }
 
 /// An error that says which address it is about.

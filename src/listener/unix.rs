@@ -23,6 +23,8 @@ pub(crate) struct Unix {
     /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
     shared: bool,
     armed: bool,
+    /// No new peers: an empty queue is an error from here on, and no readiness comes of it.
+    shut: bool,
 }
 
 /// A path, and the inode that was behind it when it was ours.
@@ -54,6 +56,7 @@ impl Unix {
             file: None,
             shared: true,
             armed: false,
+            shut: false,
         })
     }
 
@@ -81,12 +84,18 @@ impl Unix {
                 file,
                 shared: false,
                 armed: false,
+                shut: false,
             }),
             Err(error) => {
                 file.iter().for_each(File::remove);
                 Err(error)
             }
         }
+    }
+
+    /// After `SHUT_RD` an empty queue is EINVAL.
+    fn is_empty_queue(&self, error: &io::Error) -> bool {
+        self.shut && error.raw_os_error() == Some(libc::EINVAL)
     }
 
     fn accept(&self) -> io::Result<(Transport, Address)> {
@@ -114,11 +123,17 @@ impl Bound for Unix {
         let mut armed = self.armed;
         let accepted = self.socket.poll_accept(&mut armed, cx, || self.accept());
         self.armed = armed;
-        accepted
+        match accepted {
+            Poll::Ready(Err(error)) if self.is_empty_queue(&error) => Poll::Pending,
+            accepted => accepted,
+        }
     }
 
     fn try_accept(&mut self) -> io::Result<(Transport, Address)> {
-        self.accept()
+        match self.accept() {
+            Err(error) if self.is_empty_queue(&error) => Err(io::ErrorKind::WouldBlock.into()),
+            accepted => accepted,
+        }
     }
 
     fn local_addr(&self) -> io::Result<Address> {
@@ -134,6 +149,7 @@ impl Bound for Unix {
         if !self.shared {
             // New peers are refused, those queued stay acceptable. It cannot fail on a listener.
             let _ignored = SockRef::from(self.socket.get_ref()).shutdown(Shutdown::Read);
+            self.shut = true;
         }
     }
 }
@@ -220,9 +236,21 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 }
 
 /// Keeps other servers of this kind from working on the same directory; the lock goes with the
-/// file. Where the directory cannot be locked, the file system's own guarantees have to do.
+/// file. Where the directory cannot be locked, or somebody holds on to the lock, the file system's
+/// own guarantees have to do.
 fn lock_directory(path: &Path) -> Option<fs::File> {
+    use rustix::fs::{FlockOperation, flock};
     let directory = fs::File::open(path.parent()?).ok()?;
-    rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive).ok()?;
-    Some(directory)
+    for _ in 0..LOCK_TRIES {
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(directory),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            Err(_) => return None,
+        }
+    }
+    None
 }
+
+/// Others hold the lock for a few system calls.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
