@@ -104,6 +104,9 @@ async fn linger(record: Arc<Record>, mut found: Found) {
     if !record.transport.finishes_at_once() {
         // A transport of the user's own knows what its end takes; a failure is an end, too.
         let finished = async {
+            if record.has(bit::FINISHED) {
+                return;
+            }
             let _ignored = poll_fn(|cx| record.transport.poll_finish(cx)).await;
         };
         let limit = config.linger.min(config.linger_total);

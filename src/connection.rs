@@ -111,13 +111,23 @@ impl Connection {
     /// error where there is no descriptor to be had. The connection is closed then, as if dropped.
     pub fn detach(self) -> io::Result<Detached> {
         let record = &self.reader.record;
-        let socket = record.transport.duplicate()?;
+        // From here on an abort leaves the socket alone; one that came first has cut it.
+        if record.set(bit::DETACHED) & bit::ABORT != 0 {
+            record.clear(bit::DETACHED);
+            return Err(cut());
+        }
+        let socket = match record.transport.duplicate() {
+            Ok(socket) => socket,
+            Err(error) => {
+                record.clear(bit::DETACHED);
+                return Err(error);
+            }
+        };
         let detached = Detached {
             socket,
             unread: self.reader.buffer.bytes().to_vec(),
             peer: record.peer.clone(),
         };
-        record.set(bit::DETACHED);
         record.wake(Who::Task);
         Ok(detached)
     }
@@ -516,8 +526,11 @@ impl WriteHalf {
                 record.answer();
                 Poll::Ready(Ok(n))
             }
-            Err(_) if record.has(bit::ABORT) => Poll::Ready(Err(cut())),
-            Err(error) => Poll::Ready(Err(error)),
+            Err(error) => {
+                // It waits no longer, which is what a reader may be waiting for.
+                record.answer();
+                Poll::Ready(Err(if record.has(bit::ABORT) { cut() } else { error }))
+            }
         }
     }
 }

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -169,7 +170,7 @@ impl Record {
     pub(crate) fn wake(&self, who: Who) {
         // Outside the lock, since a waker is somebody else's code.
         if let Some(waker) = self.waker(who) {
-            waker.wake();
+            wake(waker);
         }
     }
 
@@ -214,7 +215,7 @@ impl Record {
     /// Cuts the connection under whoever holds it.
     pub(crate) fn abort(&self) {
         // What was detached is no longer ours to cut.
-        if !self.has(bit::DETACHED) && self.set(bit::ABORT) & bit::ABORT == 0 {
+        if self.set(bit::ABORT) & (bit::ABORT | bit::DETACHED) == 0 {
             self.transport.shut();
             self.told.notify(usize::MAX);
             for who in [Who::Task, Who::Reader, Who::Writer] {
@@ -792,6 +793,13 @@ impl Entry {
                 .then(|| record.peer.ip())
                 .flatten(),
         })
+    }
+}
+
+/// Wakes; a waker that panics is its owner's affair, and the others are woken all the same.
+pub(crate) fn wake(waker: Waker) {
+    if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
+        log::error!(target: "gracious", "a waker panicked");
     }
 }
 

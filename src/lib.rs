@@ -1,4 +1,111 @@
 //! A socket server for async-std and smol that stops without losing a byte.
+//!
+//! ```no_run
+//! use std::io;
+//!
+//! use futures_lite::AsyncWriteExt;
+//! use gracious::{Connection, Server};
+//!
+//! # #[cfg(feature = "async-std")]
+//! #[async_std::main]
+//! async fn main() -> io::Result<()> {
+//!     let server = Server::bind("127.0.0.1:8888").await?; // peers can connect from here on
+//!     println!("{server}"); // bound on 127.0.0.1:8888
+//!     let report = server.serve(talk).await?; // until somebody says `quit`
+//!     println!("{report}"); // stopped (requested) after 9.4s: 3 accepted, 3 completed; …
+//!     Ok(())
+//! }
+//!
+//! async fn talk(conn: Connection) -> io::Result<()> {
+//!     let (reader, mut writer) = conn.split();
+//!     let mut lines = reader.lines();
+//!     // Ends by itself when the peer hangs up, and when the server stops.
+//!     while let Some(line) = lines.next().await {
+//!         match line?.as_str() {
+//!             "quit" => {
+//!                 writer.write_all(b"bye\n").await?;
+//!                 writer.handle().shutdown();
+//!             }
+//!             text => writer.write_all(format!("{text}\n").as_bytes()).await?,
+//!         }
+//!     }
+//!     Ok(())
+//! }
+//! # #[cfg(not(feature = "async-std"))]
+//! # fn main() {}
+//! ```
+//!
+//! # How it works
+//!
+//! A [`Server`] is a set of bound listeners and a configuration, both of which a [`Builder`] can
+//! spell out. To *serve* it consumes it: the accept loop becomes a task of the runtime, and every
+//! [`Connection`] gets a clone of the [`Handler`], mostly an `async fn`, and a task of its own. From
+//! the accept call until its socket is closed a connection is tracked, whatever becomes of its
+//! handler: that it returns, fails, panics, or is dropped.
+//!
+//! There are three ways to serve. [`Server::serve`] is awaited to the end; [`Server::spawn`] gives
+//! a [`Running`] server in the background; [`Server::serve_until`] serves for as long as a piece of
+//! work goes on. All end in the same way and with the same [`Report`]. To drop any of them is to
+//! stop: nothing goes on that nobody asked for.
+//!
+//! The [`Handle`] of a server can be cloned and taken anywhere. It stops the server, pauses it,
+//! changes its limits and tells about it: how many are there, what they do, what has happened. What
+//! has to stop together is a [`ServerSet`].
+//!
+//! Sockets and timers are those of `async-io`, the reactor that async-std and smol share. The
+//! executor is a [`Runtime`], a value that can spawn and sleep: `AsyncStd`, `Smol`, or one's own.
+//! On Linux a server can bring threads of its own instead, with a poller of its own, for the same
+//! handlers at a lower price: `Builder::workers`.
+//!
+//! # The stop
+//!
+//! Somebody asks for it: a handler, a [`Handle`], a signal, the end of the work of `serve_until`, a
+//! dropped future. The first reason is kept, the call returns at once, and
+//! [`Handle::is_serving`] is false from there on. If there is a
+//! [`lame_duck`](Builder::lame_duck) time, peers are still taken in until it has passed, so that a
+//! load balancer can look away.
+//!
+//! Then the door is shut, at all listeners before anybody waits. The paths of Unix sockets are
+//! removed, new connects kept out, those in the queue taken in, the listeners closed. A successor
+//! can bind the port now. The [`deadline`](Builder::deadline) runs from here.
+//!
+//! Only now connections are told. Reads of an *idle* one end, as if its peer had hung up: everything
+//! it had sent was answered. A *busy* one goes on, since there is input that it has not consumed, or
+//! consumed and not answered yet; it becomes idle with its next reply, and ends then. One that has
+//! just connected may still say its first word for a [moment](Builder::first_byte_grace). A handler
+//! in which requests and replies take turns needs no code for any of this; others say what they are
+//! with [`Connection::busy`] or [`Connection::manual_drain`], and all can await
+//! [`Connection::shutdown_requested`].
+//!
+//! When a handler has returned, its peer is sent our end, and read from until it has taken
+//! everything that was written or has hung up; a socket closed before would destroy what is still on
+//! its way. Peers that make no progress are waited for only [so long](Builder::linger).
+//!
+//! When the last connection is closed, everybody who waits gets the [`Report`]. If the deadline
+//! comes first, or a second signal, or [`Handle::abort`], the handlers that are left are dropped,
+//! their sockets closed, and they are named in it.
+//!
+//! # What it does not do
+//!
+//! - It knows no protocol, and has no TLS: a handler gets a byte stream.
+//! - It is no executor for general use. What a handler spawns is not the server's, unless it is
+//!   [tracked](Handle::track).
+//! - It cannot end a handler that blocks its thread. The socket is shut down under it and `serve`
+//!   returns without it.
+//! - It does not outlive its process: a `main` that returns while a server drains cuts it off. Await
+//!   [`Server::serve`], [`Running::shutdown`] or [`Handle::closed`].
+//! - It does not end protocols that read while they answer by itself, such as HTTP/2: it could not
+//!   tell when they are idle. They have to declare it.
+//! - It runs on Unix; Linux is what it is tested on.
+//!
+//! # Features
+//!
+//! They only add; none changes what another does.
+//!
+//! - `async-std` (default): the runtime `AsyncStd`, `Server::bind` and `Server::builder`. async-std
+//!   has been discontinued; code that runs on it can use this and move to smol later.
+//! - `smol`: the runtime `Smol`. `Server::with_runtime(Smol)` stands for `Server::builder()` then.
+//! - `signals` (default): `Builder::stop_on_signals`.
 
 #![deny(unsafe_code)]
 
@@ -48,3 +155,8 @@ pub use runtime::Smol;
 pub use server::{Running, Server};
 pub use set::ServerSet;
 pub use shutdown::{Reason, State};
+
+/// The README's program compiles.
+#[cfg(all(doctest, feature = "async-std", feature = "signals"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

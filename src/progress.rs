@@ -34,16 +34,16 @@ impl DrainProgress {
             Some((shared, None)),
             |state| async {
                 let (shared, told) = state?;
-                let progress = next(&shared, told).await;
-                let over = shared.latch.phase() == Phase::Closed;
-                Some((progress, (!over).then_some((shared, Some(progress.left)))))
+                let (progress, over) = next(&shared, told).await;
+                let rest = (!over).then_some((shared, Some(progress.left)));
+                Some((progress, rest))
             },
         )))
     }
 }
 
-/// Waits for something to tell.
-async fn next(shared: &Shared, told: Option<u64>) -> Progress {
+/// Waits for something to tell; with it, whether it is the last.
+async fn next(shared: &Shared, told: Option<u64>) -> (Progress, bool) {
     shared.latch.reached(Phase::Draining).await;
     let tick = async {
         // The first is told at once.
@@ -61,13 +61,16 @@ async fn next(shared: &Shared, told: Option<u64>) -> Progress {
         }
     };
     future::or(changed, tick).await;
+    // Looked at before the number: what comes after the end is zero.
+    let over = shared.latch.phase() == Phase::Closed;
     let now = shared.clock.now();
-    Progress {
+    let progress = Progress {
         left: shared.left(),
         time: shared
             .deadline()
             .map(|deadline| deadline.saturating_duration_since(now)),
-    }
+    };
+    (progress, over)
 }
 
 impl Stream for DrainProgress {

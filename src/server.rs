@@ -86,16 +86,18 @@ impl<R: Runtime> Server<R> {
         let engine = Engine::Reactor;
         let listeners = listener::bind(sources, &config, &engine).await?;
         let shared = Arc::new(Shared::new(&runtime, config, listeners)?);
+        // From here on a failure drops a server, which ends what has been started.
+        let server = Self { shared, runtime };
         #[cfg(target_os = "linux")]
         if let Some(pool) = pool {
-            pool.start(&shared)?;
-            shared.employ(pool);
+            server.shared.employ(pool.clone());
+            pool.start(&server.shared)?;
         }
         #[cfg(feature = "signals")]
-        if shared.config.signals {
-            crate::signals::enlist(&shared)?;
+        if server.shared.config.signals {
+            crate::signals::enlist(&server.shared)?;
         }
-        Ok(Self { shared, runtime })
+        Ok(server)
     }
 
     /// The addresses that were bound, with the real ports.

@@ -38,8 +38,12 @@ pin_project! {
             // The runtime is gone, or the server gave this task up before it was spawned.
             if let Some(record) = this.record.take() {
                 drop_handler(this.handler.as_mut(), &record);
-                record.abort();
-                finish(record, Ending::Aborted, Cause::Aborted);
+                if record.has(bit::DETACHED) {
+                    finish(record, Ending::Detached, Cause::Detached);
+                } else {
+                    record.abort();
+                    finish(record, Ending::Aborted, Cause::Aborted);
+                }
             }
         }
     }

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use crate::connection::Socket;
-use crate::group::{Record, Who};
+use crate::group::{Record, Who, wake};
 use crate::transport::Transport;
 
 /// How many events one wait can bring.
@@ -136,7 +136,7 @@ impl Poller {
             }
         }
         // After the lock, since a waker is somebody else's code.
-        wakers.drain(..).for_each(Waker::wake);
+        wakers.drain(..).for_each(wake);
         events.len()
     }
 
@@ -209,8 +209,10 @@ impl Poller {
     }
 }
 
+/// Urgent data is asked for because of what it does to reads: see [`Slot::poll_read`].
 const INPUT: EventFlags = EventFlags::IN
     .union(EventFlags::RDHUP)
+    .union(EventFlags::PRI)
     .union(EventFlags::ET);
 
 /// A listener's readiness.
@@ -289,9 +291,11 @@ impl Slot {
             }
             match self.try_read(buf) {
                 Ok(n) => {
-                    // A short read has emptied the socket; nothing is lost if it has not: what
-                    // comes later is an edge. The end is no edge of its own if it came with data.
-                    if n > 0 && n < buf.len() && seen & END == 0 {
+                    // A short read has emptied a TCP socket; what comes later is an edge. Not so at
+                    // an end, which is no edge of its own if it came with data, and not a Unix
+                    // socket, where a read stops after a message that carries descriptors.
+                    let short = n > 0 && n < buf.len() && seen & END == 0;
+                    if short && matches!(self.socket, Socket::Tcp(_)) {
                         self.settle(seen, seen & !READ);
                     }
                     return Poll::Ready(Ok(n));
@@ -314,7 +318,11 @@ impl Slot {
     /// Takes the news that there may be something to read.
     pub(crate) fn take_readable(&self) -> bool {
         let seen = self.readiness.load(SeqCst);
-        seen & READ != 0 && (seen & END != 0 || self.settle(seen, seen & !READ))
+        if seen & READ == 0 {
+            return false;
+        }
+        let _edge_since = self.settle(seen, seen & !READ);
+        true
     }
 
     /// Writes what fits. On `Pending` the caller leaves its waker and asks
@@ -376,7 +384,10 @@ impl Slot {
 
     /// An event: sets what it says, and says whom it concerns.
     fn edge(&self, flags: EventFlags, mut concerns: impl FnMut(Who)) {
-        let ended = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
+        // A read stops at urgent data, however much there is behind it; as at an end, reads then go
+        // on until there is nothing.
+        let ended = flags
+            .intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI);
         let readable = ended || flags.contains(EventFlags::IN);
         let writable = flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
         let set = if ended { READ | END } else { READ } * u32::from(readable);
@@ -393,7 +404,8 @@ impl Slot {
         if readable {
             concerns(Who::Reader);
         }
-        if writable {
+        // Room is reported with every input once it was asked for.
+        if writable && seen & FULL != 0 {
             concerns(Who::Writer);
         }
     }

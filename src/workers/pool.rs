@@ -147,12 +147,17 @@ impl Pool {
     }
 
     fn schedule(&self, runnable: Runnable) {
-        let foreign = LOCAL.with(|local| match &*local.borrow() {
-            Some(local) if std::ptr::eq(local.pool, self) => {
-                local.queue.push(runnable);
-                None
+        let mut foreign = Some(runnable);
+        // A thread that is ending has no queue any more, and is as foreign as any.
+        let _gone = LOCAL.try_with(|local| {
+            if let Some(local) = &*local.borrow() {
+                if std::ptr::eq(local.pool, self) {
+                    foreign
+                        .take()
+                        .into_iter()
+                        .for_each(|it| local.queue.push(it));
+                }
             }
-            _ => Some(runnable),
         });
         if let Some(runnable) = foreign {
             self.foreign.push(runnable);
@@ -200,7 +205,7 @@ impl Pool {
         };
         let (pool, mine) = (self.clone(), seat.clone());
         let name = format!("gracious-{}", seat.number);
-        let thread = thread::Builder::new().name(name).spawn(move || {
+        let started = thread::Builder::new().name(name).spawn(move || {
             *lock(&mine.thread) = Some(thread::current());
             let queue = Rc::new(queue);
             let local = Local {
@@ -210,7 +215,17 @@ impl Pool {
             LOCAL.with(|place| *place.borrow_mut() = Some(local));
             pool.work(&mine, &queue);
             LOCAL.with(|place| *place.borrow_mut() = None);
-        })?;
+        });
+        let thread = match started {
+            Ok(thread) => thread,
+            Err(error) => {
+                // Nobody sits there. Only one thread at a time hires.
+                let mut threads = lock(&self.threads);
+                threads.pop();
+                self.hired.store(threads.len(), SeqCst);
+                return Err(error);
+            }
+        };
         *lock(&seat.thread) = Some(thread.thread().clone());
         Ok(seat)
     }
