@@ -46,17 +46,18 @@ pub(crate) async fn accept_until(
 ) -> io::Result<()> {
     let mut stop = pin!(stop.fuse());
     let mut shortage = Shortage::default();
-    for taken in 1_u32.. {
+    let mut taken = 0_u32;
+    loop {
         let mut next = pin!(next_peer(shared, &mut shortage).fuse());
         select_biased! {
-            () = stop => break,
+            () = stop => return Ok(()),
             peer = next => admit(peer?),
         }
+        taken = taken.wrapping_add(1);
         if taken % IN_A_ROW == 0 {
             future::yield_now().await;
         }
     }
-    Ok(())
 }
 
 /// Waits for a place, then for a peer.
@@ -75,7 +76,7 @@ async fn next_peer(shared: &Shared, shortage: &mut Shortage) -> io::Result<Accep
         let error = match accepted.await {
             None => continue,
             Some(Ok(accepted)) => {
-                shortage.end();
+                shortage.pass(shared);
                 return Ok(accepted);
             }
             Some(Err(error)) => error,
@@ -87,7 +88,12 @@ async fn next_peer(shared: &Shared, shortage: &mut Shortage) -> io::Result<Accep
                 // One after the other without end is no peer's fault any more, whatever it says.
                 failures += 1;
                 if failures % FAILURES_IN_A_ROW == 0 {
-                    shared.clock.sleep(FIRST_PAUSE).await;
+                    if failures == FAILURES_IN_A_ROW {
+                        log::warn!(target: "gracious", error:%; "accept fails again and again: {error}");
+                    }
+                    let doublings = (failures / FAILURES_IN_A_ROW).min(8);
+                    let pause = FIRST_PAUSE * 2_u32.pow(doublings);
+                    shared.clock.sleep(pause.min(LAST_PAUSE)).await;
                 }
                 future::yield_now().await;
             }
@@ -167,16 +173,21 @@ pub(crate) fn blame(error: &io::Error) -> Blame {
 }
 
 /// A time in which we lack something to accept with.
+///
+/// It ends with a second without: a server that lives from one freed descriptor to the next is
+/// short of them all the while, and says so once.
 #[derive(Debug, Default)]
 pub(crate) struct Shortage {
     pause: Option<Duration>,
+    /// When it was last met, since the server was bound.
+    last: Option<Duration>,
 }
 
 impl Shortage {
     /// Waits a while, longer each time, or until a connection of ours ends.
     pub(crate) async fn pause(&mut self, shared: &Shared, error: &io::Error) {
         let ended = shared.group.vacancy.listen();
-        if self.pause.is_none() {
+        if self.last.replace(shared.uptime()).is_none() {
             let hint = match error.raw_os_error() {
                 Some(libc::EMFILE) => {
                     "; raise the limit of open files (`ulimit -n`) or set `max_connections` below it"
@@ -197,8 +208,12 @@ impl Shortage {
         future::or(shared.clock.sleep(pause), ended).await;
     }
 
-    fn end(&mut self) {
-        if self.pause.take().is_some() {
+    /// Somebody could be accepted.
+    fn pass(&mut self, shared: &Shared) {
+        self.pause = None;
+        let over = |last| shared.uptime().saturating_sub(last) > LAST_PAUSE;
+        if self.last.is_some_and(over) {
+            self.last = None;
             log::info!(target: "gracious", "accepting again");
         }
     }

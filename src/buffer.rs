@@ -5,22 +5,24 @@
 
 use std::cell::RefCell;
 
-/// What one read can bring. A page-cache friendly size that a pipelined batch fits into.
+/// What one read can bring: more than most messages, and a position in it fits 16 bits.
 const SIZE: usize = 16 * 1024;
+
+type Storage = Box<[u8; SIZE]>;
 
 /// How many empty buffers a thread keeps; beyond it they are freed.
 const SPARE: usize = 16;
 
 thread_local! {
-    static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static POOL: RefCell<Vec<Storage>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The bytes read and not yet consumed, in a lent buffer; none while there are none.
 #[derive(Debug, Default)]
 pub(crate) struct Buffer {
-    storage: Option<Box<[u8]>>,
-    start: u32,
-    end: u32,
+    storage: Option<Storage>,
+    start: u16,
+    end: u16,
 }
 
 impl Buffer {
@@ -39,12 +41,12 @@ impl Buffer {
     pub(crate) fn fill<R>(&mut self, read: impl FnOnce(&mut [u8]) -> (usize, R)) -> R {
         debug_assert!(self.is_empty());
         let mut storage = lend();
-        let (filled, result) = read(&mut storage);
+        let (filled, result) = read(&mut storage[..]);
         if filled == 0 {
             take_back(storage);
         } else {
             debug_assert!(filled <= SIZE);
-            (self.start, self.end) = (0, filled as u32);
+            (self.start, self.end) = (0, filled as u16);
             self.storage = Some(storage);
         }
         result
@@ -53,7 +55,7 @@ impl Buffer {
     /// Takes `amount` bytes off the front, at most what is there; says how many it took.
     pub(crate) fn consume(&mut self, amount: usize) -> usize {
         let amount = amount.min((self.end - self.start) as usize);
-        self.start += amount as u32;
+        self.start += amount as u16;
         if self.is_empty() {
             if let Some(storage) = self.storage.take() {
                 take_back(storage);
@@ -69,13 +71,13 @@ impl Drop for Buffer {
     }
 }
 
-fn lend() -> Box<[u8]> {
+fn lend() -> Storage {
     // Where the thread is ending and its pool is gone, a buffer is simply allocated.
     let spare = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten();
-    spare.unwrap_or_else(|| vec![0; SIZE].into_boxed_slice())
+    spare.unwrap_or_else(|| Box::new([0; SIZE]))
 }
 
-fn take_back(storage: Box<[u8]>) {
+fn take_back(storage: Storage) {
     let _gone = POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
         if pool.len() < SPARE {

@@ -32,20 +32,36 @@ pub(crate) fn poll_close(
     lingering: &mut Option<Lingering>,
     cx: &mut Context<'_>,
 ) -> Poll<()> {
-    if lingering.is_none() {
-        match at_once(record) {
-            Found::End => return Poll::Ready(()),
-            found => *lingering = Some(Box::pin(linger(record.clone(), found))),
-        }
+    let lingering = match lingering {
+        Some(lingering) => lingering,
+        None => match at_once(record) {
+            Found::End => {
+                seal(record);
+                return Poll::Ready(());
+            }
+            found => lingering.insert(Box::pin(linger(record.clone(), found))),
+        },
+    };
+    let closed = lingering.as_mut().poll(cx);
+    if closed.is_ready() {
+        seal(record);
     }
-    lingering
-        .as_mut()
-        .map_or(Poll::Ready(()), |lingering| lingering.as_mut().poll(cx))
+    closed
+}
+
+/// The last act before the close: nothing may come after the last look for input, because input that
+/// is unread when a Unix socket is closed turns its peer's end into a reset. TCP's peer has its end
+/// before that.
+fn seal(record: &Record) {
+    if record.transport.refuse_input() {
+        while discard(record) == Found::Input {}
+    }
 }
 
 /// As much of it as needs no waiting.
 pub(crate) fn now(record: &Record) {
     let _whatever = at_once(record);
+    seal(record);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +86,7 @@ fn at_once(record: &Record) -> Found {
     }
     if word & bit::FINISHED == 0 {
         // What came before our end is not what a peer sends in spite of it.
-        if word & bit::EMPTY == 0 && discard(record) == Found::End {
+        if discard(record) == Found::End {
             return Found::End;
         }
         let _ignored = finish(record);
@@ -84,6 +100,8 @@ fn at_once(record: &Record) -> Found {
         {
             Found::End
         }
+        // The handler has sent our end long since: what was there may be older than that.
+        Found::Input if word & bit::FINISHED != 0 => Found::Nothing,
         found => found,
     }
 }

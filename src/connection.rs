@@ -16,9 +16,9 @@ use futures_lite::Stream;
 
 use crate::address::Address;
 use crate::buffer::Buffer;
-use crate::group::{Record, Who, bit};
+use crate::group::{Parked, Record, Who, bit};
 use crate::handle::Handle;
-use crate::transport::Readiness;
+use crate::transport::Armed;
 
 /// One accepted peer: a buffered reader and a writer.
 ///
@@ -46,19 +46,19 @@ pub struct Connection {
 pub struct ReadHalf {
     record: Arc<Record>,
     buffer: Buffer,
-    readiness: Readiness,
+    armed: Armed,
     /// A read was ended by the drain; all that follow are.
     ended: bool,
-    waker: Option<Waker>,
+    parked: Parked,
 }
 
 /// The writing half of a [`Connection`]. Dropping it sends the peer our end.
 pub struct WriteHalf {
     record: Arc<Record>,
-    readiness: Readiness,
+    armed: Armed,
     /// What was taken when the write that waits began.
-    began: Option<u64>,
-    waker: Option<Waker>,
+    began: u64,
+    parked: Parked,
 }
 
 /// Who ended the input of a connection.
@@ -75,16 +75,16 @@ impl Connection {
     pub(crate) fn new(record: Arc<Record>) -> Self {
         let writer = WriteHalf {
             record: record.clone(),
-            readiness: Readiness::default(),
-            began: None,
-            waker: None,
+            armed: false,
+            began: 0,
+            parked: Parked::default(),
         };
         let reader = ReadHalf {
             record,
             buffer: Buffer::default(),
-            readiness: Readiness::default(),
+            armed: false,
             ended: false,
-            waker: None,
+            parked: Parked::default(),
         };
         Self { reader, writer }
     }
@@ -339,7 +339,7 @@ impl ReadHalf {
         }
         loop {
             let transport = &self.record.transport;
-            let received = transport.poll_read(&mut self.readiness, cx, buf, false);
+            let received = transport.poll_read(&mut self.armed, cx, buf, false);
             if let Poll::Ready(received) = received {
                 return Poll::Ready(self.note(received));
             }
@@ -370,7 +370,7 @@ impl ReadHalf {
         let received = self
             .record
             .transport
-            .poll_read(&mut self.readiness, cx, buf, true);
+            .poll_read(&mut self.armed, cx, buf, true);
         if let Poll::Ready(received) = received {
             return Poll::Ready(self.note(received));
         }
@@ -430,7 +430,7 @@ impl ReadHalf {
             self.record.reading.store(true, Relaxed);
             self.record.touch();
         }
-        self.record.park(Who::Reader, &mut self.waker, cx);
+        self.record.park(Who::Reader, &mut self.parked, cx);
     }
 
     fn take(&self, amount: usize) {
@@ -497,14 +497,16 @@ impl WriteHalf {
         if record.has(bit::CUT) {
             return Poll::Ready(Err(cut_or_expired(record)));
         }
-        let began = self.began.unwrap_or_else(|| record.taken.load(Acquire));
-        let Poll::Ready(sent) = record.transport.poll_write(&mut self.readiness, cx, bufs) else {
-            if self.began.is_none() {
-                self.began = Some(began);
+        let waited = record.writing.load(Relaxed);
+        if !waited {
+            self.began = record.taken.load(Acquire);
+        }
+        let Poll::Ready(sent) = record.transport.poll_write(&mut self.armed, cx, bufs) else {
+            if !waited {
                 record.writing.store(true, Release);
                 record.touch();
             }
-            record.park(Who::Writer, &mut self.waker, cx);
+            record.park(Who::Writer, &mut self.parked, cx);
             if record.has(bit::CUT) {
                 return Poll::Ready(Err(cut_or_expired(record)));
             }
@@ -513,7 +515,7 @@ impl WriteHalf {
             }
             return Poll::Pending;
         };
-        if self.began.take().is_some() {
+        if waited {
             record.writing.store(false, Release);
         }
         match sent {
@@ -521,7 +523,7 @@ impl WriteHalf {
                 record
                     .sent
                     .store(record.sent.load(Relaxed) + n as u64, Relaxed);
-                record.answered.store(began, Release);
+                record.answered.store(self.began, Release);
                 record.touch();
                 record.answer();
                 Poll::Ready(Ok(n))
@@ -613,11 +615,8 @@ impl AsyncWrite for Connection {
 impl Drop for ReadHalf {
     fn drop(&mut self) {
         self.record.reading.store(false, Relaxed);
-        if self.waker.is_some() {
+        if self.parked.is_some() {
             self.record.unpark(Who::Reader);
-        }
-        if self.readiness.is_empty() {
-            self.record.set(bit::EMPTY);
         }
         leave(&self.record, bit::READER);
     }
@@ -627,7 +626,7 @@ impl Drop for WriteHalf {
     fn drop(&mut self) {
         // A write that was waiting will not be completed.
         self.record.writing.store(false, Release);
-        if self.waker.is_some() {
+        if self.parked.is_some() {
             self.record.unpark(Who::Writer);
         }
         leave(&self.record, bit::WRITER);
@@ -651,7 +650,7 @@ fn leave(record: &Record, half: u32) {
             .poll_finish(&mut Context::from_waker(Waker::noop()));
     }
     if word & (bit::READER | bit::TOLD) == bit::READER | bit::TOLD {
-        // Without a writer the reader is busy no longer.
+        // Nothing is being written any more.
         record.wake(Who::Reader);
     }
 }

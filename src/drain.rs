@@ -86,7 +86,7 @@ async fn serve<R: Runtime, H: Handler>(shared: Arc<Shared>, runtime: R, handler:
     shared.shut_doors();
     let swept = shared.sweep(admit);
     if swept && shared.config.sweep.is_zero() {
-        shared.close_door();
+        shared.close_door_with(admit);
     }
     shared.latch.shut_at(shared.clock.now());
     shared.group.tell_all(shared.uptime());
@@ -198,11 +198,14 @@ async fn keep_sweeping(shared: &Arc<Shared>, admit: impl Fn(Accepted) + Copy) {
         match future::or(over, accepted).await {
             Some(Ok(accepted)) => admit(accepted),
             Some(Err(error)) if blame(&error) == Blame::Shortage => {
+                shared
+                    .group
+                    .count_accept_error(|errors| errors.shortage += 1);
                 shortage.pause(shared, &error).await;
             }
             // The peer's, and a listener's that is being closed anyway.
             Some(Err(_)) => shared.clock.sleep(ERROR_PAUSE).await,
-            None if shared.sweep(admit) => shared.close_door(),
+            None if shared.sweep(admit) => shared.close_door_with(admit),
             None => {
                 let error = io::Error::from_raw_os_error(libc::EMFILE);
                 shortage.pause(shared, &error).await;
@@ -229,7 +232,6 @@ async fn seat_all(shared: &Shared, serve: impl Fn(Arc<Record>)) {
 /// Cuts whoever is left, and waits until they are gone, but not for those who cannot be dropped.
 async fn cut(shared: &Arc<Shared>) {
     shared.abort_now();
-    shared.close_door();
     let mut left = u64::MAX;
     loop {
         let gone = async {
@@ -250,6 +252,8 @@ async fn cut(shared: &Arc<Shared>) {
         }
         left = now;
     }
+    // Now there are descriptors for those who are queued, so that they end cleanly.
+    shared.close_door();
     shared.conclude();
 }
 
@@ -283,12 +287,7 @@ impl Shared {
         serve: impl Fn(Arc<Record>),
         reject: impl Fn(Arc<Record>),
     ) {
-        let Accepted {
-            transport,
-            peer,
-            listener,
-        } = accepted;
-        let record = self.group.open(self, transport, peer, listener);
+        let record = self.open(accepted);
         log::debug!(
             target: "gracious", conn = record.id, peer:% = record.peer;
             "connection {} from {}", record.id, record.peer,

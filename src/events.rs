@@ -69,6 +69,66 @@ pub enum Cause {
     Detached,
 }
 
+/// What has happened and is not told yet: written under the ledger's lock, in the order in which
+/// it was counted, and told without it, since to wake a receiver is somebody else's code.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    /// Somebody listens.
+    heard: bool,
+    events: Vec<ServerEvent>,
+    /// The last state on the way to the end.
+    state: Option<State>,
+}
+
+impl Outbox {
+    pub(crate) fn opened(&mut self, record: &Record) {
+        self.put(|| ServerEvent::Opened {
+            id: record.id,
+            peer: record.peer.clone(),
+        });
+    }
+
+    pub(crate) fn closed(&mut self, entry: &Entry, cause: Cause, age: Duration) {
+        self.put(|| ServerEvent::Closed {
+            id: entry.id,
+            cause,
+            age,
+            bytes_in: entry.bytes_in,
+            bytes_out: entry.bytes_out,
+        });
+    }
+
+    /// Who raises the phase is not always the first to tell of it: no state is told after a later
+    /// one, and the drain before what follows it.
+    pub(crate) fn state(&mut self, state: State) {
+        let drains = |state: &State| state.rank() >= State::Draining.rank();
+        if drains(&state) || self.state.is_some() {
+            if self.state.is_some_and(|told| told.rank() >= state.rank()) {
+                return;
+            }
+            if self.state.is_none() && state != State::Draining {
+                self.put(|| ServerEvent::State(State::Draining));
+            }
+            self.state = Some(state);
+        }
+        self.put(|| ServerEvent::State(state));
+    }
+
+    fn put(&mut self, event: impl FnOnce() -> ServerEvent) {
+        if self.heard {
+            self.events.push(event());
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    pub(crate) fn take(&mut self) -> Vec<ServerEvent> {
+        std::mem::take(&mut self.events)
+    }
+}
+
 /// Those who listen.
 #[derive(Debug, Default)]
 pub(crate) struct Subscribers(Vec<Subscriber>);
@@ -80,44 +140,24 @@ struct Subscriber {
 }
 
 impl Subscribers {
-    pub(crate) fn add(&mut self) -> Receiver<ServerEvent> {
+    /// One more, who is told what is put into `outbox` from now on.
+    pub(crate) fn add(&mut self, outbox: &mut Outbox) -> Receiver<ServerEvent> {
         let (sender, receiver) = async_channel::bounded(CAPACITY);
-        self.0.push(Subscriber { sender, missed: 0 });
+        if outbox.state != Some(State::Closed) {
+            outbox.heard = true;
+            self.0.push(Subscriber { sender, missed: 0 });
+        }
         receiver
     }
 
-    pub(crate) fn opened(&mut self, record: &Record) {
-        self.publish(|| ServerEvent::Opened {
-            id: record.id,
-            peer: record.peer.clone(),
-        });
-    }
-
-    pub(crate) fn closed(&mut self, entry: &Entry, cause: Cause, age: Duration) {
-        self.publish(|| ServerEvent::Closed {
-            id: entry.id,
-            cause,
-            age,
-            bytes_in: entry.bytes_in,
-            bytes_out: entry.bytes_out,
-        });
-    }
-
-    pub(crate) fn state(&mut self, state: State) {
-        self.publish(|| ServerEvent::State(state));
-    }
-
-    /// Ends every receiver's stream.
-    pub(crate) fn end(&mut self) {
-        self.0.clear();
-    }
-
-    fn publish(&mut self, event: impl FnOnce() -> ServerEvent) {
-        if self.0.is_empty() {
-            return;
+    /// Tells everybody; the end of the server is the end of the channels.
+    pub(crate) fn tell(&mut self, events: Vec<ServerEvent>) {
+        for event in events {
+            self.0.retain_mut(|subscriber| subscriber.tell(&event));
+            if event == ServerEvent::State(State::Closed) {
+                self.0.drain(..).for_each(Subscriber::end);
+            }
         }
-        let event = event();
-        self.0.retain_mut(|subscriber| subscriber.tell(&event));
     }
 }
 
@@ -141,6 +181,13 @@ impl Subscriber {
                 true
             }
             Err(TrySendError::Closed(_)) => false,
+        }
+    }
+
+    /// A receiver that missed something is told so in place of the oldest that it has not taken.
+    fn end(self) {
+        if self.missed > 0 {
+            let _gone = self.sender.force_send(ServerEvent::Missed(self.missed + 1));
         }
     }
 }

@@ -13,16 +13,18 @@ use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use async_channel::Receiver;
 use event_listener::Event;
 
 use crate::address::Address;
-use crate::events::{Cause, Subscribers};
-use crate::handle::Shared;
+use crate::events::{Cause, Outbox, ServerEvent, Subscribers};
+use crate::handle::{Shared, lock};
 use crate::report::{AcceptErrors, Limited, Stats, Straggler, Waiting};
+use crate::shutdown::State;
 use crate::transport::Transport;
 
 /// The bits of a record's word.
@@ -51,8 +53,6 @@ pub(crate) mod bit {
     pub(crate) const MANUAL: u32 = 1 << 10;
     /// A busy guard has been taken once: from then on guards are what counts.
     pub(crate) const GUARDED: u32 = 1 << 11;
-    /// The last read left the socket empty.
-    pub(crate) const EMPTY: u32 = 1 << 12;
     /// Handed on to whoever detached it.
     pub(crate) const DETACHED: u32 = 1 << 13;
     /// Its end is in the ledger; whoever comes later does not count it again.
@@ -113,6 +113,24 @@ pub(crate) struct Record {
     pub(crate) told: Event,
 }
 
+/// Which waker was left in the record: both of its pointers in one word. While it is there nobody
+/// else can have them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Parked(usize);
+
+impl Parked {
+    fn of(waker: &Waker) -> Self {
+        let vtable = std::ptr::from_ref(waker.vtable()) as usize;
+        // Neither is ever so near to the other's end of the address space that two pairs fold to
+        // one, and a lone waker of no data folds to something, too.
+        Self((waker.data() as usize) ^ vtable.rotate_left(usize::BITS / 2))
+    }
+
+    pub(crate) fn is_some(self) -> bool {
+        self != Self::default()
+    }
+}
+
 /// Whose waker.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Who {
@@ -147,11 +165,11 @@ impl Record {
 
     /// Leaves `cx`'s waker where those who change the word will find it. `mine` is what was left
     /// the last time: the lock is taken only where that would wake somebody else.
-    pub(crate) fn park(&self, who: Who, mine: &mut Option<Waker>, cx: &Context<'_>) {
-        if !mine.as_ref().is_some_and(|mine| mine.will_wake(cx.waker())) {
-            let waker = cx.waker().clone();
-            let old = self.wakers()[who as usize].replace(waker.clone());
-            *mine = Some(waker);
+    pub(crate) fn park(&self, who: Who, mine: &mut Parked, cx: &Context<'_>) {
+        let parked = Parked::of(cx.waker());
+        if *mine != parked {
+            let old = lock(&self.wakers)[who as usize].replace(cx.waker().clone());
+            *mine = parked;
             // Outside the lock, since dropping a waker can run a task's destructor.
             drop(old);
         }
@@ -180,7 +198,7 @@ impl Record {
             #[cfg(target_os = "linux")]
             Transport::Slot(slot) => {
                 if !slot.take_readable() {
-                    self.park(Who::Reader, &mut None, cx);
+                    self.park(Who::Reader, &mut Parked::default(), cx);
                     if !slot.take_readable() {
                         return Poll::Pending;
                     }
@@ -192,7 +210,7 @@ impl Record {
     }
 
     fn wakers(&self) -> MutexGuard<'_, [Option<Waker>; 3]> {
-        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.wakers)
     }
 
     /// Announces the drain to this connection.
@@ -245,6 +263,7 @@ impl Record {
 
     pub(crate) fn unguard(&self) {
         self.guards.fetch_sub(1, SeqCst);
+        fence(SeqCst);
         if self.has(bit::TOLD) {
             self.wake(Who::Reader);
         }
@@ -271,10 +290,6 @@ impl Record {
         let word = self.word();
         if word & bit::GUARDED != 0 {
             return self.guards.load(SeqCst) > 0 || self.taken.load(Acquire) < received;
-        }
-        if word & bit::WRITER == 0 {
-            // There will be no more answers.
-            return self.taken.load(Acquire) < received;
         }
         self.answered.load(Acquire) < received || self.writing.load(Acquire)
     }
@@ -361,8 +376,6 @@ pub(crate) enum Ending {
 #[derive(Debug)]
 pub(crate) struct Group {
     ledger: Mutex<Ledger>,
-    /// Locked before the ledger is released, so that everybody is told everything in the order in
-    /// which it was counted; and told after it is, since to wake a receiver is somebody else's code.
     subscribers: Mutex<Subscribers>,
     /// Notified when a place may have become free, or a pause has ended.
     pub(crate) vacancy: Event,
@@ -402,6 +415,7 @@ pub(crate) struct Ledger {
     /// The server's task is gone; nobody else will note that the group is empty.
     pub(crate) orphaned: bool,
     pub(crate) stragglers: Vec<Straggler>,
+    outbox: Outbox,
 }
 
 impl Group {
@@ -418,13 +432,37 @@ impl Group {
     }
 
     pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ledger)
     }
 
-    pub(crate) fn subscribers(&self) -> MutexGuard<'_, Subscribers> {
-        self.subscribers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn subscribe(&self) -> Receiver<ServerEvent> {
+        let mut subscribers = lock(&self.subscribers);
+        // What happened before is the others' to hear.
+        let events = self.ledger().outbox.take();
+        subscribers.tell(events);
+        let receiver = subscribers.add(&mut self.ledger().outbox);
+        drop(subscribers);
+        self.deliver();
+        receiver
+    }
+
+    pub(crate) fn publish(&self, state: State) {
+        self.ledger().outbox.state(state);
+        self.deliver();
+    }
+
+    /// Tells what is in the outbox. Who finds somebody at it leaves it to them: they look again
+    /// after they have let go.
+    fn deliver(&self) {
+        while !self.ledger().outbox.is_empty() {
+            let mut subscribers = match self.subscribers.try_lock() {
+                Ok(subscribers) => subscribers,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            let events = self.ledger().outbox.take();
+            subscribers.tell(events);
+        }
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -491,9 +529,12 @@ impl Group {
         });
         ledger.records.insert(record.id, Arc::downgrade(&record));
         ledger.peak = ledger.peak.max(ledger.records.len() as u64);
-        let mut subscribers = self.subscribers();
+        ledger.outbox.opened(&record);
+        let told = ledger.outbox.is_empty();
         drop(ledger);
-        subscribers.opened(&record);
+        if !told {
+            self.deliver();
+        }
         record
     }
 
@@ -518,12 +559,17 @@ impl Group {
         has_share
     }
 
-    /// Enters the end of a connection, whose socket is closed, into the ledger, once.
-    pub(crate) fn close(&self, entry: Entry, ending: Ending, cause: Cause, uptime: Duration) {
+    /// Enters the end of a connection, whose socket is closed, into the ledger, once; `true` where
+    /// that leaves the server to be closed by whoever is last.
+    pub(crate) fn close(
+        &self,
+        entry: Entry,
+        ending: Ending,
+        cause: Cause,
+        uptime: Duration,
+    ) -> bool {
         let mut ledger = self.ledger();
         ledger.records.remove(&entry.id);
-        ledger.bytes_in += entry.bytes_in;
-        ledger.bytes_out += entry.bytes_out;
         *match ending {
             Ending::Completed => &mut ledger.completed,
             Ending::Failed => &mut ledger.failed,
@@ -552,16 +598,20 @@ impl Group {
         if entry.seated {
             self.seated.fetch_sub(1, SeqCst);
         }
-        let quiet = ledger.is_quiet();
-        let mut subscribers = self.subscribers();
-        drop(ledger);
         let age = uptime.saturating_sub(entry.accepted);
-        subscribers.closed(&entry, cause, age);
-        drop(subscribers);
+        ledger.outbox.closed(&entry, cause, age);
+        let quiet = ledger.is_quiet();
+        let last = ledger.orphaned && ledger.is_empty();
+        let told = ledger.outbox.is_empty();
+        drop(ledger);
+        if !told {
+            self.deliver();
+        }
         self.vacancy.notify(usize::MAX);
         if quiet {
             self.empty.notify(usize::MAX);
         }
+        last
     }
 
     /// Announces the drain to everybody inside, and to whoever comes through the sweep.
@@ -603,14 +653,12 @@ impl Group {
             .collect()
     }
 
-    /// Notes who is left, in the order they came.
-    pub(crate) fn note_stragglers(&self, uptime: Duration) {
-        let stragglers: Vec<_> = self
-            .records()
+    /// Who is left, in the order they came.
+    pub(crate) fn stragglers(&self, uptime: Duration) -> Vec<Straggler> {
+        self.records()
             .iter()
             .map(|record| record.straggler(uptime))
-            .collect();
-        self.ledger().stragglers = stragglers;
+            .collect()
     }
 
     /// Counts those that cannot be dropped, because they block their threads or wait behind one
@@ -618,7 +666,7 @@ impl Group {
     pub(crate) fn write_off(&self, uptime: Duration) {
         for record in self.records() {
             let blocked = record.polling.load(Relaxed);
-            let Some(entry) = Entry::of(&record) else {
+            let Some(entry) = self.begin_end(&record) else {
                 continue;
             };
             if blocked {
@@ -736,10 +784,9 @@ impl Ledger {
 
     fn stats(&self, records: &[Arc<Record>]) -> Stats {
         let moved = |count: fn(&Record) -> &AtomicU64| -> u64 {
-            records
-                .iter()
-                .map(|record| count(record).load(Relaxed))
-                .sum()
+            // The bytes of the others are in the ledger.
+            let open = records.iter().filter(|record| !record.has(bit::COUNTED));
+            open.map(|record| count(record).load(Relaxed)).sum()
         };
         let errors = self.accept_errors;
         Stats {
@@ -775,14 +822,16 @@ pub(crate) struct Entry {
     shares: Option<IpAddr>,
 }
 
-impl Entry {
-    /// `None` where the end of this connection has been counted.
-    pub(crate) fn of(record: &Record) -> Option<Self> {
+impl Group {
+    /// Begins the end of a connection; `None` where that has been done. Its bytes move from its
+    /// record to the ledger, so that no sum ever goes back.
+    pub(crate) fn begin_end(&self, record: &Record) -> Option<Entry> {
+        let mut ledger = self.ledger();
         let word = record.set(bit::COUNTED);
         if word & bit::COUNTED != 0 {
             return None;
         }
-        Some(Self {
+        let entry = Entry {
             id: record.id,
             bytes_in: record.received.load(Relaxed),
             bytes_out: record.sent.load(Relaxed),
@@ -792,7 +841,10 @@ impl Entry {
             shares: (word & bit::SHARES != 0)
                 .then(|| record.peer.ip())
                 .flatten(),
-        })
+        };
+        ledger.bytes_in += entry.bytes_in;
+        ledger.bytes_out += entry.bytes_out;
+        Some(entry)
     }
 }
 

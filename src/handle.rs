@@ -224,7 +224,11 @@ impl Handle {
     /// and tells a slow one how many events it missed. The channel ends when the server is closed.
     #[must_use]
     pub fn events(&self) -> Receiver<ServerEvent> {
-        self.shared.subscribe()
+        if self.state() == State::Closed {
+            // The other end is gone already.
+            return async_channel::bounded(1).1;
+        }
+        self.shared.group.subscribe()
     }
 
     /// Ties a future to the server: a drain waits for it, an abort drops what is inside.
@@ -487,16 +491,7 @@ impl Shared {
     }
 
     fn publish(&self, state: State) {
-        self.group.subscribers().state(state);
-    }
-
-    fn subscribe(&self) -> Receiver<ServerEvent> {
-        let mut subscribers = self.group.subscribers();
-        let receiver = subscribers.add();
-        if self.report.get().is_some() {
-            subscribers.end();
-        }
-        receiver
+        self.group.publish(state);
     }
 
     pub(crate) fn ask(&self, reason: Reason, before: Option<Instant>) {
@@ -638,23 +633,30 @@ impl Shared {
         }
     }
 
-    /// Closes all listeners: those who are queued still are closed cleanly. Done once; without a
-    /// runtime, if need be.
+    /// Closes all listeners, without a runtime if need be: whoever is queued still is turned away.
+    /// Done once.
     pub(crate) fn close_door(self: &Arc<Self>) {
+        self.close_door_with(|accepted| self.turn_away(self.open(accepted)));
+    }
+
+    /// Closes all listeners, after a last look for those who have been queued since the sweep.
+    pub(crate) fn close_door_with(&self, admit: impl Fn(Accepted)) {
         self.shut_door();
-        self.sweep(
-            |Accepted {
-                 transport,
-                 peer,
-                 listener,
-             }| {
-                self.turn_away(self.group.open(self, transport, peer, listener));
-            },
-        );
+        self.sweep(admit);
         let closed = std::mem::take(&mut lock(&self.door).listeners);
         drop(closed);
         self.group.vacancy.notify(usize::MAX);
         self.group.empty.notify(usize::MAX);
+    }
+
+    /// Takes a peer into the group.
+    pub(crate) fn open(self: &Arc<Self>, accepted: Accepted) -> Arc<Record> {
+        let Accepted {
+            transport,
+            peer,
+            listener,
+        } = accepted;
+        self.group.open(self, transport, peer, listener)
     }
 
     pub(crate) fn door_is_closed(&self) -> bool {
@@ -704,16 +706,16 @@ impl Shared {
             self.turn_away(record);
         }
         if self.latch.phase() < Phase::Aborting {
-            self.group.note_stragglers(self.uptime());
+            let left = self.group.stragglers(self.uptime());
             if self.latch.advance(Phase::Aborting) {
                 self.publish(State::Aborting);
-                let left = self.group.ledger().stragglers.clone();
                 for straggler in &left {
                     log::warn!(
                         target: "gracious", conn = straggler.id, peer:% = straggler.peer;
                         "aborted connection {}: {straggler}", straggler.id,
                     );
                 }
+                self.group.ledger().stragglers = left;
             }
         }
         self.group.abort_all();
@@ -721,8 +723,9 @@ impl Shared {
 
     /// Enters the end of a connection into the ledger.
     pub(crate) fn close_connection(&self, entry: Entry, ending: Ending, cause: Cause) {
-        self.group.close(entry, ending, cause, self.uptime());
-        self.conclude_if_orphaned();
+        if self.group.close(entry, ending, cause, self.uptime()) {
+            self.conclude();
+        }
     }
 
     /// How many are left.
@@ -769,10 +772,7 @@ impl Shared {
         self.latch.advance(Phase::Closed);
         self.group.empty.notify(usize::MAX);
         log::info!(target: "gracious", "{}", self.report());
-        let mut subscribers = self.group.subscribers();
-        subscribers.state(State::Closed);
-        subscribers.end();
-        drop(subscribers);
+        self.publish(State::Closed);
         #[cfg(target_os = "linux")]
         if let Some(pool) = self.pool.get() {
             pool.end();

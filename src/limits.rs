@@ -57,10 +57,8 @@ impl Limits {
                 look_again(over);
             }
         }
-        if word & bit::EXPIRED != 0 {
-            return next;
-        }
-        if let Some(limit) = config.first_byte_timeout {
+        let expired = word & bit::EXPIRED != 0;
+        if let Some(limit) = config.first_byte_timeout.filter(|_| !expired) {
             if record.received.load(Relaxed) == 0 {
                 let over = record.accepted().saturating_add(limit);
                 if over <= uptime {
@@ -70,7 +68,7 @@ impl Limits {
                 look_again(over);
             }
         }
-        if let Some(limit) = config.idle_timeout {
+        if let Some(limit) = config.idle_timeout.filter(|_| !expired) {
             let waits = record.reading.load(Relaxed) || record.writing.load(Relaxed);
             let touched = Duration::from_nanos(record.touched.load(Relaxed));
             let over = if waits { touched } else { uptime }.saturating_add(limit);

@@ -77,6 +77,19 @@ pub enum State {
     Closed,
 }
 
+impl State {
+    /// How far it is on the way to the end.
+    pub(crate) fn rank(self) -> u8 {
+        match self {
+            Self::Bound => 0,
+            Self::Serving | Self::Paused => 1,
+            Self::Draining => 2,
+            Self::Aborting => 3,
+            Self::Closed => 4,
+        }
+    }
+}
+
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -9,13 +9,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
 
 use crate::close::{Lingering, poll_close};
 use crate::events::Cause;
-use crate::group::{Ending, Entry, Record, Who, bit};
+use crate::group::{Ending, Parked, Record, Who, bit};
 use crate::limits::Limits;
 
 pin_project! {
@@ -25,7 +25,7 @@ pin_project! {
         handler: Handler<F>,
         // `None` once the end is in the ledger.
         record: Option<Arc<Record>>,
-        waker: Option<Waker>,
+        parked: Parked,
         // How the handler ended, once it has.
         ended: Option<Ended>,
         // What few connections need, and none while its handler serves without limits.
@@ -61,11 +61,13 @@ pin_project! {
 struct Extra {
     limits: Limits,
     lingering: Option<Lingering>,
+    /// What the handler failed with.
+    error: String,
 }
 
 enum Ended {
     Returned,
-    Failed(String),
+    Failed,
     Panicked,
 }
 
@@ -76,7 +78,7 @@ impl Task<Ready<io::Result<()>>> {
         Self {
             handler: Handler::Gone,
             record: Some(record),
-            waker: None,
+            parked: Parked::default(),
             ended: Some(Ended::Panicked),
             extra: None,
         }
@@ -88,7 +90,7 @@ impl<F: Future<Output = io::Result<()>>> Task<F> {
         Self {
             handler: Handler::Running { future: handler },
             record: Some(record),
-            waker: None,
+            parked: Parked::default(),
             ended: None,
             extra: None,
         }
@@ -110,7 +112,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                 HandlerProj::Gone => Poll::Ready(()),
             };
         };
-        record.park(Who::Task, this.waker, cx);
+        record.park(Who::Task, this.parked, cx);
 
         let word = record.word();
         if word & bit::DETACHED != 0 {
@@ -136,7 +138,8 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                 Ok(Poll::Ready(Ok(()))) => Some(Ended::Returned),
                 Ok(Poll::Ready(Err(error))) => {
                     log_failure(record, &error);
-                    Some(Ended::Failed(error.to_string()))
+                    this.extra.get_or_insert_default().error = error.to_string();
+                    Some(Ended::Failed)
                 }
                 Err(panic) => {
                     log_panic(record, &*panic);
@@ -175,7 +178,11 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                 record.set(bit::CLOSING);
                 return Poll::Pending;
             }
-            record.set(bit::CLOSED);
+            record.set(bit::CLOSED | bit::FINISHED);
+            if this.ended.is_none() {
+                // Under a handler that goes on, which is what is waited for now.
+                record.transport.shut();
+            }
         } else if word & (bit::WRITER | bit::FINISHED) == 0 {
             // Only a transport of the user's own gets here: its end may have to wait.
             if record.transport.poll_finish(cx).is_ready() {
@@ -186,23 +193,21 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
             return Poll::Pending;
         }
         let Some(ended) = this.ended.take() else {
-            // Closed under a handler that goes on, which is what is waited for now.
-            record.transport.shut();
             return Poll::Pending;
         };
-        let met = this.extra.take().and_then(|extra| extra.limits.met);
-        let (ending, cause) = ended.account(record);
-        end(this.record, ending, met.unwrap_or(cause));
+        let extra = this.extra.take().map(|extra| *extra).unwrap_or_default();
+        let (ending, cause) = ended.account(record, extra.error);
+        end(this.record, ending, extra.limits.met.unwrap_or(cause));
         Poll::Ready(())
     }
 }
 
 impl Ended {
-    fn account(self, record: &Record) -> (Ending, Cause) {
+    fn account(self, record: &Record, error: String) -> (Ending, Cause) {
         match self {
             _ if record.has(bit::REJECTED) => (Ending::Rejected, Cause::Rejected),
             // What it returned may be no more than what the cut made of its reads.
-            Self::Returned | Self::Failed(_) if record.has(bit::ABORT) => {
+            Self::Returned | Self::Failed if record.has(bit::ABORT) => {
                 (Ending::Aborted, Cause::Aborted)
             }
             Self::Returned => {
@@ -213,7 +218,7 @@ impl Ended {
                 };
                 (Ending::Completed, cause)
             }
-            Self::Failed(error) => (Ending::Failed, Cause::Error(error)),
+            Self::Failed => (Ending::Failed, Cause::Error(error)),
             Self::Panicked => (Ending::Panicked, Cause::Panic),
         }
     }
@@ -229,7 +234,7 @@ fn end(record: &mut Option<Arc<Record>>, ending: Ending, cause: Cause) {
 pub(crate) fn finish(record: Arc<Record>, ending: Ending, cause: Cause) {
     record.unpark(Who::Task);
     record.transport.dismiss();
-    let Some(entry) = Entry::of(&record) else {
+    let Some(entry) = record.server.group.begin_end(&record) else {
         return;
     };
     log::debug!(

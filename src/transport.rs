@@ -36,21 +36,10 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// What one direction of a connection knows about its socket's readiness.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Readiness {
-    /// The reactor was asked to wake us and its answer has not been taken yet. Taking it first
-    /// saves the read that would only find nothing, and a second one after a stale answer.
-    armed: bool,
-    /// The last read left the socket empty.
-    empty: bool,
-}
-
-impl Readiness {
-    pub(crate) fn is_empty(self) -> bool {
-        self.empty
-    }
-}
+/// What one direction of a connection knows about its socket's readiness: the reactor was asked to
+/// wake us, and its answer has not been taken yet. Taking it first saves the call that would only
+/// find nothing, and a second one after a stale answer.
+pub(crate) type Armed = bool;
 
 impl Transport {
     pub(crate) fn own(io: impl Stream + 'static) -> Self {
@@ -61,14 +50,14 @@ impl Transport {
     /// without, that nothing was reported since it last had nothing.
     pub(crate) fn poll_read(
         &self,
-        readiness: &mut Readiness,
+        armed: &mut Armed,
         cx: &mut Context<'_>,
         buf: &mut [u8],
         look: bool,
     ) -> Poll<io::Result<usize>> {
         match self {
-            Self::Tcp(socket) => poll_socket_read(socket, readiness, cx, buf, look),
-            Self::Unix(socket) => poll_socket_read(socket, readiness, cx, buf, look),
+            Self::Tcp(socket) => poll_socket_read(socket, armed, cx, buf, look),
+            Self::Unix(socket) => poll_socket_read(socket, armed, cx, buf, look),
             #[cfg(target_os = "linux")]
             Self::Slot(slot) => slot.poll_read(buf, look),
             Self::Own(io) => Pin::new(&mut **lock(io)).poll_read(cx, buf),
@@ -78,13 +67,13 @@ impl Transport {
     /// Writes what fits, or arranges a wake-up.
     pub(crate) fn poll_write(
         &self,
-        readiness: &mut Readiness,
+        armed: &mut Armed,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self {
-            Self::Tcp(socket) => poll_socket_write(socket, readiness, cx, bufs),
-            Self::Unix(socket) => poll_socket_write(socket, readiness, cx, bufs),
+            Self::Tcp(socket) => poll_socket_write(socket, armed, cx, bufs),
+            Self::Unix(socket) => poll_socket_write(socket, armed, cx, bufs),
             #[cfg(target_os = "linux")]
             Self::Slot(slot) => slot.poll_write(bufs),
             Self::Own(io) => match bufs {
@@ -157,6 +146,19 @@ impl Transport {
     pub(crate) fn shut(&self) {
         // A socket that its peer has reset already is as shut as it can be.
         let _ignored = self.shutdown(Shutdown::Both);
+    }
+
+    /// Lets a Unix peer write no more; `false` for others.
+    pub(crate) fn refuse_input(&self) -> bool {
+        match self {
+            Self::Unix(socket) => socket.get_ref().shutdown(Shutdown::Read).is_ok(),
+            #[cfg(target_os = "linux")]
+            Self::Slot(slot) => match slot.socket() {
+                Socket::Unix(socket) => socket.shutdown(Shutdown::Read).is_ok(),
+                Socket::Tcp(_) => false,
+            },
+            _ => false,
+        }
     }
 
     /// Reads once, without arranging anything.
@@ -287,7 +289,7 @@ fn lock(io: &Mutex<Box<dyn Stream>>) -> MutexGuard<'_, Box<dyn Stream>> {
 
 fn poll_socket_read<T>(
     socket: &Async<T>,
-    readiness: &mut Readiness,
+    armed: &mut Armed,
     cx: &mut Context<'_>,
     buf: &mut [u8],
     look: bool,
@@ -295,30 +297,25 @@ fn poll_socket_read<T>(
 where
     for<'a> &'a T: Read,
 {
-    if !look {
-        if readiness.armed {
-            ready!(socket.poll_readable(cx))?;
-            *readiness = Readiness::default();
-        } else if readiness.empty {
-            // A short read said that nothing is left, so the reactor is asked first. What has come
-            // since is reported at once: its interest is in a level, not in an edge.
-            if socket.poll_readable(cx)?.is_pending() {
-                readiness.armed = true;
-                return Poll::Pending;
-            }
+    if *armed && !look {
+        *armed = socket.poll_readable(cx)?.is_pending();
+        if *armed {
+            // Nothing, or news that `async-io` takes for old, because it came in the very round of
+            // the reactor in which it was asked for: a look costs less than another round.
+            return match uninterrupted(|| socket.get_ref().read(buf)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+                received => Poll::Ready(received),
+            };
         }
     }
     loop {
+        // Also after a short read: a peer on the same core has mostly answered by now.
         match uninterrupted(|| socket.get_ref().read(buf)) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => readiness.empty = true,
-            Ok(n) => {
-                readiness.empty = n > 0 && n < buf.len();
-                return Poll::Ready(Ok(n));
-            }
-            error => return Poll::Ready(error),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            received => return Poll::Ready(received),
         }
-        readiness.armed = socket.poll_readable(cx)?.is_pending();
-        if readiness.armed {
+        *armed = socket.poll_readable(cx)?.is_pending();
+        if *armed {
             return Poll::Pending;
         }
     }
@@ -326,16 +323,16 @@ where
 
 fn poll_socket_write<T>(
     socket: &Async<T>,
-    readiness: &mut Readiness,
+    armed: &mut Armed,
     cx: &mut Context<'_>,
     bufs: &[IoSlice<'_>],
 ) -> Poll<io::Result<usize>>
 where
     for<'a> &'a T: Write,
 {
-    if readiness.armed {
+    if *armed {
         ready!(socket.poll_writable(cx))?;
-        readiness.armed = false;
+        *armed = false;
     }
     loop {
         let written = uninterrupted(|| match bufs {
@@ -346,8 +343,8 @@ where
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             written => return Poll::Ready(written),
         }
-        readiness.armed = socket.poll_writable(cx)?.is_pending();
-        if readiness.armed {
+        *armed = socket.poll_writable(cx)?.is_pending();
+        if *armed {
             return Poll::Pending;
         }
     }

@@ -2,6 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -23,6 +24,7 @@ pub(crate) struct Own<L: Listener> {
     local_addr: io::Result<Address>,
     /// Asks a waiting accept to give the listener back.
     release: Arc<AtomicBool>,
+    shut: bool,
 }
 
 enum State<L: Listener> {
@@ -41,6 +43,7 @@ impl<L: Listener> Own<L> {
             local_addr: listener.local_addr(),
             state: State::Idle(listener),
             release: Arc::new(AtomicBool::new(false)),
+            shut: false,
         }
     }
 
@@ -50,11 +53,10 @@ impl<L: Listener> Own<L> {
             State::Idle(listener) => Ok((listener, None)),
             State::Accepting(mut accepting) => {
                 self.release.store(true, SeqCst);
-                let returned = accepting
-                    .as_mut()
-                    .poll(&mut Context::from_waker(Waker::noop()));
+                let mut nobody = Context::from_waker(Waker::noop());
+                let returned = guarded(|| accepting.as_mut().poll(&mut nobody));
                 self.release.store(false, SeqCst);
-                match returned {
+                match returned? {
                     Poll::Ready(returned) => Ok(returned),
                     Poll::Pending => Err(lost()),
                 }
@@ -71,7 +73,7 @@ impl<L: Listener> Bound for Own<L> {
             State::Accepting(accepting) => accepting,
             State::Lost => return Poll::Ready(Err(lost())),
         };
-        match accepting.as_mut().poll(cx) {
+        match guarded(|| accepting.as_mut().poll(cx))? {
             Poll::Pending => {
                 self.state = State::Accepting(accepting);
                 Poll::Pending
@@ -89,11 +91,11 @@ impl<L: Listener> Bound for Own<L> {
     fn try_accept(&mut self) -> io::Result<(Transport, Address)> {
         let (mut listener, mut accepted) = self.recall()?;
         if accepted.is_none() {
-            let mut accept = pin!(listener.accept());
-            if let Poll::Ready(peer) = accept
-                .as_mut()
-                .poll(&mut Context::from_waker(Waker::noop()))
-            {
+            let polled = guarded(|| {
+                let accept = pin!(listener.accept());
+                accept.poll(&mut Context::from_waker(Waker::noop()))
+            });
+            if let Poll::Ready(peer) = polled? {
                 accepted = Some(peer);
             }
         }
@@ -109,6 +111,9 @@ impl<L: Listener> Bound for Own<L> {
     }
 
     fn shut(&mut self) {
+        if std::mem::replace(&mut self.shut, true) {
+            return;
+        }
         match self.recall() {
             Ok((mut listener, accepted)) => {
                 listener.shut();
@@ -140,6 +145,11 @@ where
     I: futures_io::AsyncRead + futures_io::AsyncWrite + Unpin + Send + 'static,
 {
     accepted.map(|(io, peer)| (Transport::own(io), peer))
+}
+
+/// A panic of the user's ends the listener, not the server's task.
+fn guarded<T>(poll: impl FnOnce() -> T) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(poll)).map_err(|_| lost())
 }
 
 fn lost() -> io::Error {

@@ -105,5 +105,7 @@ pub(crate) async fn sleep_until(clock: &dyn Clock, when: Option<Instant>) {
             return;
         }
         clock.sleep(left).await;
+        // A clock that stands still keeps nobody else from running.
+        futures_lite::future::yield_now().await;
     }
 }

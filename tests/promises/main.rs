@@ -3,4 +3,26 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod binding;
+mod control;
+mod introspection;
+mod limits;
+mod own_transport;
+mod p01_tracked;
+mod p02_one_stop;
 mod p03_the_door;
+mod p04_the_queue;
+mod p05_every_byte;
+mod p06_every_request;
+mod p07_idle;
+mod p08_the_deadline;
+mod p09_force;
+mod p10_waiting_inside;
+mod p11_panics;
+mod p12_accept;
+mod p13_back_pressure;
+mod p14_dropping;
+mod p15_account;
+mod sets;
+mod told_live;
+mod unix_sockets;

@@ -108,14 +108,23 @@ async fn a_closed_door_has_no_listeners<R: TestRuntime>(runtime: R) {
 async fn a_unix_peer_is_known_by_its_credentials<R: TestRuntime>(runtime: R) {
     let whoami = async |mut conn: Connection| {
         let peer = conn.peer_credentials()?;
-        let text = peer.map_or("nobody".into(), |Credentials { pid, uid, .. }| format!("{pid} {uid}"));
+        let text = peer.map_or("nobody".into(), |Credentials { pid, uid, .. }| {
+            format!("{pid} {uid}")
+        });
         conn.write_all(text.as_bytes()).await
     };
     for address in transports() {
-        let running = on(&address, runtime.clone()).bind().await.unwrap().spawn(whoami);
+        let running = on(&address, runtime.clone())
+            .bind()
+            .await
+            .unwrap()
+            .spawn(whoami);
         let told = Client::of(&running).rest();
         match address.starts_with("unix:") && cfg!(target_os = "linux") {
-            true => assert!(told.starts_with(&format!("{} ", std::process::id())), "{told}"),
+            true => assert!(
+                told.starts_with(&format!("{} ", std::process::id())),
+                "{told}"
+            ),
             false => assert_eq!(told, "nobody"),
         }
         running.shutdown().await.unwrap();

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use gracious::Runtime;
 
+pub mod client;
+pub mod peer;
+
 /// Generous: on a busy machine nothing here takes a tenth of it.
 const DEADLINE: Duration = Duration::from_secs(30);
 

@@ -1,0 +1,574 @@
+//! What a handle can do to a server that is at work: pause and resume, a lame duck's time, asking or
+//! cutting connections one by one, following futures, and letting a connection go.
+
+use std::future::pending;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use futures_lite::{AsyncBufReadExt, AsyncWriteExt};
+use gracious::{Cause, Connection, EndedBy, Reason, ServerEvent, Socket, State};
+
+use crate::support::TestRuntime;
+use crate::support::client::{
+    Client, HOUR, Visit, echo, eventually, handing_over, refuses, taken_in, unix_address, visit,
+    waits,
+};
+use crate::support::peer::{Counted, at_home, cause_of, hears_nothing, is_cut, settled};
+
+crate::on_every_runtime!(
+    while_paused_new_peers_wait_and_those_inside_do_not,
+    a_pause_takes_hold_of_a_loop_that_waits_for_a_peer,
+    a_paused_server_that_stops_serves_those_who_wait,
+    a_paused_server_has_no_lame_ducks_time,
+    a_pause_before_serve_holds,
+    a_lame_duck_serves_and_tells_nobody,
+    a_lame_duck_turns_at_the_end_of_its_time,
+    shutdown_within_cuts_a_lame_ducks_time_short,
+    the_earliest_deadline_holds,
+    connections_asked_to_close_do_and_serving_goes_on,
+    connections_cut_are_gone_and_serving_goes_on,
+    one_connection_can_be_cut,
+    a_connection_that_is_gone_cannot_be_cut,
+    the_first_reason_is_kept,
+    states_come_in_their_order,
+    a_drain_waits_for_what_is_tracked,
+    an_abort_drops_what_is_tracked,
+    a_tracked_future_that_is_dropped_is_no_longer_waited_for,
+    a_tracked_future_is_counted_apart,
+    a_detached_connection_goes_on_without_its_server,
+    a_detached_unix_connection_does_too,
+    a_handler_goes_on_after_it_let_its_connection_go,
+    shutdown_requested_tells_at_the_request,
+    everything_can_be_called_on_a_closed_server
+);
+
+async fn while_paused_new_peers_wait_and_those_inside_do_not<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let running = server.spawn(echo);
+    let handle = running.handle();
+    let mut inside = Client::of(&running);
+    assert_eq!(inside.ask("hello"), "hello");
+    handle.pause();
+    assert_eq!(handle.state(), State::Paused);
+    assert!(!handle.is_serving());
+    handle.pause();
+    let mut outside = Client::of(&running);
+    outside.send("me\n");
+    for _ in 0..20 {
+        assert_eq!(inside.ask("still"), "still");
+    }
+    hears_nothing(&mut outside);
+    assert_eq!(handle.stats().accepted, 1);
+    handle.resume();
+    assert_eq!(outside.line(), "me");
+    assert_eq!(handle.state(), State::Serving);
+    assert!(handle.is_serving());
+    handle.shutdown();
+    assert_eq!(settled(running.await).completed, 2);
+}
+
+async fn a_pause_takes_hold_of_a_loop_that_waits_for_a_peer<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let events = server.handle().events();
+    let running = server.spawn(echo);
+    let handle = running.handle();
+    // Again and again: nobody who comes after the pause gets in before the end of it.
+    for id in 1..=20 {
+        handle.pause();
+        let mut client = Client::of(&running);
+        client.send("me\n");
+        handle.resume();
+        assert_eq!(client.line(), "me");
+        drop(client);
+        assert_eq!(cause_of(id, &events).await, Cause::Peer);
+    }
+    handle.shutdown();
+    settled(running.await);
+    let mut states = Vec::new();
+    while let Ok(event) = events.recv().await {
+        states.extend(matches!(event, ServerEvent::State(_)).then_some(event));
+    }
+    assert_eq!(states.last(), Some(&ServerEvent::State(State::Closed)));
+}
+
+async fn a_paused_server_that_stops_serves_those_who_wait<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let running = server.spawn(echo);
+    running.handle().pause();
+    let mut clients = [(); 5].map(|()| Client::of(&running));
+    for client in &mut clients {
+        client.send("me\n");
+    }
+    running.handle().shutdown();
+    assert_eq!(running.handle().state(), State::Draining);
+    for client in &mut clients {
+        assert_eq!(client.rest(), "me\n");
+    }
+    assert_eq!(settled(running.await).completed, 5);
+}
+
+async fn a_paused_server_has_no_lame_ducks_time<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).lame_duck(HOUR).bind().await.unwrap();
+    let running = server.spawn(echo);
+    running.handle().pause();
+    running.handle().shutdown();
+    assert_eq!(settled(running.await).accepted, 0);
+}
+
+async fn a_pause_before_serve_holds<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    assert_eq!(handle.state(), State::Bound);
+    handle.pause();
+    let events = handle.events();
+    let mut client = Client::to(&server);
+    client.send("me\n");
+    let running = server.spawn(echo);
+    assert_eq!(
+        events.recv().await.unwrap(),
+        ServerEvent::State(State::Paused)
+    );
+    hears_nothing(&mut client);
+    handle.resume();
+    assert_eq!(client.line(), "me");
+    handle.shutdown();
+    assert_eq!(settled(running.await).completed, 1);
+}
+
+async fn a_lame_duck_serves_and_tells_nobody<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).lame_duck(HOUR).bind().await.unwrap();
+    let (running, connections) = handing_over(server);
+    let handle = running.handle();
+    let _before = Client::of(&running);
+    let before = connections.recv().await.unwrap();
+    handle.shutdown();
+    // A load balancer is told before the door is shut.
+    assert!(!handle.is_serving());
+    assert_eq!(handle.state(), State::Draining);
+    let mut during = Client::of(&running);
+    let mut conn = connections.recv().await.unwrap();
+    conn.write_all(b"served\n").await.unwrap();
+    assert_eq!(during.line(), "served");
+    for told in [&before, &conn] {
+        assert!(!told.is_shutting_down());
+        assert!(waits(Box::pin(told.shutdown_requested())).await);
+    }
+    handle.abort();
+    assert_eq!(settled(running.await).accepted, 2);
+}
+
+async fn a_lame_duck_turns_at_the_end_of_its_time<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime)
+        .lame_duck(Duration::from_millis(100))
+        .bind()
+        .await
+        .unwrap();
+    let address = server.local_addrs()[0].clone();
+    let (running, connections) = handing_over(server);
+    let _client = Client::of(&running);
+    let conn = connections.recv().await.unwrap();
+    running.handle().shutdown();
+    conn.shutdown_requested().await;
+    assert!(refuses(&address));
+    drop(conn);
+    let report = settled(running.await);
+    assert!(report.drain >= Duration::from_millis(100));
+}
+
+async fn shutdown_within_cuts_a_lame_ducks_time_short<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).lame_duck(HOUR).bind().await.unwrap();
+    let running = server.spawn(echo);
+    let mut client = Client::of(&running);
+    assert_eq!(client.ask("hello"), "hello");
+    running.handle().shutdown();
+    assert_eq!(client.ask("still"), "still");
+    running.handle().shutdown_within(Duration::from_millis(100));
+    is_cut(&mut client);
+    settled(running.await);
+}
+
+async fn the_earliest_deadline_holds<R: TestRuntime>(runtime: R) {
+    // The other order each: the later one changes nothing, the earlier one does.
+    for spans in [[HOUR, Duration::ZERO], [Duration::ZERO, HOUR]] {
+        let server = at_home(&runtime).bind().await.unwrap();
+        let (begun, has_begun) = async_channel::bounded(1);
+        let running = server.spawn(async move |_conn: Connection| {
+            begun.send(()).await.unwrap();
+            pending::<()>().await;
+        });
+        let _client = Client::of(&running);
+        has_begun.recv().await.unwrap();
+        for span in spans {
+            running.handle().shutdown_within(span);
+        }
+        running.handle().shutdown_within(Duration::MAX);
+        assert_eq!(settled(running.await).aborted, 1);
+    }
+}
+
+async fn connections_asked_to_close_do_and_serving_goes_on<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime)
+        .first_byte_grace(None)
+        .bind()
+        .await
+        .unwrap();
+    let running = server.spawn(async move |mut conn: Connection| {
+        let mut line = String::new();
+        while conn.read_line(&mut line).await? > 0 {
+            if line == "slow\n" {
+                conn.shutdown_requested().await;
+            }
+            conn.write_all(line.as_bytes()).await?;
+            line.clear();
+        }
+        assert_eq!(conn.ended_by(), Some(EndedBy::Drain));
+        io::Result::Ok(())
+    });
+    let handle = running.handle();
+    let (mut silent, mut idle, mut busy) = (
+        Client::of(&running),
+        Client::of(&running),
+        Client::of(&running),
+    );
+    assert_eq!(idle.ask("hello"), "hello");
+    busy.send("slow\n");
+    eventually("it was read", || handle.stats().bytes_in == 11);
+    taken_in(&handle, 3);
+    handle.close_connections();
+    assert_eq!(silent.rest(), "");
+    assert_eq!(idle.rest(), "");
+    assert_eq!(busy.rest(), "slow\n");
+    assert_eq!(handle.state(), State::Serving);
+    // Whoever comes now is not asked.
+    let mut later = Client::of(&running);
+    assert_eq!(later.ask("hello"), "hello");
+    assert_eq!(later.ask("again"), "again");
+    handle.shutdown();
+    assert_eq!(later.rest(), "");
+    assert_eq!(settled(running.await).completed, 4);
+}
+
+async fn connections_cut_are_gone_and_serving_goes_on<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let events = server.handle().events();
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let counter = dropped.clone();
+    let running = server.spawn(async move |conn: Connection| {
+        let _counted = Counted(counter);
+        echo(conn).await
+    });
+    let handle = running.handle();
+    let mut clients = [(); 3].map(|()| Client::of(&running));
+    for client in &mut clients {
+        assert_eq!(client.ask("hello"), "hello");
+    }
+    handle.abort_connections();
+    clients.iter_mut().for_each(is_cut);
+    let mut cut = 0;
+    while cut < 3 {
+        if let ServerEvent::Closed { cause, .. } = events.recv().await.unwrap() {
+            assert_eq!(cause, Cause::Aborted);
+            cut += 1;
+        }
+    }
+    assert_eq!(dropped.load(SeqCst), 3);
+    assert_eq!(handle.state(), State::Serving);
+    let mut later = Client::of(&running);
+    assert_eq!(later.ask("hello"), "hello");
+    handle.shutdown();
+    assert_eq!(later.rest(), "");
+    let report = settled(running.await);
+    assert_eq!((report.aborted, report.completed), (3, 1));
+    // They were not there any more when the server was asked to stop.
+    assert!(report.stragglers.is_empty());
+}
+
+async fn one_connection_can_be_cut<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let events = server.handle().events();
+    let running = server.spawn(echo);
+    let handle = running.handle();
+    let mut clients = [(); 3].map(|()| Client::of(&running));
+    for client in &mut clients {
+        assert_eq!(client.ask("hello"), "hello");
+    }
+    let id = handle.connections()[1].id;
+    assert_eq!(id, 2);
+    assert!(handle.abort_connection(id));
+    is_cut(&mut clients[1]);
+    assert_eq!(cause_of(id, &events).await, Cause::Aborted);
+    for i in [0, 2] {
+        assert_eq!(clients[i].ask("still"), "still");
+    }
+    handle.shutdown();
+    let report = settled(running.await);
+    assert_eq!((report.aborted, report.completed), (1, 2));
+}
+
+async fn a_connection_that_is_gone_cannot_be_cut<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let events = server.handle().events();
+    let running = server.spawn(echo);
+    let handle = running.handle();
+    assert!(!handle.abort_connection(1));
+    drop(Client::of(&running));
+    cause_of(1, &events).await;
+    for id in [0, 1, 2, u64::MAX] {
+        assert!(!handle.abort_connection(id));
+    }
+    handle.shutdown();
+    assert_eq!(settled(running.await).aborted, 0);
+}
+
+async fn the_first_reason_is_kept<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    handle.shutdown_because("the first");
+    handle.shutdown_because(String::from("the second"));
+    handle.shutdown();
+    handle.shutdown_within(Duration::ZERO);
+    let report = settled(server.serve(echo).await);
+    assert_eq!(report.reason, Reason::Because("the first".into()));
+    assert!(report.to_string().contains("the first"), "{report}");
+}
+
+async fn states_come_in_their_order<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let events = handle.events();
+    assert_eq!(handle.state(), State::Bound);
+    assert!(!handle.is_serving());
+    let (begun, has_begun) = async_channel::bounded(1);
+    let running = server.spawn(async move |_conn: Connection| {
+        begun.send(()).await.unwrap();
+        pending::<()>().await;
+    });
+    let _client = Client::of(&running);
+    has_begun.recv().await.unwrap();
+    assert!(handle.is_serving());
+    handle.pause();
+    handle.resume();
+    handle.shutdown();
+    assert_eq!(handle.state(), State::Draining);
+    handle.abort();
+    assert!(handle.state() != State::Draining);
+    settled(running.await);
+    assert_eq!(handle.state(), State::Closed);
+    // Neither a pause nor a request changes that.
+    handle.pause();
+    handle.resume();
+    handle.shutdown();
+    assert_eq!(handle.state(), State::Closed);
+    let mut states = Vec::new();
+    while let Ok(event) = events.recv().await {
+        if let ServerEvent::State(state) = event {
+            states.push(state);
+        }
+    }
+    let expected = [
+        State::Serving,
+        State::Paused,
+        State::Serving,
+        State::Draining,
+        State::Aborting,
+        State::Closed,
+    ];
+    assert_eq!(states, expected);
+}
+
+async fn a_drain_waits_for_what_is_tracked<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let (finish, finished) = async_channel::bounded::<()>(1);
+    let (value, result) = async_channel::bounded(1);
+    let work = handle.track(async move {
+        finished.recv().await.unwrap();
+        42
+    });
+    runtime.spawn(async move { value.send(work.await).await.unwrap() });
+    let mut running = server.spawn(echo);
+    handle.shutdown();
+    handle.shutdown_requested().await;
+    assert!(waits(&mut running).await);
+    assert_eq!((handle.stats().tracked, handle.active()), (1, 0));
+    finish.send(()).await.unwrap();
+    settled(running.await);
+    assert_eq!(result.recv().await.unwrap(), Some(42));
+}
+
+async fn an_abort_drops_what_is_tracked<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let counted = Counted(dropped.clone());
+    let (value, result) = async_channel::bounded(1);
+    let work = handle.track(async move {
+        let _counted = counted;
+        pending::<()>().await;
+    });
+    runtime.spawn(async move { value.send(work.await).await.unwrap() });
+    let running = server.spawn(echo);
+    handle.abort();
+    settled(running.await);
+    assert_eq!(dropped.load(SeqCst), 1);
+    assert_eq!(result.recv().await.unwrap(), None);
+}
+
+async fn a_tracked_future_that_is_dropped_is_no_longer_waited_for<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let work = handle.track(pending::<()>());
+    let mut running = server.spawn(echo);
+    handle.shutdown();
+    handle.shutdown_requested().await;
+    assert!(waits(&mut running).await);
+    drop(work);
+    settled(running.await);
+}
+
+async fn a_tracked_future_is_counted_apart<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).max_connections(1).bind().await.unwrap();
+    let handle = server.handle();
+    let works = [(); 3].map(|()| handle.track(async {}));
+    let running = server.spawn(echo);
+    // They take nobody's place.
+    let mut client = Client::of(&running);
+    assert_eq!(client.ask("hello"), "hello");
+    let stats = handle.stats();
+    assert_eq!((stats.tracked, stats.active, stats.accepted), (3, 1, 1));
+    for work in works {
+        assert_eq!(work.await, Some(()));
+    }
+    assert_eq!(handle.stats().tracked, 0);
+    handle.shutdown();
+    assert_eq!(settled(running.await).completed, 1);
+    // There is nothing to wait for any more, and nothing to drop.
+    assert_eq!(handle.stats().tracked, 0);
+}
+
+/// Takes a line, and lets the connection go with what came after it.
+async fn let_go<R: TestRuntime>(runtime: R, builder: gracious::Builder<R>) {
+    let server = builder.max_connections(1).bind().await.unwrap();
+    let address = server.local_addrs()[0].clone();
+    let events = server.handle().events();
+    let (give, given) = async_channel::bounded(1);
+    let running = server.spawn(async move |mut conn: Connection| {
+        let mut line = String::new();
+        conn.read_line(&mut line).await?;
+        if line == "go\n" {
+            // All of it is in our buffer by now.
+            conn.fill_buf().await?;
+            give.send(conn.detach()?).await.unwrap();
+        }
+        io::Result::Ok(())
+    });
+    let mut client = Client::connect(&address).unwrap();
+    client.send("go\nand the rest");
+    let detached = given.recv().await.unwrap();
+    assert_eq!(cause_of(1, &events).await, Cause::Detached);
+    assert_eq!(detached.unread, b"and the rest");
+    // Its place is free, and the server does not wait for it.
+    assert_eq!(visit(&address, "stay\n"), Visit::Closed(String::new()));
+    running.handle().shutdown();
+    let report = settled(running.await);
+    assert_eq!((report.detached, report.completed), (1, 1));
+    let mut text = [0; 6];
+    match detached.socket {
+        Socket::Tcp(mut socket) => {
+            socket.set_nonblocking(false).unwrap();
+            socket.write_all(b"yours\n").unwrap();
+            assert_eq!(client.ask("hello"), "yours");
+            socket.read_exact(&mut text).unwrap();
+        }
+        Socket::Unix(mut socket) => {
+            socket.set_nonblocking(false).unwrap();
+            socket.write_all(b"yours\n").unwrap();
+            assert_eq!(client.ask("hello"), "yours");
+            socket.read_exact(&mut text).unwrap();
+        }
+        other => panic!("{other:?} is no socket that was asked for"),
+    }
+    assert_eq!(&text, b"hello\n");
+    assert_eq!(client.rest(), "");
+    drop(runtime);
+}
+
+async fn a_detached_connection_goes_on_without_its_server<R: TestRuntime>(runtime: R) {
+    let builder = at_home(&runtime);
+    let_go(runtime, builder).await;
+}
+
+async fn a_detached_unix_connection_does_too<R: TestRuntime>(runtime: R) {
+    let builder = gracious::Server::with_runtime(runtime.clone()).listen(unix_address());
+    let_go(runtime, builder).await;
+}
+
+async fn a_handler_goes_on_after_it_let_its_connection_go<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let (finish, finished) = async_channel::bounded::<()>(1);
+    let (told, is_told) = async_channel::bounded(1);
+    let running = server.spawn(async move |conn: Connection| {
+        let work = conn.handle().track(async move { finished.recv().await });
+        let detached = conn.detach()?;
+        // A drain waits for what it is told to wait for.
+        assert!(work.await.is_some());
+        drop(detached);
+        told.send(()).await.unwrap();
+        io::Result::Ok(())
+    });
+    let mut client = Client::of(&running);
+    let handle = running.handle();
+    eventually("it was let go", || handle.stats().detached == 1);
+    handle.shutdown();
+    assert_eq!(handle.stats().tracked, 1);
+    finish.send(()).await.unwrap();
+    settled(running.await);
+    is_told.recv().await.unwrap();
+    assert_eq!(client.rest(), "");
+}
+
+async fn shutdown_requested_tells_at_the_request<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let mut early = [(); 3].map(|()| Box::pin(handle.shutdown_requested()));
+    for requested in &mut early {
+        assert!(waits(requested).await);
+    }
+    // It need not be served for that.
+    handle.shutdown();
+    for requested in early {
+        requested.await;
+    }
+    handle.shutdown_requested().await;
+    settled(server.serve(echo).await);
+    handle.shutdown_requested().await;
+}
+
+async fn everything_can_be_called_on_a_closed_server<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let addresses = server.local_addrs().to_vec();
+    let handle = server.handle();
+    handle.shutdown();
+    let report = settled(server.serve(echo).await);
+    handle.shutdown();
+    handle.shutdown_because("too late");
+    handle.shutdown_within(Duration::ZERO);
+    handle.abort();
+    handle.pause();
+    handle.resume();
+    handle.close_connections();
+    handle.abort_connections();
+    assert!(!handle.abort_connection(1));
+    handle.set_max_connections(3).unwrap();
+    assert_eq!(handle.local_addrs(), addresses);
+    assert_eq!(handle.stats(), report.stats);
+    assert!(handle.connections().is_empty());
+    assert!(handle.events().recv().await.is_err());
+    assert_eq!(handle.closed().await.reason, report.reason);
+    handle.shutdown_requested().await;
+    // What is tracked now is dropped, or goes on; it is not counted for good.
+    let _whichever = handle.track(async { 42 }).await;
+    assert_eq!(handle.stats().tracked, 0);
+}

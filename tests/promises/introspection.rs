@@ -1,0 +1,456 @@
+//! What a server tells of itself: addresses, states, counts, connections and events.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::process::{ExitCode, Termination};
+use std::time::Duration;
+
+use futures_lite::{AsyncReadExt, AsyncWriteExt};
+use gracious::{Address, Cause, Connection, EndedBy, Server, ServerEvent, State, Waiting};
+
+use crate::support::TestRuntime;
+use crate::support::client::{
+    Client, echo, eventually, handing_over, taken_in, unix_path,
+};
+use crate::support::peer::{at_home, cause_of, is_cut, loopback, settled};
+
+crate::on_every_runtime!(
+    a_server_shows_its_state_and_its_addresses,
+    what_a_server_shows_of_its_addresses_can_be_parsed,
+    a_connection_knows_where_it_comes_from_and_goes_to,
+    a_unix_peer_without_a_name_has_none,
+    ids_are_given_in_turn,
+    connections_are_listed_with_what_they_wait_for,
+    an_end_says_whose_it_was,
+    each_start_and_each_end_is_told_once_with_its_cause,
+    every_receiver_is_told_everything,
+    who_comes_late_is_told_what_happens_from_then_on,
+    what_a_slow_receiver_misses_is_counted,
+    a_receiver_that_is_dropped_costs_nothing,
+    events_end_with_the_server,
+    a_report_is_a_readable_paragraph,
+    the_exit_status_says_whether_anything_was_aborted,
+    everything_has_a_debug_form
+);
+
+async fn a_server_shows_its_state_and_its_addresses<R: TestRuntime>(runtime: R) {
+    let path = unix_path();
+    let server = at_home(&runtime)
+        .listen(Address::Unix(path.clone()))
+        .bind()
+        .await
+        .unwrap();
+    let addresses = format!(
+        "{}, unix:{}",
+        server.local_addrs()[0].as_tcp().unwrap(),
+        path.display()
+    );
+    let handle = server.handle();
+    assert_eq!(server.to_string(), format!("bound on {addresses}"));
+    assert_eq!(handle.to_string(), format!("bound on {addresses}"));
+    let events = handle.events();
+    let running = server.spawn(echo);
+    let serving = ServerEvent::State(State::Serving);
+    assert_eq!(events.recv().await.unwrap(), serving);
+    assert_eq!(handle.to_string(), format!("serving on {addresses}"));
+    handle.pause();
+    assert_eq!(handle.to_string(), format!("paused on {addresses}"));
+    handle.shutdown();
+    settled(running.await);
+    assert_eq!(handle.to_string(), format!("closed on {addresses}"));
+}
+
+async fn what_a_server_shows_of_its_addresses_can_be_parsed<R: TestRuntime>(runtime: R) {
+    let name = unix_path().display().to_string();
+    let mut builder = at_home(&runtime)
+        .listen("localhost:0")
+        .listen(format!("unix:{name} with a space"));
+    if cfg!(target_os = "linux") {
+        builder = builder.listen(format!("unix:@{name}"));
+    }
+    let server = builder.bind().await.unwrap();
+    for address in server.local_addrs() {
+        let text = address.to_string();
+        assert_eq!(&text.parse::<Address>().unwrap(), address, "{text}");
+    }
+}
+
+async fn a_connection_knows_where_it_comes_from_and_goes_to<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).listen(loopback()).bind().await.unwrap();
+    let addresses = server.local_addrs().to_vec();
+    let (running, connections) = handing_over(server);
+    for address in &addresses {
+        let client = Client::connect(address).unwrap();
+        let conn = connections.recv().await.unwrap();
+        let Client::Tcp(socket) = &client else {
+            unreachable!("it was asked for TCP");
+        };
+        let name = Address::Tcp(socket.local_addr().unwrap());
+        assert_eq!(conn.peer_addr(), &name);
+        assert_eq!(&conn.local_addr().unwrap(), address);
+        let (reader, writer) = conn.split();
+        assert_eq!(reader.peer_addr(), writer.peer_addr());
+        assert_eq!((reader.id(), reader.handle().active()), (writer.id(), 1));
+        drop((reader, writer, client));
+        eventually("it is gone", || running.handle().active() == 0);
+    }
+    running.handle().shutdown();
+    settled(running.await);
+}
+
+async fn a_unix_peer_without_a_name_has_none<R: TestRuntime>(runtime: R) {
+    let address = Address::Unix(unix_path());
+    let server = Server::with_runtime(runtime).listen(address.clone());
+    let (running, connections) = handing_over(server.bind().await.unwrap());
+    let _client = Client::of(&running);
+    let conn = connections.recv().await.unwrap();
+    assert_eq!(conn.peer_addr(), &Address::Unnamed);
+    assert_eq!(conn.local_addr().unwrap(), address);
+    drop(conn);
+    running.handle().shutdown();
+    settled(running.await);
+}
+
+async fn ids_are_given_in_turn<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let (running, connections) = handing_over(server);
+    for id in 1..=5 {
+        let _client = Client::of(&running);
+        assert_eq!(connections.recv().await.unwrap().id(), id);
+    }
+    running.handle().shutdown();
+    settled(running.await);
+}
+
+async fn connections_are_listed_with_what_they_wait_for<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let running = server.spawn(async move |mut conn: Connection| {
+        let mut order = [0];
+        conn.read_exact(&mut order).await?;
+        match &order {
+            b"h" => std::future::pending().await,
+            b"w" => loop {
+                conn.write_all(&[0; 65536]).await?;
+            },
+            _ => {
+                conn.write_all(&order).await?;
+                conn.read_exact(&mut order).await
+            }
+        }
+    });
+    let handle = running.handle();
+    let mut clients = Vec::new();
+    for (id, order) in (1..).zip(["", "h", "w", "r"]) {
+        let mut client = Client::of(&running);
+        client.send(order);
+        clients.push(client);
+        taken_in(&handle, id);
+    }
+    let expected = [
+        (1, false, Waiting::Read, 0),
+        (2, true, Waiting::Handler, 1),
+        (3, true, Waiting::Write, 1),
+        (4, false, Waiting::Read, 1),
+    ];
+    eventually("they wait", || {
+        let listed = handle.connections();
+        let seen: Vec<_> = listed
+            .iter()
+            .map(|it| (it.id, it.busy, it.waiting, it.bytes_in))
+            .collect();
+        seen == expected
+    });
+    let listed = handle.connections();
+    assert!(listed[2].bytes_out > 65536);
+    assert_eq!((listed[0].bytes_out, listed[3].bytes_out), (0, 1));
+    assert!(listed[0].age >= listed[3].age);
+    for (info, client) in listed.iter().zip(&clients) {
+        let Client::Tcp(socket) = client else {
+            unreachable!("it was asked for TCP");
+        };
+        assert_eq!(info.peer, Address::Tcp(socket.local_addr().unwrap()));
+    }
+    handle.abort();
+    let report = settled(running.await);
+    // Who was cut off is told in the same words.
+    let seen: Vec<_> = report
+        .stragglers
+        .iter()
+        .map(|it| (it.id, it.busy, it.waiting))
+        .collect();
+    let expected = expected.map(|(id, busy, waiting, _)| (id, busy, waiting));
+    assert_eq!(seen, expected);
+}
+
+async fn an_end_says_whose_it_was<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).first_byte_grace(None).bind().await.unwrap();
+    let (running, connections) = handing_over(server);
+    let peers = Client::of(&running);
+    let mut conn = connections.recv().await.unwrap();
+    assert_eq!(conn.ended_by(), None);
+    peers.finish();
+    assert_eq!(conn.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(conn.ended_by(), Some(EndedBy::Peer));
+    let _client = Client::of(&running);
+    let mut other = connections.recv().await.unwrap();
+    running.handle().shutdown();
+    assert_eq!(other.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(other.ended_by(), Some(EndedBy::Drain));
+    drop((conn, other));
+    settled(running.await);
+}
+
+async fn each_start_and_each_end_is_told_once_with_its_cause<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).first_byte_grace(None).bind().await.unwrap();
+    let events = server.handle().events();
+    let running = server.spawn(async move |mut conn: Connection| {
+        let mut order = [0];
+        if conn.read(&mut order).await? == 0 {
+            return Ok(());
+        }
+        match &order {
+            b"p" => panic!("as the test wants it"),
+            b"e" => Err(io::Error::other("as the test wants it")),
+            b"d" => conn.detach().map(drop),
+            b"s" => std::future::pending().await,
+            _ => conn.write_all(&order).await,
+        }
+    });
+    let handle = running.handle();
+    let mut expected = BTreeMap::new();
+    let causes = [
+        ("c", Cause::Handler),
+        ("", Cause::Peer),
+        ("p", Cause::Panic),
+        ("e", Cause::Error("as the test wants it".into())),
+        ("d", Cause::Detached),
+        ("s", Cause::Aborted),
+    ];
+    let names = causes.clone().map(|(order, _)| {
+        let mut client = Client::of(&running);
+        let Client::Tcp(socket) = &client else {
+            unreachable!("it was asked for TCP");
+        };
+        let name = Address::Tcp(socket.local_addr().unwrap());
+        let id = expected.len() as u64 + 1;
+        expected.insert(id, order.len() as u64);
+        client.send(order);
+        if order.is_empty() {
+            client.finish();
+        }
+        if order == "s" {
+            eventually("it is inside", || {
+                handle.connections().iter().any(|it| it.bytes_in == 1)
+            });
+            handle.abort_connections();
+        }
+        is_cut(&mut client);
+        name
+    });
+    // And one that the drain ends.
+    let mut last = Client::of(&running);
+    taken_in(&handle, 7);
+    handle.shutdown();
+    assert_eq!(last.rest(), "");
+    settled(running.await);
+    let (mut opened, mut closed) = (BTreeMap::new(), BTreeMap::new());
+    while let Ok(event) = events.recv().await {
+        match event {
+            ServerEvent::Opened { id, peer } => {
+                assert!(opened.insert(id, peer).is_none(), "{id} was opened twice");
+            }
+            ServerEvent::Closed {
+                id,
+                cause,
+                bytes_in,
+                bytes_out,
+                ..
+            } => {
+                assert!(opened.contains_key(&id), "{id} ended before it began");
+                let end = (cause, bytes_in, bytes_out);
+                assert!(closed.insert(id, end).is_none(), "{id} ended twice");
+            }
+            _ => {}
+        }
+    }
+    for (index, (name, (order, cause))) in names.into_iter().zip(causes).enumerate() {
+        let id = index as u64 + 1;
+        assert_eq!(opened[&id], name);
+        let bytes_in = order.len() as u64;
+        let bytes_out = u64::from(order == "c");
+        assert_eq!(closed[&id], (cause, bytes_in, bytes_out));
+    }
+    assert_eq!(closed[&7], (Cause::Drain, 0, 0));
+    assert_eq!((opened.len(), closed.len()), (7, 7));
+}
+
+async fn every_receiver_is_told_everything<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let receivers = [(); 3].map(|()| server.handle().events());
+    let running = server.spawn(echo);
+    for _ in 0..10 {
+        assert_eq!(Client::of(&running).ask("hello"), "hello");
+    }
+    running.handle().shutdown();
+    settled(running.await);
+    let mut told = Vec::new();
+    for receiver in receivers {
+        let mut events = Vec::new();
+        while let Ok(event) = receiver.recv().await {
+            events.push(event);
+        }
+        told.push(events);
+    }
+    // Serving, draining, closed, and two for each connection.
+    assert_eq!(told[0].len(), 23);
+    assert_eq!(told[0], told[1]);
+    assert_eq!(told[1], told[2]);
+}
+
+async fn who_comes_late_is_told_what_happens_from_then_on<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let running = server.spawn(echo);
+    let handle = running.handle();
+    let mut client = Client::of(&running);
+    assert_eq!(client.ask("hello"), "hello");
+    let late = handle.events();
+    drop(client);
+    assert_eq!(cause_of(1, &late).await, Cause::Peer);
+    handle.shutdown();
+    assert_eq!(
+        late.recv().await.unwrap(),
+        ServerEvent::State(State::Draining)
+    );
+    settled(running.await);
+}
+
+async fn what_a_slow_receiver_misses_is_counted<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let slow = handle.events();
+    // Each is two events, and nobody takes any.
+    let capacity = slow.capacity().unwrap();
+    let pauses = capacity + 100;
+    let quick = handle.events();
+    let running = server.spawn(echo);
+    assert_eq!(
+        quick.recv().await.unwrap(),
+        ServerEvent::State(State::Serving)
+    );
+    for _ in 0..pauses {
+        handle.pause();
+        handle.resume();
+        for _ in 0..2 {
+            quick.recv().await.unwrap();
+        }
+    }
+    handle.shutdown();
+    settled(running.await);
+    let (mut told, mut missed) = (0, 0);
+    while let Ok(event) = slow.recv().await {
+        match event {
+            ServerEvent::Missed(count) => missed += count,
+            _ => told += 1,
+        }
+    }
+    // What came after the last one it was told of is not counted, since nothing follows it.
+    assert!(told >= capacity - 1, "{told} of {capacity}");
+    assert_eq!(told as u64 + missed, 2 * pauses as u64 + 3);
+}
+
+async fn a_receiver_that_is_dropped_costs_nothing<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    drop(handle.events());
+    let running = server.spawn(echo);
+    for _ in 0..3 {
+        drop(handle.events());
+        assert_eq!(Client::of(&running).ask("hello"), "hello");
+    }
+    handle.shutdown();
+    assert_eq!(settled(running.await).completed, 3);
+}
+
+async fn events_end_with_the_server<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let events = handle.events();
+    let running = server.spawn(echo);
+    handle.shutdown();
+    settled(running.await);
+    let mut last = None;
+    while let Ok(event) = events.recv().await {
+        last = Some(event);
+    }
+    assert_eq!(last, Some(ServerEvent::State(State::Closed)));
+    assert!(handle.events().recv().await.is_err());
+}
+
+async fn a_report_is_a_readable_paragraph<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let (begun, has_begun) = async_channel::bounded(1);
+    let running = server.spawn(async move |mut conn: Connection| {
+        let mut order = [0];
+        conn.read_exact(&mut order).await?;
+        if &order == b"s" {
+            begun.send(()).await.unwrap();
+            std::future::pending::<()>().await;
+        }
+        io::Result::Ok(())
+    });
+    let mut done = Client::of(&running);
+    done.send("c");
+    assert_eq!(done.rest(), "");
+    let mut stuck = Client::of(&running);
+    stuck.send("s");
+    has_begun.recv().await.unwrap();
+    let peer = running.handle().connections()[0].peer.clone();
+    running.handle().shutdown_because("it is late");
+    running.handle().abort();
+    let report = settled(running.await);
+    let text = report.to_string();
+    assert!(!text.contains('\n'), "{text}");
+    let peer = peer.to_string();
+    for word in ["it is late", "2 accepted", "1 completed", "1 aborted", &peer, "busy"] {
+        assert!(text.contains(word), "no `{word}` in `{text}`");
+    }
+    assert!(!text.contains("panicked"), "{text}");
+    assert!(report.elapsed >= report.drain);
+    assert!(report.drain > Duration::ZERO);
+}
+
+async fn the_exit_status_says_whether_anything_was_aborted<R: TestRuntime>(runtime: R) {
+    for (abort, expected) in [(false, ExitCode::SUCCESS), (true, ExitCode::FAILURE)] {
+        let server = at_home(&runtime).bind().await.unwrap();
+        let running = server.spawn(echo);
+        let mut client = Client::of(&running);
+        assert_eq!(client.ask("hello"), "hello");
+        if abort {
+            running.handle().abort();
+        } else {
+            running.handle().shutdown();
+        }
+        let report = settled(running.await);
+        assert_eq!(report.aborted, u64::from(abort));
+        assert_eq!(report.report(), expected);
+    }
+}
+
+async fn everything_has_a_debug_form<R: TestRuntime>(runtime: R) {
+    let builder = at_home(&runtime);
+    let shown = format!("{builder:?}");
+    assert!(shown.contains("deadline"), "{shown}");
+    let server = builder.bind().await.unwrap();
+    let address = server.local_addrs()[0].to_string();
+    assert!(format!("{server:?}").contains("Bound"));
+    assert!(format!("{:?}", server.handle()).contains("Bound"));
+    let (running, connections) = handing_over(server);
+    assert!(format!("{running:?}").contains(&address[..address.find(':').unwrap()]));
+    let _client = Client::of(&running);
+    let conn = connections.recv().await.unwrap();
+    assert!(format!("{conn:?}").contains("id: 1"));
+    drop(conn);
+    running.handle().shutdown();
+    let report = settled(running.await);
+    assert!(format!("{report:?}").contains("Requested"));
+}

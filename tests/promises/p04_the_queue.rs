@@ -1,0 +1,387 @@
+//! Promise 4. **Nobody in the queue is reset**, on TCP and on Unix. The sweep heeds no limit: whom
+//! the limit keeps out is held without a handler, gets a permit as others end, and at the deadline a
+//! clean close (`rejected`). The queue is what has finished its handshake; one whose last ACK is on
+//! the way is reset, unless `sweep(d)` keeps the door so for a round trip, beside the drain, or
+//! `lame_duck` let the balancer look away. Without descriptors (EMFILE) the sweep waits for one
+//! until the deadline.
+
+use std::future::pending;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use async_io::Async;
+use gracious::{Address, Connection, Listener, Running, State, Waiting};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::support::TestRuntime;
+use crate::support::client::{
+    Client, HOUR, Visit, answer_once, assert_balance, echo, eventually, handing_over, on, refuses,
+    rounds, tcp, transports, unix_address, visit, waits,
+};
+
+crate::on_every_runtime!(
+    a_full_queue_is_served_at_a_stop,
+    a_queue_that_sent_nothing_is_closed_cleanly,
+    a_server_that_is_never_served_closes_its_queue_cleanly,
+    who_waits_at_a_paused_server_is_served_at_a_stop,
+    who_waits_behind_the_limit_is_served_as_others_end,
+    who_waits_behind_the_limit_is_closed_cleanly_at_the_deadline,
+    stops_under_a_storm_of_connects_reset_nobody,
+    a_kept_sweep_ends_by_itself,
+    a_listener_that_fails_once_it_is_shut_does_not_hold_up_the_stop,
+);
+
+crate::alone_on_every_runtime!(
+    a_sweep_without_descriptors_waits_for_one,
+    a_sweep_without_descriptors_goes_on_as_connections_end,
+    a_sweep_without_descriptors_ends_at_the_deadline,
+);
+
+const QUEUED: usize = 50;
+
+async fn a_full_queue_is_served_at_a_stop<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = on(&address, runtime.clone()).bind().await.unwrap();
+        let mut queued: Vec<_> = (0..QUEUED).map(|_| Client::to(&server)).collect();
+        for (i, client) in queued.iter_mut().enumerate() {
+            client.send(&format!("hello from {i}\n"));
+        }
+        server.handle().shutdown();
+        let report = server.serve(echo).await.unwrap();
+        for (i, client) in queued.iter_mut().enumerate() {
+            assert_eq!(client.rest(), format!("hello from {i}\n"));
+        }
+        assert_eq!((report.accepted, report.completed), (50, 50));
+    }
+}
+
+async fn a_queue_that_sent_nothing_is_closed_cleanly<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = on(&address, runtime.clone()).first_byte_grace(None);
+        let server = server.bind().await.unwrap();
+        let mut queued: Vec<_> = (0..QUEUED).map(|_| Client::to(&server)).collect();
+        server.handle().shutdown();
+        let report = server.serve(echo).await.unwrap();
+        for client in &mut queued {
+            assert_eq!(client.rest(), "");
+        }
+        assert_eq!((report.accepted, report.completed), (50, 50));
+    }
+}
+
+async fn a_server_that_is_never_served_closes_its_queue_cleanly<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = on(&address, runtime.clone()).bind().await.unwrap();
+        let handle = server.handle();
+        let mut queued: Vec<_> = (0..QUEUED).map(|_| Client::to(&server)).collect();
+        for client in &mut queued[..QUEUED / 2] {
+            client.send("never read\n");
+        }
+        drop(server);
+        for client in &mut queued {
+            assert_eq!(client.rest(), "");
+        }
+        assert!(refuses(&handle.local_addrs()[0]));
+        let report = handle.closed().await;
+        assert_eq!((report.accepted, report.rejected), (50, 50));
+    }
+}
+
+async fn who_waits_at_a_paused_server_is_served_at_a_stop<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = on(&address, runtime.clone()).bind().await.unwrap();
+        let handle = server.handle();
+        handle.pause();
+        let running = server.spawn(echo);
+        eventually("a paused server", || handle.state() == State::Paused);
+        let mut queued: Vec<_> = (0..QUEUED).map(|_| Client::of(&running)).collect();
+        for client in &mut queued {
+            client.send("hello\n");
+        }
+        assert_eq!(handle.stats().accepted, 0);
+        let report = running.shutdown().await.unwrap();
+        for client in &mut queued {
+            assert_eq!(client.rest(), "hello\n");
+        }
+        assert_eq!((report.accepted, report.completed), (50, 50));
+    }
+}
+
+/// A server with one place, which is taken, and a queue of others; asked to stop.
+async fn one_inside_and_others_queued<R: TestRuntime>(
+    runtime: R,
+    address: &str,
+    deadline: Option<Duration>,
+) -> (Running, Inside, Vec<Client>) {
+    let server = on(address, runtime).max_connections(1).deadline(deadline);
+    let (running, connections) = handing_over(server.bind().await.unwrap());
+    let client = Client::of(&running);
+    let conn = connections.recv().await.unwrap();
+    let mut queued: Vec<_> = (0..QUEUED).map(|_| Client::of(&running)).collect();
+    for client in &mut queued {
+        client.send("hello\n");
+    }
+    assert_eq!(running.handle().stats().accepted, 1);
+    running.handle().shutdown();
+    conn.shutdown_requested().await;
+    let inside = Inside {
+        client,
+        conn,
+        connections,
+    };
+    (running, inside, queued)
+}
+
+struct Inside {
+    client: Client,
+    conn: Connection,
+    connections: async_channel::Receiver<Connection>,
+}
+
+async fn who_waits_behind_the_limit_is_served_as_others_end<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let (running, inside, mut queued) =
+            one_inside_and_others_queued(runtime.clone(), &address, None).await;
+        let handle = running.handle();
+        // All are in, and none of them has a handler.
+        assert_eq!(handle.stats().accepted, 51);
+        let held = handle.connections().split_off(1);
+        assert!(
+            held.iter().all(|it| it.waiting == Waiting::Place),
+            "{held:?}"
+        );
+        assert!(inside.connections.is_empty());
+        drop(inside.conn);
+        let mut first = inside.client;
+        assert_eq!(first.rest(), "");
+        for client in &mut queued {
+            let conn = inside.connections.recv().await.unwrap();
+            // One place: nobody else got one.
+            assert!(inside.connections.is_empty());
+            answer_once(conn).await.unwrap();
+            assert_eq!(client.rest(), "hello\n");
+        }
+        let report = running.await.unwrap();
+        assert_eq!((report.accepted, report.completed), (51, 51));
+    }
+}
+
+async fn who_waits_behind_the_limit_is_closed_cleanly_at_the_deadline<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let deadline = Some(Duration::from_millis(100));
+        let (running, _inside, mut queued) =
+            one_inside_and_others_queued(runtime.clone(), &address, deadline).await;
+        let report = running.await.unwrap();
+        assert_eq!(report.accepted, 51);
+        assert_eq!((report.aborted, report.rejected), (1, 50), "{report}");
+        for client in &mut queued {
+            assert_eq!(client.rest(), "");
+        }
+    }
+}
+
+/// A bare loop that closes its listener reset 430 clients in 20 such stops.
+async fn stops_under_a_storm_of_connects_reset_nobody<R: TestRuntime>(runtime: R) {
+    for round in 0..rounds(20) {
+        let address = &transports()[round % 2];
+        let server = on(address, runtime.clone()).first_byte_grace(HOUR);
+        let running = server.bind().await.unwrap().spawn(answer_once);
+        let handle = running.handle();
+        let served = Arc::new(AtomicU64::new(0));
+        let storm: Vec<_> = (0..8)
+            .map(|_| {
+                let (served, address) = (served.clone(), handle.local_addrs()[0].clone());
+                // Until the door is shut.
+                thread::spawn(move || {
+                    loop {
+                        match visit(&address, "hello\n") {
+                            Visit::Closed(reply) if reply == "hello\n" => {
+                                served.fetch_add(1, SeqCst);
+                            }
+                            last => return last,
+                        }
+                    }
+                })
+            })
+            .collect();
+        eventually("a storm", || served.load(SeqCst) >= 50);
+        let report = running.shutdown().await.unwrap();
+        let mut closed = 0;
+        for thread in storm {
+            match thread.join().unwrap() {
+                Visit::Refused => {}
+                // Its handshake was finished after the sweep, and before the listener was closed.
+                Visit::Closed(reply) if reply.is_empty() => closed += 1,
+                other => panic!("{other:?}, {report}"),
+            }
+        }
+        assert_eq!(report.completed, served.load(SeqCst), "{report}");
+        assert_eq!(report.rejected, closed, "{report}");
+        assert_eq!(report.accepted, report.completed + report.rejected);
+    }
+}
+
+async fn a_kept_sweep_ends_by_itself<R: TestRuntime>(runtime: R) {
+    let addresses = [
+        vec!["127.0.0.1:0".to_owned()],
+        vec![unix_address()],
+        vec!["127.0.0.1:0".to_owned(), unix_address()],
+    ];
+    for addresses in addresses {
+        let mut builder = on(&addresses[0], runtime.clone());
+        for address in &addresses[1..] {
+            builder = builder.listen(address);
+        }
+        let server = builder
+            .sweep(Duration::from_millis(20))
+            .bind()
+            .await
+            .unwrap();
+        let mut queued: Vec<_> = server
+            .local_addrs()
+            .iter()
+            .map(|address| Client::connect(address).unwrap())
+            .collect();
+        for client in &mut queued {
+            client.send("hello\n");
+        }
+        server.handle().shutdown();
+        let report = server.serve(echo).await.unwrap();
+        for client in &mut queued {
+            assert_eq!(client.rest(), "hello\n");
+        }
+        assert_eq!(report.completed, addresses.len() as u64);
+        assert_eq!(report.accept_errors, 0);
+    }
+}
+
+/// A listener that is as good as gone once it is shut.
+struct Gone(bool);
+
+impl Listener for Gone {
+    type Io = Async<UnixStream>;
+
+    async fn accept(&mut self) -> io::Result<(Self::Io, Address)> {
+        match self.0 {
+            true => Err(io::ErrorKind::InvalidInput.into()),
+            false => pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Address> {
+        Ok(Address::Custom("gone".into()))
+    }
+
+    fn shut(&mut self) {
+        self.0 = true;
+    }
+}
+
+async fn a_listener_that_fails_once_it_is_shut_does_not_hold_up_the_stop<R: TestRuntime>(
+    runtime: R,
+) {
+    for sweep in [Duration::ZERO, Duration::from_millis(20)] {
+        let server = tcp(runtime.clone()).listener(Gone(false)).sweep(sweep);
+        let running = server.bind().await.unwrap().spawn(echo);
+        running.shutdown().await.unwrap();
+    }
+}
+
+/// No descriptor more than those that are open now, and those that the runtime's threads need.
+async fn lack_descriptors(runtime: &impl TestRuntime) -> Lack {
+    let (started, has_started) = async_channel::bounded(1);
+    runtime.spawn(async move { started.send(()).await.unwrap() });
+    has_started.recv().await.unwrap();
+    let limit = getrlimit(Resource::Nofile);
+    let next = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
+    let current = Some(u64::try_from(next).unwrap());
+    setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
+    assert!(std::fs::File::open("/dev/null").is_err());
+    Lack(limit)
+}
+
+struct Lack(Rlimit);
+
+impl Lack {
+    fn end(self) {
+        setrlimit(Resource::Nofile, self.0).unwrap();
+    }
+}
+
+async fn a_sweep_without_descriptors_waits_for_one<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = on(&address, runtime.clone()).bind().await.unwrap();
+        let handle = server.handle();
+        let mut queued: Vec<_> = (0..5).map(|_| Client::to(&server)).collect();
+        for client in &mut queued {
+            client.send("hello\n");
+        }
+        let lack = lack_descriptors(&runtime).await;
+        handle.shutdown();
+        let mut running = server.spawn(echo);
+        let shortages = || handle.stats().accept_errors_by.shortage;
+        eventually("several tries", || shortages() >= 3);
+        assert!(waits(&mut running).await);
+        lack.end();
+        for client in &mut queued {
+            assert_eq!(client.rest(), "hello\n");
+        }
+        let report = running.await.unwrap();
+        assert_eq!((report.accepted, report.completed), (5, 5), "{report}");
+        // It did not spin: twice as long a pause each time.
+        assert!(report.accept_errors < 100, "{report}");
+    }
+}
+
+async fn a_sweep_without_descriptors_goes_on_as_connections_end<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = on(&address, runtime.clone())
+            .max_connections(1)
+            .bind()
+            .await
+            .unwrap();
+        let (running, connections) = handing_over(server);
+        let handle = running.handle();
+        let mut first = Client::of(&running);
+        let conn = connections.recv().await.unwrap();
+        let mut queued: Vec<_> = (0..5).map(|_| Client::of(&running)).collect();
+        for client in &mut queued {
+            client.send("hello\n");
+        }
+        let lack = lack_descriptors(&runtime).await;
+        handle.shutdown();
+        eventually("a shortage", || handle.stats().accept_errors > 0);
+        // Each descriptor that is given back takes the next one in.
+        drop(conn);
+        assert_eq!(first.rest(), "");
+        for client in &mut queued {
+            answer_once(connections.recv().await.unwrap())
+                .await
+                .unwrap();
+            assert_eq!(client.rest(), "hello\n");
+        }
+        let report = running.await.unwrap();
+        lack.end();
+        assert_eq!((report.accepted, report.completed), (6, 6), "{report}");
+    }
+}
+
+async fn a_sweep_without_descriptors_ends_at_the_deadline<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = on(&address, runtime.clone()).deadline(Duration::from_millis(100));
+        let server = server.bind().await.unwrap();
+        let _queued: Vec<_> = (0..5).map(|_| Client::to(&server)).collect();
+        let lack = lack_descriptors(&runtime).await;
+        server.handle().shutdown();
+        let report = server.serve(echo).await.unwrap();
+        lack.end();
+        assert_eq!(report.accepted, 0);
+        assert!(report.accept_errors > 0);
+        assert_balance(&report);
+    }
+}

@@ -1,0 +1,316 @@
+//! Promise 5. **Every byte a handler wrote arrives**, unread input or not, unless the peer resets,
+//! the deadline passes or it is aborted. A client that reads to the end sees the end, not a reset.
+
+use std::io::{self, Read, Write};
+use std::sync::LazyLock;
+use std::thread;
+use std::time::Duration;
+
+use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use gracious::{Builder, Connection};
+
+use crate::support::TestRuntime;
+use crate::support::client::{
+    Client, HOUR, answer_once, eventually, handing_over, on, rounds, tcp, transports, unix_address,
+    waits,
+};
+
+crate::on_every_runtime!(
+    a_slow_reader_gets_a_large_reply_whole,
+    a_slow_reader_gets_a_large_reply_whole_at_a_stop,
+    a_client_that_has_ended_its_side_gets_the_whole_reply,
+    a_client_that_goes_on_sending_gets_the_whole_reply,
+    a_client_that_writes_after_the_end_reads_to_the_end,
+    a_client_that_writes_as_the_end_comes_reads_to_the_end,
+    clients_that_never_hang_up_are_not_waited_for,
+    clients_that_sent_more_before_the_end_and_never_hang_up_are_not_waited_for,
+    a_dropped_write_half_sends_the_end_and_leaves_the_other_side_open,
+    a_handler_may_go_on_after_its_connection,
+    a_handler_may_go_on_after_a_connection_that_was_slow_to_close,
+);
+
+/// More than all buffers on the way hold.
+const LARGE: usize = 8 << 20;
+
+/// Which byte comes at which place: none that is lost or doubled goes unnoticed.
+fn large_reply() -> &'static [u8] {
+    static REPLY: LazyLock<Vec<u8>> =
+        LazyLock::new(|| (0..LARGE).map(|i| (i % 251) as u8).collect());
+    &REPLY
+}
+
+/// Answers the first line with a large reply, and leaves unread what comes behind it.
+async fn reply_at_length(mut conn: Connection) -> io::Result<()> {
+    let mut line = String::new();
+    conn.read_line(&mut line).await?;
+    conn.write_all(large_reply()).await
+}
+
+/// A client's patience is not what is tried here.
+fn patient<R: TestRuntime>(address: &str, runtime: R) -> Builder<R> {
+    on(address, runtime).linger(None).linger_total(None)
+}
+
+fn read_slowly(client: &mut Client) -> Vec<u8> {
+    let mut reply = Vec::new();
+    let mut buf = vec![0; 256 * 1024];
+    loop {
+        match client.read(&mut buf).expect("an end, not a reset") {
+            0 => return reply,
+            n => reply.extend_from_slice(&buf[..n]),
+        }
+        // The server has long ended its side, and waits.
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[track_caller]
+fn assert_whole(reply: &[u8]) {
+    assert_eq!(reply.len(), LARGE);
+    assert!(reply == large_reply());
+}
+
+async fn a_slow_reader_gets_a_large_reply_whole<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = patient(&address, runtime.clone()).bind().await.unwrap();
+        let running = server.spawn(reply_at_length);
+        let mut client = Client::of(&running);
+        client.send("the request\nand something that nobody reads");
+        assert_whole(&read_slowly(&mut client));
+        let report = running.shutdown().await.unwrap();
+        assert_eq!((report.accepted, report.completed), (1, 1));
+        assert_eq!(report.bytes_out, LARGE as u64);
+    }
+}
+
+async fn a_slow_reader_gets_a_large_reply_whole_at_a_stop<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = patient(&address, runtime.clone()).bind().await.unwrap();
+        let running = server.spawn(reply_at_length);
+        let handle = running.handle();
+        let mut clients: Vec<_> = (0..3).map(|_| Client::of(&running)).collect();
+        for client in &mut clients {
+            client.send("the request\nand something that nobody reads");
+        }
+        eventually("replies on the way", || {
+            handle
+                .connections()
+                .iter()
+                .filter(|it| it.bytes_out > 0)
+                .count()
+                == 3
+        });
+        handle.shutdown();
+        let readers: Vec<_> = clients
+            .into_iter()
+            .map(|mut client| thread::spawn(move || read_slowly(&mut client)))
+            .collect();
+        for reader in readers {
+            assert_whole(&reader.join().unwrap());
+        }
+        let report = running.await.unwrap();
+        assert_eq!((report.accepted, report.completed), (3, 3));
+    }
+}
+
+async fn a_client_that_has_ended_its_side_gets_the_whole_reply<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = patient(&address, runtime.clone()).bind().await.unwrap();
+        let running = server.spawn(reply_at_length);
+        let handle = running.handle();
+        let mut client = Client::of(&running);
+        client.send("the request\nand something that nobody reads");
+        client.finish();
+        eventually("a reply on the way", || handle.stats().bytes_out > 0);
+        handle.shutdown();
+        assert_whole(&read_slowly(&mut client));
+        assert_eq!(running.await.unwrap().completed, 1);
+    }
+}
+
+/// An upload that nobody wants, and that is still under way when the reply is complete.
+async fn a_client_that_goes_on_sending_gets_the_whole_reply<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = patient(&address, runtime.clone()).bind().await.unwrap();
+        let running = server.spawn(answer_once);
+        let mut client = Client::of(&running);
+        client.send("the request\n");
+        let mut upload = client.twin();
+        let upload = thread::spawn(move || upload.write_all(&vec![b'x'; LARGE]));
+        assert_eq!(client.rest(), "the request\n");
+        // It may have come too late to be read.
+        client.hang_up();
+        let _all_or_less = upload.join().unwrap();
+        let report = running.shutdown().await.unwrap();
+        assert_eq!((report.accepted, report.completed), (1, 1));
+    }
+}
+
+async fn a_client_that_writes_after_the_end_reads_to_the_end<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = patient(&address, runtime.clone()).bind().await.unwrap();
+        let running = server.spawn(answer_once);
+        let handle = running.handle();
+        let mut clients: Vec<_> = (0..20).map(|_| Client::of(&running)).collect();
+        for client in &mut clients {
+            client.send("hello\n");
+        }
+        // Nobody has hung up, and all are closed.
+        eventually("closed connections", || handle.stats().completed == 20);
+        for client in &mut clients {
+            // Neither has to succeed; the first makes the kernel send a reset.
+            let _gone = client.write_all(b"one more thing\n");
+            let _gone = client.write_all(b"and another\n");
+            assert_eq!(client.rest(), "hello\n");
+        }
+        running.shutdown().await.unwrap();
+    }
+}
+
+/// Between the last look for input and the close there is a moment.
+async fn a_client_that_writes_as_the_end_comes_reads_to_the_end<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = patient(&address, runtime.clone()).bind().await.unwrap();
+        let running = server.spawn(answer_once);
+        for round in 0..rounds(200) {
+            let mut client = Client::of(&running);
+            client.send("hello\n");
+            let mut more = client.twin();
+            let more = thread::spawn(move || {
+                for _ in 0..round % 64 {
+                    std::hint::spin_loop();
+                }
+                while more.write_all(b"one more thing\n").is_ok() {}
+            });
+            let mut reply = String::new();
+            let end = client.read_to_string(&mut reply);
+            assert!(end.is_ok(), "{end:?} at {address} in round {round}");
+            assert_eq!(reply, "hello\n");
+            // TCP goes on until the server has closed, too.
+            client.hang_up();
+            more.join().unwrap();
+        }
+        running.shutdown().await.unwrap();
+    }
+}
+
+async fn clients_that_never_hang_up_are_not_waited_for<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = on(&address, runtime.clone())
+            .linger(HOUR)
+            .linger_total(HOUR);
+        let running = server.bind().await.unwrap().spawn(answer_once);
+        let mut clients: Vec<_> = (0..20).map(|_| Client::of(&running)).collect();
+        for client in &mut clients {
+            client.send("hello\n");
+            assert_eq!(client.line(), "hello");
+        }
+        // They stay, and neither read nor write: there is no deadline, and the patience is long.
+        let report = running.shutdown().await.unwrap();
+        assert_eq!((report.accepted, report.completed), (20, 20));
+        for client in &mut clients {
+            assert_eq!(client.rest(), "");
+        }
+    }
+}
+
+/// What came before our end is no sign of a client that goes on in spite of it, even where the last
+/// read found nothing.
+async fn clients_that_sent_more_before_the_end_and_never_hang_up_are_not_waited_for<
+    R: TestRuntime,
+>(
+    runtime: R,
+) {
+    // On a Unix socket what is sent has arrived.
+    let server = on(&unix_address(), runtime).linger(HOUR).linger_total(HOUR);
+    let (running, connections) = handing_over(server.bind().await.unwrap());
+    let mut client = Client::of(&running);
+    client.send("hello\n");
+    let mut conn = connections.recv().await.unwrap();
+    let mut line = String::new();
+    conn.read_line(&mut line).await.unwrap();
+    client.send("one more thing\n");
+    conn.write_all(line.as_bytes()).await.unwrap();
+    drop(conn);
+    let report = running.shutdown().await.unwrap();
+    assert_eq!((report.accepted, report.completed), (1, 1));
+    assert_eq!(client.rest(), "hello\n");
+}
+
+async fn a_dropped_write_half_sends_the_end_and_leaves_the_other_side_open<R: TestRuntime>(
+    runtime: R,
+) {
+    for address in transports() {
+        let server = on(&address, runtime.clone()).bind().await.unwrap();
+        let (running, connections) = handing_over(server);
+        let mut client = Client::of(&running);
+        let (mut reader, mut writer) = connections.recv().await.unwrap().split();
+        writer.write_all(b"hello\n").await.unwrap();
+        drop(writer);
+        assert_eq!(client.rest(), "hello\n");
+        client.send("and goodbye");
+        client.finish();
+        let mut said = String::new();
+        reader.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said, "and goodbye");
+        drop(reader);
+        assert_eq!(running.shutdown().await.unwrap().completed, 1);
+    }
+}
+
+async fn a_handler_may_go_on_after_its_connection<R: TestRuntime>(runtime: R) {
+    let (go_on, may_go_on) = async_channel::unbounded::<()>();
+    let server = tcp(runtime).bind().await.unwrap();
+    let mut running = server.spawn(async move |mut conn: Connection| {
+        conn.write_all(b"bye\n").await?;
+        drop(conn);
+        for _ in 0..3 {
+            may_go_on.recv().await.unwrap();
+        }
+        Ok::<_, io::Error>(())
+    });
+    let handle = running.handle();
+    let mut client = Client::of(&running);
+    // The end does not wait for the handler, and the stop does.
+    assert_eq!(client.rest(), "bye\n");
+    handle.shutdown();
+    for _ in 0..3 {
+        assert!(waits(&mut running).await);
+        assert_eq!(handle.active(), 1);
+        go_on.send(()).await.unwrap();
+    }
+    let report = running.await.unwrap();
+    assert_eq!((report.accepted, report.completed), (1, 1));
+}
+
+/// The task around the handler is polled again after the close it waited for has come.
+async fn a_handler_may_go_on_after_a_connection_that_was_slow_to_close<R: TestRuntime>(runtime: R) {
+    let (go_on, may_go_on) = async_channel::unbounded::<()>();
+    let (done, is_done) = async_channel::unbounded::<usize>();
+    let server = patient("127.0.0.1:0", runtime).bind().await.unwrap();
+    let running = server.spawn(async move |mut conn: Connection| {
+        conn.write_all(large_reply()).await?;
+        drop(conn);
+        for i in 0..3 {
+            may_go_on.recv().await.unwrap();
+            done.send(i).await.unwrap();
+        }
+        Ok::<_, io::Error>(())
+    });
+    let handle = running.handle();
+    let mut client = Client::of(&running);
+    let mut first = vec![0; LARGE / 2];
+    client.read_exact(&mut first).unwrap();
+    // The other half is in nobody's hands but the kernels': the close takes its time.
+    let mut reply = first;
+    reply.extend(read_slowly(&mut client));
+    assert_whole(&reply);
+    drop(client);
+    for i in 0..3 {
+        go_on.send(()).await.unwrap();
+        assert_eq!(is_done.recv().await, Ok(i));
+    }
+    handle.shutdown();
+    let report = running.await.unwrap();
+    assert_eq!((report.accepted, report.completed), (1, 1));
+}
