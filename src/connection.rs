@@ -16,7 +16,7 @@ use futures_lite::Stream;
 
 use crate::address::Address;
 use crate::buffer::Buffer;
-use crate::group::{Parked, Record, Who, bit};
+use crate::group::{Record, Who, bit};
 use crate::handle::Handle;
 use crate::transport::Armed;
 
@@ -38,8 +38,8 @@ use crate::transport::Armed;
 /// sends is read and discarded for a while, and the socket is closed: everything written arrives.
 /// The server counts the connection until then.
 pub struct Connection {
+    /// Stands for both halves: the writing one keeps all it knows in the record.
     reader: ReadHalf,
-    writer: WriteHalf,
 }
 
 /// The reading half of a [`Connection`].
@@ -49,16 +49,13 @@ pub struct ReadHalf {
     armed: Armed,
     /// A read was ended by the drain; all that follow are.
     ended: bool,
-    parked: Parked,
+    /// There is no write half apart from this.
+    whole: bool,
 }
 
 /// The writing half of a [`Connection`]. Dropping it sends the peer our end.
 pub struct WriteHalf {
     record: Arc<Record>,
-    armed: Armed,
-    /// What was taken when the write that waits began.
-    began: u64,
-    parked: Parked,
 }
 
 /// Who ended the input of a connection.
@@ -73,20 +70,15 @@ pub enum EndedBy {
 
 impl Connection {
     pub(crate) fn new(record: Arc<Record>) -> Self {
-        let writer = WriteHalf {
-            record: record.clone(),
-            armed: false,
-            began: 0,
-            parked: Parked::default(),
-        };
-        let reader = ReadHalf {
-            record,
-            buffer: Buffer::default(),
-            armed: false,
-            ended: false,
-            parked: Parked::default(),
-        };
-        Self { reader, writer }
+        Self {
+            reader: ReadHalf {
+                record,
+                buffer: Buffer::default(),
+                armed: false,
+                ended: false,
+                whole: true,
+            },
+        }
     }
 
     /// Parts the two directions, without a lock between them.
@@ -95,9 +87,11 @@ impl Connection {
     /// the handler's outcome, when both are gone. Dropping the write half alone sends our end and
     /// leaves the peer's side open.
     #[must_use]
-    pub fn split(self) -> (ReadHalf, WriteHalf) {
-        self.writer.record.set(bit::SPLIT);
-        (self.reader, self.writer)
+    pub fn split(mut self) -> (ReadHalf, WriteHalf) {
+        self.reader.record.set(bit::SPLIT);
+        self.reader.whole = false;
+        let record = self.reader.record.clone();
+        (self.reader, WriteHalf { record })
     }
 
     /// Takes the connection out of the server: the socket, and the bytes read but not consumed.
@@ -126,7 +120,7 @@ impl Connection {
         let detached = Detached {
             socket,
             unread: self.reader.buffer.bytes().to_vec(),
-            peer: record.peer.clone(),
+            peer: record.peer(),
         };
         record.wake(Who::Task);
         Ok(detached)
@@ -197,8 +191,8 @@ macro_rules! common {
 
             /// The peer's address.
             #[must_use]
-            pub fn peer_addr(&$self) -> &Address {
-                &$record.peer
+            pub fn peer_addr(&$self) -> Address {
+                $record.peer()
             }
 
             /// The address the peer connected to.
@@ -274,7 +268,7 @@ macro_rules! common {
             fn fmt(&$self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.debug_struct(stringify!($type))
                     .field("id", &$record.id)
-                    .field("peer", &$record.peer)
+                    .field("peer", &$record.peer())
                     .finish_non_exhaustive()
             }
         }
@@ -430,7 +424,7 @@ impl ReadHalf {
             self.record.reading.store(true, Relaxed);
             self.record.touch();
         }
-        self.record.park(Who::Reader, &mut self.parked, cx);
+        self.record.park(Who::Reader, cx);
     }
 
     fn take(&self, amount: usize) {
@@ -491,79 +485,63 @@ impl AsyncBufRead for ReadHalf {
     }
 }
 
-impl WriteHalf {
-    fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let record = &*self.record;
+/// Sends for a write half, of which there is one: what it stores nobody else does.
+fn poll_send(
+    record: &Record,
+    cx: &mut Context<'_>,
+    bufs: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    if record.has(bit::CUT) {
+        return Poll::Ready(Err(cut_or_expired(record)));
+    }
+    let waited = record.writing.load(Relaxed);
+    if !waited {
+        let taken = record.taken.load(Acquire);
+        record.began.store(taken, Relaxed);
+    }
+    let mut armed = record.write_armed.load(Relaxed);
+    let polled = record.transport.poll_write(&mut armed, cx, bufs);
+    record.write_armed.store(armed, Relaxed);
+    let Poll::Ready(sent) = polled else {
+        if !waited {
+            record.writing.store(true, Release);
+            record.touch();
+        }
+        record.park(Who::Writer, cx);
         if record.has(bit::CUT) {
             return Poll::Ready(Err(cut_or_expired(record)));
         }
-        let waited = record.writing.load(Relaxed);
-        if !waited {
-            self.began = record.taken.load(Acquire);
+        if record.transport.missed(false) {
+            cx.waker().wake_by_ref();
         }
-        let Poll::Ready(sent) = record.transport.poll_write(&mut self.armed, cx, bufs) else {
-            if !waited {
-                record.writing.store(true, Release);
-                record.touch();
-            }
-            record.park(Who::Writer, &mut self.parked, cx);
-            if record.has(bit::CUT) {
-                return Poll::Ready(Err(cut_or_expired(record)));
-            }
-            if record.transport.missed(false) {
-                cx.waker().wake_by_ref();
-            }
-            return Poll::Pending;
-        };
-        if waited {
-            record.writing.store(false, Release);
+        return Poll::Pending;
+    };
+    if waited {
+        record.writing.store(false, Release);
+    }
+    match sent {
+        Ok(n) => {
+            let total = record.sent.load(Relaxed) + n as u64;
+            record.sent.store(total, Relaxed);
+            let began = record.began.load(Relaxed);
+            record.answered.store(began, Release);
+            record.touch();
+            record.answer();
+            Poll::Ready(Ok(n))
         }
-        match sent {
-            Ok(n) => {
-                record
-                    .sent
-                    .store(record.sent.load(Relaxed) + n as u64, Relaxed);
-                record.answered.store(self.began, Release);
-                record.touch();
-                record.answer();
-                Poll::Ready(Ok(n))
-            }
-            Err(error) => {
-                // It waits no longer, which is what a reader may be waiting for.
-                record.answer();
-                Poll::Ready(Err(if record.has(bit::ABORT) { cut() } else { error }))
-            }
+        Err(error) => {
+            // It waits no longer, which is what a reader may be waiting for.
+            record.answer();
+            Poll::Ready(Err(if record.has(bit::ABORT) { cut() } else { error }))
         }
     }
 }
 
-impl AsyncWrite for WriteHalf {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_send(cx, &[IoSlice::new(buf)])
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_send(cx, bufs)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.record.transport.poll_flush(cx)
-    }
-
-    /// Sends the peer our end, which `close` of other sockets of this world does not.
-    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.record.transport.poll_finish(cx))?;
-        self.record.set(bit::FINISHED);
-        Poll::Ready(Ok(()))
-    }
+/// Sends the peer our end, which `close` of other sockets of this world does not.
+fn poll_finish(record: &Record, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    ready!(record.transport.poll_finish(cx))?;
+    record.set(bit::FINISHED);
+    Poll::Ready(Ok(()))
 }
 
 impl AsyncRead for Connection {
@@ -586,56 +564,68 @@ impl AsyncBufRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.writer).poll_write(cx, buf)
-    }
+/// Connections and write halves write alike.
+macro_rules! writes {
+    ($type:ty, $self:ident => $record:expr) => {
+        impl AsyncWrite for $type {
+            fn poll_write(
+                $self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                poll_send(&$record, cx, &[IoSlice::new(buf)])
+            }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.writer).poll_write_vectored(cx, bufs)
-    }
+            fn poll_write_vectored(
+                $self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bufs: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                poll_send(&$record, cx, bufs)
+            }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.writer).poll_flush(cx)
-    }
+            fn poll_flush($self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                $record.transport.poll_flush(cx)
+            }
 
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.writer).poll_close(cx)
-    }
+            fn poll_close($self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                poll_finish(&$record, cx)
+            }
+        }
+    };
 }
+
+writes!(Connection, self => self.reader.record);
+writes!(WriteHalf, self => self.record);
 
 impl Drop for ReadHalf {
     fn drop(&mut self) {
         self.record.reading.store(false, Relaxed);
-        if self.parked.is_some() {
-            self.record.unpark(Who::Reader);
+        self.record.unpark(Who::Reader);
+        if self.whole {
+            leave_writer(&self.record, bit::READER | bit::WRITER);
+        } else {
+            leave(&self.record, bit::READER);
         }
-        leave(&self.record, bit::READER);
     }
 }
 
 impl Drop for WriteHalf {
     fn drop(&mut self) {
-        // A write that was waiting will not be completed.
-        self.record.writing.store(false, Release);
-        if self.parked.is_some() {
-            self.record.unpark(Who::Writer);
-        }
-        leave(&self.record, bit::WRITER);
+        leave_writer(&self.record, bit::WRITER);
     }
 }
 
+fn leave_writer(record: &Record, halves: u32) {
+    // A write that was waiting will not be completed.
+    record.writing.store(false, Release);
+    record.unpark(Who::Writer);
+    leave(record, halves);
+}
+
 /// A half is gone. The last one leaves the close to the task.
-fn leave(record: &Record, half: u32) {
-    let word = record.clear(half) & !half;
+fn leave(record: &Record, halves: u32) {
+    let word = record.clear(halves) & !halves;
     if word & (bit::DETACHED | bit::WRITER) != 0 {
         return;
     }

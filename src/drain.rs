@@ -289,8 +289,8 @@ impl Shared {
     ) {
         let record = self.open(accepted);
         log::debug!(
-            target: "gracious", conn = record.id, peer:% = record.peer;
-            "connection {} from {}", record.id, record.peer,
+            target: "gracious", conn = record.id, peer:% = record.peer();
+            "connection {} from {}", record.id, record.peer(),
         );
         let share = self.config.max_per_peer;
         if let Err(error) = record.transport.enroll(&record) {

@@ -84,7 +84,7 @@ impl Outbox {
     pub(crate) fn opened(&mut self, record: &Record) {
         self.put(|| ServerEvent::Opened {
             id: record.id,
-            peer: record.peer.clone(),
+            peer: record.peer(),
         });
     }
 

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, fence};
@@ -81,7 +81,7 @@ pub(crate) mod bit {
 pub(crate) struct Record {
     pub(crate) id: u64,
     pub(crate) server: Arc<Shared>,
-    pub(crate) peer: Address,
+    peer: Peer,
     pub(crate) transport: Transport,
     /// Which listener it came through.
     pub(crate) listener: u32,
@@ -102,6 +102,10 @@ pub(crate) struct Record {
     pub(crate) answered: AtomicU64,
     /// Bytes written to the kernel, stored by the write half alone.
     pub(crate) sent: AtomicU64,
+    /// What was taken when the write under way began, stored by the write half alone.
+    pub(crate) began: AtomicU64,
+    /// What the write half knows of the socket's readiness.
+    pub(crate) write_armed: AtomicBool,
     /// A read waits, stored by the read half alone.
     pub(crate) reading: AtomicBool,
     /// A write waits, stored by the write half alone.
@@ -109,26 +113,10 @@ pub(crate) struct Record {
     /// The task's thread is inside the handler, stored by the task alone.
     pub(crate) polling: AtomicBool,
     wakers: Mutex<[Option<Waker>; 3]>,
+    /// Which of them is there, each stored by its owner alone; see [`fingerprint`].
+    parked: [AtomicUsize; 3],
     /// Notified when the connection is asked to come to an end, or has come to it.
     pub(crate) told: Event,
-}
-
-/// Which waker was left in the record: both of its pointers in one word. While it is there nobody
-/// else can have them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Parked(usize);
-
-impl Parked {
-    fn of(waker: &Waker) -> Self {
-        let vtable = std::ptr::from_ref(waker.vtable()) as usize;
-        // Neither is ever so near to the other's end of the address space that two pairs fold to
-        // one, and a lone waker of no data folds to something, too.
-        Self((waker.data() as usize) ^ vtable.rotate_left(usize::BITS / 2))
-    }
-
-    pub(crate) fn is_some(self) -> bool {
-        self != Self::default()
-    }
 }
 
 /// Whose waker.
@@ -158,18 +146,26 @@ impl Record {
         self.word.fetch_and(!bits, SeqCst)
     }
 
+    pub(crate) fn peer(&self) -> Address {
+        match &self.peer {
+            Peer::V4(peer) => Address::Tcp(SocketAddr::V4(*peer)),
+            Peer::Other(peer) => Address::clone(peer),
+        }
+    }
+
     pub(crate) fn local_addr(&self) -> io::Result<Address> {
         let own = self.transport.local_addr()?;
         Ok(own.unwrap_or_else(|| self.server.addrs()[self.listener as usize].clone()))
     }
 
-    /// Leaves `cx`'s waker where those who change the word will find it. `mine` is what was left
-    /// the last time: the lock is taken only where that would wake somebody else.
-    pub(crate) fn park(&self, who: Who, mine: &mut Parked, cx: &Context<'_>) {
-        let parked = Parked::of(cx.waker());
-        if *mine != parked {
+    /// Leaves `cx`'s waker where those who change the word will find it. The lock is taken only
+    /// where another was left the last time.
+    pub(crate) fn park(&self, who: Who, cx: &Context<'_>) {
+        let mine = fingerprint(cx.waker());
+        let parked = &self.parked[who as usize];
+        if parked.load(Relaxed) != mine {
             let old = lock(&self.wakers)[who as usize].replace(cx.waker().clone());
-            *mine = parked;
+            parked.store(mine, Relaxed);
             // Outside the lock, since dropping a waker can run a task's destructor.
             drop(old);
         }
@@ -177,8 +173,10 @@ impl Record {
 
     /// Forgets a waker, whose owner is gone.
     pub(crate) fn unpark(&self, who: Who) {
-        let old = self.wakers()[who as usize].take();
-        drop(old);
+        if self.parked[who as usize].swap(0, Relaxed) != 0 {
+            let old = lock(&self.wakers)[who as usize].take();
+            drop(old);
+        }
     }
 
     pub(crate) fn waker(&self, who: Who) -> Option<Waker> {
@@ -198,7 +196,7 @@ impl Record {
             #[cfg(target_os = "linux")]
             Transport::Slot(slot) => {
                 if !slot.take_readable() {
-                    self.park(Who::Reader, &mut Parked::default(), cx);
+                    self.park(Who::Reader, cx);
                     if !slot.take_readable() {
                         return Poll::Pending;
                     }
@@ -328,7 +326,7 @@ impl Record {
     fn straggler(&self, uptime: Duration) -> Straggler {
         Straggler {
             id: self.id,
-            peer: self.peer.clone(),
+            peer: self.peer(),
             age: self.age(uptime),
             busy: self.is_busy(),
             waiting: self.waiting(),
@@ -340,6 +338,29 @@ impl Drop for Record {
     fn drop(&mut self) {
         self.told.notify(usize::MAX);
     }
+}
+
+/// A peer's address, as small as most are.
+#[derive(Debug)]
+enum Peer {
+    V4(SocketAddrV4),
+    Other(Box<Address>),
+}
+
+impl From<Address> for Peer {
+    fn from(address: Address) -> Self {
+        match address {
+            Address::Tcp(SocketAddr::V4(peer)) => Self::V4(peer),
+            other => Self::Other(Box::new(other)),
+        }
+    }
+}
+
+/// Tells one waker from another, by both its pointers in one word, which is never 0. While a waker
+/// is left in a record nobody else can have its pointers.
+fn fingerprint(waker: &Waker) -> usize {
+    let vtable = std::ptr::from_ref(waker.vtable()) as usize;
+    (waker.data() as usize) ^ vtable.rotate_left(usize::BITS / 2)
 }
 
 /// A connection as [`Handle::connections`](crate::Handle::connections) shows it.
@@ -509,7 +530,7 @@ impl Group {
         let record = Arc::new(Record {
             id: ledger.accepted,
             server: server.clone(),
-            peer,
+            peer: Peer::from(peer),
             transport,
             listener,
             word: AtomicU32::new(word),
@@ -521,10 +542,13 @@ impl Group {
             taken: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            began: AtomicU64::new(0),
+            write_armed: AtomicBool::new(false),
             reading: AtomicBool::new(false),
             writing: AtomicBool::new(false),
             polling: AtomicBool::new(false),
             wakers: Mutex::default(),
+            parked: Default::default(),
             told: Event::new(),
         });
         ledger.records.insert(record.id, Arc::downgrade(&record));
@@ -546,7 +570,7 @@ impl Group {
 
     /// Takes a connection's part of its peer's share; `false` where that is used up.
     pub(crate) fn take_share(&self, record: &Record, share: usize) -> bool {
-        let Some(ip) = record.peer.ip() else {
+        let Some(ip) = record.peer().ip() else {
             return true;
         };
         let mut ledger = self.ledger();
@@ -686,8 +710,8 @@ impl Group {
         for record in self.records() {
             if record.polling.load(Relaxed) && record.set(bit::BLOCKED) & bit::BLOCKED == 0 {
                 log::warn!(
-                    target: "gracious", conn = record.id, peer:% = record.peer;
-                    "the handler of connection {} from {} blocks a thread", record.id, record.peer,
+                    target: "gracious", conn = record.id, peer:% = record.peer();
+                    "the handler of connection {} from {} blocks a thread", record.id, record.peer(),
                 );
             }
         }
@@ -751,7 +775,7 @@ impl Group {
     pub(crate) fn connections(&self, uptime: Duration) -> Vec<ConnectionInfo> {
         let info = |record: Arc<Record>| ConnectionInfo {
             id: record.id,
-            peer: record.peer.clone(),
+            peer: record.peer(),
             age: record.age(uptime),
             busy: record.is_busy(),
             waiting: record.waiting(),
@@ -839,7 +863,7 @@ impl Group {
             seated: word & bit::HELD == 0,
             insider: word & bit::INSIDER != 0,
             shares: (word & bit::SHARES != 0)
-                .then(|| record.peer.ip())
+                .then(|| record.peer().ip())
                 .flatten(),
         };
         ledger.bytes_in += entry.bytes_in;

@@ -15,7 +15,7 @@ use pin_project_lite::pin_project;
 
 use crate::close::{Lingering, poll_close};
 use crate::events::Cause;
-use crate::group::{Ending, Parked, Record, Who, bit};
+use crate::group::{Ending, Record, Who, bit};
 use crate::limits::Limits;
 
 pin_project! {
@@ -25,7 +25,6 @@ pin_project! {
         handler: Handler<F>,
         // `None` once the end is in the ledger.
         record: Option<Arc<Record>>,
-        parked: Parked,
         // How the handler ended, once it has.
         ended: Option<Ended>,
         // What few connections need, and none while its handler serves without limits.
@@ -78,7 +77,6 @@ impl Task<Ready<io::Result<()>>> {
         Self {
             handler: Handler::Gone,
             record: Some(record),
-            parked: Parked::default(),
             ended: Some(Ended::Panicked),
             extra: None,
         }
@@ -90,7 +88,6 @@ impl<F: Future<Output = io::Result<()>>> Task<F> {
         Self {
             handler: Handler::Running { future: handler },
             record: Some(record),
-            parked: Parked::default(),
             ended: None,
             extra: None,
         }
@@ -112,7 +109,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                 HandlerProj::Gone => Poll::Ready(()),
             };
         };
-        record.park(Who::Task, this.parked, cx);
+        record.park(Who::Task, cx);
 
         let word = record.word();
         if word & bit::DETACHED != 0 {
@@ -238,8 +235,8 @@ pub(crate) fn finish(record: Arc<Record>, ending: Ending, cause: Cause) {
         return;
     };
     log::debug!(
-        target: "gracious", conn = record.id, peer:% = record.peer;
-        "connection {} from {} ended: {ending:?}, {cause:?}", record.id, record.peer,
+        target: "gracious", conn = record.id, peer:% = record.peer();
+        "connection {} from {} ended: {ending:?}, {cause:?}", record.id, record.peer(),
     );
     let server = record.server.clone();
     drop(record);
@@ -263,8 +260,8 @@ fn log_panic(record: &Record, panic: &(dyn Any + Send)) {
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("not a message");
     log::error!(
-        target: "gracious", conn = record.id, peer:% = record.peer;
-        "the handler of connection {} from {} panicked: {message}", record.id, record.peer,
+        target: "gracious", conn = record.id, peer:% = record.peer();
+        "the handler of connection {} from {} panicked: {message}", record.id, record.peer(),
     );
 }
 
@@ -276,8 +273,8 @@ fn log_failure(record: &Record, error: &io::Error) {
         _ => log::Level::Warn,
     };
     log::log!(
-        target: "gracious", level, conn = record.id, peer:% = record.peer, error:% = error;
-        "the handler of connection {} from {} failed: {error}", record.id, record.peer,
+        target: "gracious", level, conn = record.id, peer:% = record.peer(), error:% = error;
+        "the handler of connection {} from {} failed: {error}", record.id, record.peer(),
     );
 }
 

@@ -90,9 +90,16 @@ async fn a_name_is_bound_with_all_its_addresses_on_one_port<R: TestRuntime>(runt
     let server = Server::with_runtime(runtime).listen("localhost:0");
     let server = server.bind().await.unwrap();
     let bound: Vec<_> = server.local_addrs().iter().map(tcp).collect();
-    assert_eq!(bound.iter().map(SocketAddr::ip).collect::<BTreeSet<_>>(), known);
+    assert_eq!(
+        bound.iter().map(SocketAddr::ip).collect::<BTreeSet<_>>(),
+        known
+    );
     assert_eq!(bound.len(), known.len());
-    assert!(bound.iter().all(|address| address.port() == bound[0].port()));
+    assert!(
+        bound
+            .iter()
+            .all(|address| address.port() == bound[0].port())
+    );
     let running = server.spawn(echo);
     for address in running.handle().local_addrs() {
         assert_eq!(Client::connect(address).unwrap().ask("hello"), "hello");
@@ -184,7 +191,14 @@ async fn a_name_that_nobody_knows_is_named<R: TestRuntime>(runtime: R) {
 }
 
 async fn what_is_no_address_is_named<R: TestRuntime>(runtime: R) {
-    for text in ["", "127.0.0.1", "here", "::1:80", "localhost:http", "unix:%zz"] {
+    for text in [
+        "",
+        "127.0.0.1",
+        "here",
+        "::1:80",
+        "localhost:http",
+        "unix:%zz",
+    ] {
         // It is no panic here, either.
         let server = at_home(&runtime).listen(text);
         let error = server.bind().await.unwrap_err();
@@ -199,7 +213,10 @@ async fn what_is_no_address_is_named<R: TestRuntime>(runtime: R) {
 async fn nothing_to_listen_on_is_an_error<R: TestRuntime>(runtime: R) {
     let error = Server::with_runtime(runtime).bind().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
-    assert!(error.to_string().contains("nothing to listen on"), "{error}");
+    assert!(
+        error.to_string().contains("nothing to listen on"),
+        "{error}"
+    );
 }
 
 async fn where_one_cannot_be_bound_nothing_stays_bound<R: TestRuntime>(runtime: R) {
@@ -278,7 +295,9 @@ async fn an_ipv4_peer_of_a_dual_stack_listener_counts_as_that_peer<R: TestRuntim
     if !has_ipv6() {
         return;
     }
-    let server = Server::with_runtime(runtime).listen("[::]:0").max_per_peer(1);
+    let server = Server::with_runtime(runtime)
+        .listen("[::]:0")
+        .max_per_peer(1);
     let server = server.bind().await.unwrap();
     let port = tcp(&server.local_addrs()[0]).port();
     let (running, connections) = crate::support::client::handing_over(server);
@@ -319,7 +338,11 @@ async fn one_port_can_be_shared<R: TestRuntime>(runtime: R) {
 
 async fn what_is_set_on_the_listener_is_set_on_its_connections<R: TestRuntime>(runtime: R) {
     let minute = Duration::from_secs(60);
-    for (nodelay, keepalive) in [(true, Some(minute)), (false, None), (true, Some(2 * minute))] {
+    for (nodelay, keepalive) in [
+        (true, Some(minute)),
+        (false, None),
+        (true, Some(2 * minute)),
+    ] {
         let mut builder = at_home(&runtime);
         // The first are the defaults.
         if keepalive != Some(minute) {
@@ -363,7 +386,10 @@ async fn a_blocking_listener_made_elsewhere_is_served_and_stops<R: TestRuntime>(
 
 async fn an_adopted_listener_that_others_hold_stays_open_for_them<R: TestRuntime>(runtime: R) {
     let listener = TcpListener::bind(loopback()).unwrap();
-    let (address, ours) = (listener.local_addr().unwrap(), listener.try_clone().unwrap());
+    let (address, ours) = (
+        listener.local_addr().unwrap(),
+        listener.try_clone().unwrap(),
+    );
     let server = Server::with_runtime(runtime.clone()).adopt(listener);
     let running = server.bind().await.unwrap().spawn(echo);
     assert_eq!(Client::of(&running).ask("hello"), "hello");
@@ -373,7 +399,9 @@ async fn an_adopted_listener_that_others_hold_stays_open_for_them<R: TestRuntime
     let waiting = TcpStream::connect(address).unwrap();
     let server = Server::with_runtime(runtime).adopt(ours);
     let running = server.bind().await.unwrap().spawn(echo);
-    waiting.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    waiting
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
     let mut waiting = Client::Tcp(waiting);
     assert_eq!(waiting.ask("hello"), "hello");
     running.handle().shutdown();

@@ -9,9 +9,7 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use gracious::{Address, Cause, Connection, EndedBy, Server, ServerEvent, State, Waiting};
 
 use crate::support::TestRuntime;
-use crate::support::client::{
-    Client, echo, eventually, handing_over, taken_in, unix_path,
-};
+use crate::support::client::{Client, echo, eventually, handing_over, taken_in, unix_path};
 use crate::support::peer::{at_home, cause_of, is_cut, loopback, settled};
 
 crate::on_every_runtime!(
@@ -86,7 +84,7 @@ async fn a_connection_knows_where_it_comes_from_and_goes_to<R: TestRuntime>(runt
             unreachable!("it was asked for TCP");
         };
         let name = Address::Tcp(socket.local_addr().unwrap());
-        assert_eq!(conn.peer_addr(), &name);
+        assert_eq!(conn.peer_addr(), name);
         assert_eq!(&conn.local_addr().unwrap(), address);
         let (reader, writer) = conn.split();
         assert_eq!(reader.peer_addr(), writer.peer_addr());
@@ -104,7 +102,7 @@ async fn a_unix_peer_without_a_name_has_none<R: TestRuntime>(runtime: R) {
     let (running, connections) = handing_over(server.bind().await.unwrap());
     let _client = Client::of(&running);
     let conn = connections.recv().await.unwrap();
-    assert_eq!(conn.peer_addr(), &Address::Unnamed);
+    assert_eq!(conn.peer_addr(), Address::Unnamed);
     assert_eq!(conn.local_addr().unwrap(), address);
     drop(conn);
     running.handle().shutdown();
@@ -183,7 +181,11 @@ async fn connections_are_listed_with_what_they_wait_for<R: TestRuntime>(runtime:
 }
 
 async fn an_end_says_whose_it_was<R: TestRuntime>(runtime: R) {
-    let server = at_home(&runtime).first_byte_grace(None).bind().await.unwrap();
+    let server = at_home(&runtime)
+        .first_byte_grace(None)
+        .bind()
+        .await
+        .unwrap();
     let (running, connections) = handing_over(server);
     let peers = Client::of(&running);
     let mut conn = connections.recv().await.unwrap();
@@ -201,7 +203,11 @@ async fn an_end_says_whose_it_was<R: TestRuntime>(runtime: R) {
 }
 
 async fn each_start_and_each_end_is_told_once_with_its_cause<R: TestRuntime>(runtime: R) {
-    let server = at_home(&runtime).first_byte_grace(None).bind().await.unwrap();
+    let server = at_home(&runtime)
+        .first_byte_grace(None)
+        .bind()
+        .await
+        .unwrap();
     let events = server.handle().events();
     let running = server.spawn(async move |mut conn: Connection| {
         let mut order = [0];
@@ -411,7 +417,14 @@ async fn a_report_is_a_readable_paragraph<R: TestRuntime>(runtime: R) {
     let text = report.to_string();
     assert!(!text.contains('\n'), "{text}");
     let peer = peer.to_string();
-    for word in ["it is late", "2 accepted", "1 completed", "1 aborted", &peer, "busy"] {
+    for word in [
+        "it is late",
+        "2 accepted",
+        "1 completed",
+        "1 aborted",
+        &peer,
+        "busy",
+    ] {
         assert!(text.contains(word), "no `{word}` in `{text}`");
     }
     assert!(!text.contains("panicked"), "{text}");

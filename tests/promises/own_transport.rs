@@ -216,7 +216,7 @@ async fn a_transport_in_memory_is_served_as_a_socket_is<R: TestRuntime>(runtime:
     let server = builder.bind().await.unwrap();
     assert_eq!(server.to_string(), "bound on custom:memory");
     let running = server.spawn(async move |conn: Connection| {
-        assert_eq!(conn.peer_addr(), &Address::Custom("a friend".into()));
+        assert_eq!(conn.peer_addr(), Address::Custom("a friend".into()));
         assert_eq!(conn.local_addr()?, Address::Custom("memory".into()));
         echo(conn).await
     });

@@ -195,7 +195,10 @@ async fn a_directory_that_is_not_there_is_named<R: TestRuntime>(runtime: R) {
     let error = on(&runtime, Path::new("/nowhere/at/all")).bind().await;
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    assert!(error.to_string().contains("unix:/nowhere/at/all"), "{error}");
+    assert!(
+        error.to_string().contains("unix:/nowhere/at/all"),
+        "{error}"
+    );
 }
 
 async fn a_path_too_long_is_an_error<R: TestRuntime>(runtime: R) {
@@ -240,7 +243,12 @@ async fn nobody_gets_in_before_the_mode_is_set<R: TestRuntime>(runtime: R) {
         })
     };
     for round in 0.. {
-        let running = on(&runtime, &path).unix_mode(0o600).bind().await.unwrap().spawn(echo);
+        let running = on(&runtime, &path)
+            .unix_mode(0o600)
+            .bind()
+            .await
+            .unwrap()
+            .spawn(echo);
         while running.handle().stats().accepted == 0 {
             runtime.sleep(std::time::Duration::from_micros(100)).await;
         }
@@ -261,18 +269,30 @@ async fn its_owner_can_be_asked_for<R: TestRuntime>(runtime: R) {
     let Ok((user, group)) = own else {
         return;
     };
-    let server = on(&runtime, &path).unix_owner(user, group).bind().await.unwrap();
+    let server = on(&runtime, &path)
+        .unix_owner(user, group)
+        .bind()
+        .await
+        .unwrap();
     let found = fs::symlink_metadata(&path).unwrap();
     assert_eq!((found.uid(), found.gid()), (user, group));
     drop(server);
     if user == 0 {
-        let server = on(&runtime, &path).unix_owner(None, 12345).bind().await.unwrap();
+        let server = on(&runtime, &path)
+            .unix_owner(None, 12345)
+            .bind()
+            .await
+            .unwrap();
         let found = fs::symlink_metadata(&path).unwrap();
         assert_eq!((found.uid(), found.gid()), (0, 12345));
         drop(server);
     } else {
         // What cannot be had leaves nothing behind.
-        let error = on(&runtime, &path).unix_owner(0, None).bind().await.unwrap_err();
+        let error = on(&runtime, &path)
+            .unix_owner(0, None)
+            .bind()
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
     }
     assert!(!path.exists());
@@ -332,7 +352,13 @@ async fn a_connection_goes_on_after_its_path_is_gone<R: TestRuntime>(runtime: R)
 }
 
 async fn odd_names_are_as_good_as_any<R: TestRuntime>(runtime: R) {
-    for suffix in [&b" with a space"[..], b"%41", b"\xff\n", b"@", "ü".as_bytes()] {
+    for suffix in [
+        &b" with a space"[..],
+        b"%41",
+        b"\xff\n",
+        b"@",
+        "ü".as_bytes(),
+    ] {
         let mut name = unix_path().into_os_string().into_vec();
         name.extend(suffix);
         let path = std::path::PathBuf::from(OsString::from_vec(name));
@@ -353,7 +379,10 @@ async fn an_abstract_name_leaves_no_file<R: TestRuntime>(runtime: R) {
     let name = unix_path().display().to_string();
     let server = Server::with_runtime(runtime.clone()).listen(format!("unix:@{name}"));
     let server = server.bind().await.unwrap();
-    assert_eq!(server.local_addrs(), [Address::Abstract(name.clone().into())]);
+    assert_eq!(
+        server.local_addrs(),
+        [Address::Abstract(name.clone().into())]
+    );
     assert!(!Path::new(&name).exists());
     let running = server.spawn(echo);
     let mut client = abstract_client(&name).unwrap();

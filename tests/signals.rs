@@ -1,0 +1,365 @@
+//! Promise 16. **Signals are told the truth**: heard from `bind` on, once per process for all
+//! servers with `stop_on_signals()`: the first SIGTERM or SIGINT drains them all (a drain already
+//! under way it leaves alone), the next aborts; with none open a signal does again what it does by
+//! default; the exit status says which it was.
+//!
+//! Every test is a process of its own that its parent sends signals to.
+
+#![cfg(all(target_os = "linux", feature = "signals"))]
+
+mod support;
+
+use std::future::pending;
+use std::io;
+use std::process::{ExitCode, Termination};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use futures_lite::{AsyncReadExt, AsyncWriteExt};
+use gracious::{Builder, Connection, Report, Server};
+use rustix::process::Signal;
+
+use crate::support::TestRuntime;
+use crate::support::client::{Client, echo, eventually};
+use crate::support::peer::{
+    Counted, Process, at_home, is_cut, open_descriptors, orders, passes, settled, tell, threads,
+};
+
+const SIGINT: i32 = Signal::INT.as_raw();
+const SIGTERM: i32 = Signal::TERM.as_raw();
+
+on_every_runtime_in_a_process!(
+    sigterm_drains: serves, sent_sigterm;
+    sigint_drains: serves, sent_sigint;
+    a_client_that_says_nothing_does_not_hold_it_up: serves, sent_sigint_beside_a_silent_client;
+    the_second_sigterm_aborts: serves, sent_sigterm_twice;
+    the_second_sigint_aborts: serves, sent_sigint_twice;
+    the_second_may_be_the_other_one: serves, sent_one_and_the_other;
+    a_second_signal_aborts_where_handlers_block_their_threads: serves, sent_two_while_blocked;
+    a_signal_before_serve_ends_serve_at_once: is_bound_only, sent_sigterm_before_serve;
+    a_drain_under_way_is_left_alone_by_the_first: serves_two, sent_one_in_a_drain;
+    a_drain_under_way_is_aborted_by_the_second: serves_two, sent_two_in_a_drain;
+    two_servers_hear_one_signal: serves_two, sent_sigterm_for_two;
+    one_of_two_that_is_closed_leaves_the_other_to_hear: serves_two, sent_sigterm_after_one_closed;
+    when_all_are_closed_sigterm_kills: is_closed, killed_by_sigterm;
+    when_all_are_closed_sigint_kills: is_closed, killed_by_sigint;
+    a_server_dropped_unserved_is_closed: is_dropped, killed_by_sigterm;
+    a_server_that_did_not_ask_hears_nothing: does_not_ask, killed_by_sigterm;
+    a_server_after_another_hears_again: serves_one_after_the_other, sent_sigterm_at_the_second;
+    a_hundred_servers_leave_no_thread_and_no_descriptor_behind: comes_and_goes, passes;
+);
+
+fn hearing<R: TestRuntime>(runtime: &R) -> Builder<R> {
+    at_home(runtime).deadline(None).stop_on_signals()
+}
+
+/// As `main` would: the report's own exit status, once everything is settled.
+fn exit(report: io::Result<Report>) -> ! {
+    let report = settled(report);
+    tell("reason", &report.reason);
+    let status = i32::from(report.report() != ExitCode::SUCCESS);
+    std::process::exit(status)
+}
+
+/// Answers a line when it is told to stop, or never, or blocks its thread, as its peer wants it.
+async fn answer(mut conn: Connection) -> io::Result<()> {
+    let mut order = [0];
+    if conn.read(&mut order).await? == 0 {
+        return Ok(());
+    }
+    tell("begun", "");
+    match &order {
+        b"b" => std::thread::sleep(Duration::from_secs(3600)),
+        b"s" => pending().await,
+        _ => {}
+    }
+    conn.shutdown_requested().await;
+    conn.read_exact(&mut order).await?;
+    conn.write_all(b"done").await
+}
+
+async fn serves<R: TestRuntime>(runtime: R) {
+    let server = hearing(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let counter = dropped.clone();
+    tell("address", &server.local_addrs()[0]);
+    runtime.spawn(async move {
+        handle.shutdown_requested().await;
+        tell("draining", "");
+    });
+    let report = server
+        .serve(async move |conn: Connection| {
+            let _counted = Counted(counter);
+            answer(conn).await
+        })
+        .await;
+    tell("dropped", dropped.load(SeqCst));
+    exit(report)
+}
+
+/// The client is inside a message when the signal comes, and gets its answer.
+fn drained(mut process: Process, signal: Signal, name: &str) {
+    let address = process.address();
+    let mut busy = Client::connect(&address).unwrap();
+    busy.send("x");
+    process.hear("begun");
+    process.signal(signal);
+    process.hear("draining");
+    busy.send("y");
+    assert_eq!(busy.rest(), "done");
+    assert_eq!(process.hear("reason"), name);
+    process.ends_with(0);
+}
+
+fn sent_sigterm(process: Process) {
+    drained(process, Signal::TERM, "SIGTERM");
+}
+
+fn sent_sigint(process: Process) {
+    drained(process, Signal::INT, "SIGINT");
+}
+
+fn sent_sigint_beside_a_silent_client(mut process: Process) {
+    let address = process.address();
+    let mut silent = [(); 3].map(|()| Client::connect(&address).unwrap());
+    process.signal(Signal::INT);
+    for client in &mut silent {
+        assert_eq!(client.rest(), "");
+    }
+    assert_eq!(process.hear("reason"), "SIGINT");
+    process.ends_with(0);
+}
+
+fn aborted(mut process: Process, first: Signal, second: Signal, name: &str) {
+    let address = process.address();
+    let mut stuck = Client::connect(&address).unwrap();
+    stuck.send("s");
+    process.hear("begun");
+    process.signal(first);
+    process.hear("draining");
+    process.signal(second);
+    is_cut(&mut stuck);
+    // Its destructors have run, and the first signal is the reason.
+    assert_eq!(process.hear("dropped"), "1");
+    assert_eq!(process.hear("reason"), name);
+    process.ends_with(1);
+}
+
+fn sent_sigterm_twice(process: Process) {
+    aborted(process, Signal::TERM, Signal::TERM, "SIGTERM");
+}
+
+fn sent_sigint_twice(process: Process) {
+    aborted(process, Signal::INT, Signal::INT, "SIGINT");
+}
+
+fn sent_one_and_the_other(process: Process) {
+    aborted(process, Signal::INT, Signal::TERM, "SIGINT");
+}
+
+fn sent_two_while_blocked(mut process: Process) {
+    let address = process.address();
+    // As many as any of the executors has threads.
+    let blocking = std::thread::available_parallelism().map_or(4, |count| count.get().max(4));
+    let mut clients = Vec::new();
+    for _ in 0..blocking {
+        let mut client = Client::connect(&address).unwrap();
+        client.send("b");
+        clients.push(client);
+    }
+    process.hear("begun");
+    process.signal(Signal::TERM);
+    // Nobody may be left who could tell that it drains.
+    std::thread::sleep(Duration::from_millis(200));
+    process.signal(Signal::TERM);
+    clients.iter_mut().for_each(is_cut);
+    assert_eq!(process.hear("reason"), "SIGTERM");
+    process.ends_with(1);
+}
+
+async fn is_bound_only<R: TestRuntime>(runtime: R) {
+    let server = hearing(&runtime).bind().await.unwrap();
+    tell("address", &server.local_addrs()[0]);
+    server.handle().shutdown_requested().await;
+    exit(server.serve(echo).await)
+}
+
+fn sent_sigterm_before_serve(mut process: Process) {
+    let address = process.address();
+    let mut queued = Client::connect(&address).unwrap();
+    queued.send("hello\n");
+    process.signal(Signal::TERM);
+    // Who was there before is served.
+    assert_eq!(queued.rest(), "hello\n");
+    assert_eq!(process.hear("reason"), "SIGTERM");
+    process.ends_with(0);
+}
+
+/// The first can be stopped by an order; the process ends with the reports of both.
+async fn serves_two<R: TestRuntime>(runtime: R) {
+    let orders = orders();
+    let first = hearing(&runtime).bind().await.unwrap();
+    let second = hearing(&runtime).bind().await.unwrap();
+    for server in [&first, &second] {
+        tell("address", &server.local_addrs()[0]);
+    }
+    let handles = [first.handle(), second.handle()];
+    let (first, second) = (first.spawn(answer), second.spawn(answer));
+    let [one, other] = handles.clone();
+    runtime.spawn(async move {
+        while orders.recv().await.is_ok() {
+            one.shutdown_because("an order");
+            tell("ordered", "");
+        }
+    });
+    runtime.spawn(async move {
+        other.shutdown_requested().await;
+        tell("heard", "");
+    });
+    let first = settled(first.await);
+    tell("first", &first.reason);
+    let second = settled(second.await);
+    tell("second", &second.reason);
+    let aborted = first.aborted + second.aborted;
+    std::process::exit(i32::from(aborted > 0))
+}
+
+fn sent_one_in_a_drain(mut process: Process) {
+    let (first, _second) = (process.address(), process.address());
+    let mut busy = Client::connect(&first).unwrap();
+    busy.send("x");
+    process.hear("begun");
+    process.tell("stop the first");
+    process.hear("ordered");
+    process.signal(Signal::TERM);
+    // The other has heard it by now, so this one has, too.
+    process.hear("heard");
+    busy.send("y");
+    assert_eq!(busy.rest(), "done");
+    assert_eq!(process.hear("first"), "an order");
+    assert_eq!(process.hear("second"), "SIGTERM");
+    process.ends_with(0);
+}
+
+fn sent_two_in_a_drain(mut process: Process) {
+    let (first, _second) = (process.address(), process.address());
+    let mut stuck = Client::connect(&first).unwrap();
+    stuck.send("s");
+    process.hear("begun");
+    process.tell("stop the first");
+    process.hear("ordered");
+    process.signal(Signal::TERM);
+    process.hear("heard");
+    process.signal(Signal::TERM);
+    is_cut(&mut stuck);
+    assert_eq!(process.hear("first"), "an order");
+    process.ends_with(1);
+}
+
+fn sent_sigterm_for_two(mut process: Process) {
+    let addresses = [process.address(), process.address()];
+    let mut idle = addresses.map(|address| Client::connect(&address).unwrap());
+    process.signal(Signal::TERM);
+    for client in &mut idle {
+        assert_eq!(client.rest(), "");
+    }
+    assert_eq!(process.hear("first"), "SIGTERM");
+    assert_eq!(process.hear("second"), "SIGTERM");
+    process.ends_with(0);
+}
+
+fn sent_sigterm_after_one_closed(mut process: Process) {
+    let (_first, second) = (process.address(), process.address());
+    process.tell("stop the first");
+    assert_eq!(process.hear("first"), "an order");
+    let mut idle = Client::connect(&second).unwrap();
+    process.signal(Signal::TERM);
+    assert_eq!(idle.rest(), "");
+    assert_eq!(process.hear("second"), "SIGTERM");
+    process.ends_with(0);
+}
+
+async fn wait_for_the_end() {
+    tell("waiting", "");
+    pending().await
+}
+
+async fn is_closed<R: TestRuntime>(runtime: R) {
+    for _ in 0..2 {
+        let server = hearing(&runtime).bind().await.unwrap();
+        server.handle().shutdown();
+        settled(server.serve(echo).await);
+    }
+    wait_for_the_end().await;
+}
+
+async fn is_dropped<R: TestRuntime>(runtime: R) {
+    let server = hearing(&runtime).bind().await.unwrap();
+    // A handle does not keep it open.
+    let handle = server.handle();
+    drop(server);
+    handle.closed().await;
+    wait_for_the_end().await;
+}
+
+async fn does_not_ask<R: TestRuntime>(runtime: R) {
+    let hears = hearing(&runtime).bind().await.unwrap();
+    let handle = hears.handle();
+    drop(hears);
+    handle.closed().await;
+    let server = at_home(&runtime).bind().await.unwrap();
+    let _running = server.spawn(echo);
+    wait_for_the_end().await;
+}
+
+fn killed_by_sigterm(mut process: Process) {
+    process.hear("waiting");
+    process.signal(Signal::TERM);
+    process.dies_of(SIGTERM);
+}
+
+fn killed_by_sigint(mut process: Process) {
+    process.hear("waiting");
+    process.signal(Signal::INT);
+    process.dies_of(SIGINT);
+}
+
+async fn serves_one_after_the_other<R: TestRuntime>(runtime: R) {
+    let first = hearing(&runtime).bind().await.unwrap();
+    first.handle().shutdown();
+    settled(first.serve(echo).await);
+    let second = hearing(&runtime).bind().await.unwrap();
+    tell("address", &second.local_addrs()[0]);
+    exit(second.serve(answer).await)
+}
+
+fn sent_sigterm_at_the_second(mut process: Process) {
+    let mut idle = Client::connect(&process.address()).unwrap();
+    process.signal(Signal::TERM);
+    assert_eq!(idle.rest(), "");
+    assert_eq!(process.hear("reason"), "SIGTERM");
+    process.ends_with(0);
+}
+
+async fn comes_and_goes<R: TestRuntime>(runtime: R) {
+    let mut before = None;
+    for round in 0..100 {
+        let server = hearing(&runtime).bind().await.unwrap();
+        let running = server.spawn(echo);
+        let mut client = Client::of(&running);
+        assert_eq!(client.ask("hello"), "hello");
+        running.handle().shutdown();
+        settled(running.await);
+        if round == 10 {
+            before = Some((open_descriptors(), threads()));
+        }
+    }
+    let (descriptors, started) = before.unwrap();
+    eventually("as many descriptors as before", || {
+        open_descriptors() <= descriptors
+    });
+    // The runtime's own threads come and go.
+    assert!(threads() <= started + 4, "{} threads, then {}", started, threads());
+}
