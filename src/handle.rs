@@ -85,8 +85,7 @@ impl Handle {
     /// The handlers' destructors have run when the server is closed, those of handlers that block
     /// their threads excepted.
     pub fn abort(&self) {
-        self.shared.ask(Reason::Requested, None);
-        self.shared.abort_now();
+        self.shared.abort(Reason::Requested);
     }
 
     /// Takes no new peers until [`resume`](Self::resume): they wait in the kernel's queue. Those
@@ -496,17 +495,27 @@ impl Shared {
 
     pub(crate) fn ask(&self, reason: Reason, before: Option<Instant>) {
         if self.latch.ask(reason, self.clock.now(), before) {
-            let reason = self
-                .latch
-                .request()
-                .reason
-                .clone()
-                .unwrap_or(Reason::Requested);
-            log::info!(target: "gracious", reason:%; "shutting down: {reason}");
             self.publish(State::Draining);
-            for companion in self.companions() {
-                companion.ask(reason.clone(), before);
-            }
+            self.announce(before);
+        }
+    }
+
+    /// Ends the server now, also where nobody has asked for it yet: nobody is told to leave first.
+    pub(crate) fn abort(&self, reason: Reason) {
+        let first = self.latch.note(reason, self.clock.now(), None);
+        self.abort_now();
+        if first {
+            self.announce(None);
+        }
+    }
+
+    /// Says that the server was asked to stop, to the operator and to its companions.
+    fn announce(&self, before: Option<Instant>) {
+        let reason = self.latch.request().reason.clone();
+        let reason = reason.unwrap_or(Reason::Requested);
+        log::info!(target: "gracious", reason:%; "shutting down: {reason}");
+        for companion in self.companions() {
+            companion.ask(reason.clone(), before);
         }
     }
 

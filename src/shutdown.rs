@@ -161,17 +161,21 @@ impl Latch {
 
     /// Asks for a shutdown; `true` for the first to ask.
     pub(crate) fn ask(&self, reason: Reason, now: Instant, before: Option<Instant>) -> bool {
-        {
-            let mut request = self.request();
-            if request.reason.is_none() {
-                request.reason = Some(reason);
-                request.asked = Some(now);
-            }
-            request.before = earliest(request.before, before);
-        }
-        let first = self.advance(Phase::Draining);
-        if !first && before.is_some() {
+        let first = self.note(reason, now, before);
+        if !self.advance(Phase::Draining) && before.is_some() {
             self.changed.notify(usize::MAX);
+        }
+        first
+    }
+
+    /// Takes down what is asked for, and leaves the phase as it is; `true` for the first to ask.
+    pub(crate) fn note(&self, reason: Reason, now: Instant, before: Option<Instant>) -> bool {
+        let mut request = self.request();
+        request.before = earliest(request.before, before);
+        let first = request.reason.is_none();
+        if first {
+            request.reason = Some(reason);
+            request.asked = Some(now);
         }
         first
     }

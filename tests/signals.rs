@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
-use gracious::{Builder, Connection, Report, Server};
+use gracious::{Builder, Connection, Report};
 use rustix::process::Signal;
 
 use crate::support::TestRuntime;
@@ -361,5 +361,10 @@ async fn comes_and_goes<R: TestRuntime>(runtime: R) {
         open_descriptors() <= descriptors
     });
     // The runtime's own threads come and go.
-    assert!(threads() <= started + 4, "{} threads, then {}", started, threads());
+    assert!(
+        threads() <= started + 4,
+        "{} threads, then {}",
+        started,
+        threads()
+    );
 }

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use gracious::{Address, Connection, Server, Socket};
+use gracious::{Address, Connection, Socket};
 use socket2::SockRef;
 
 use crate::support::TestRuntime;
@@ -87,7 +87,7 @@ async fn a_name_is_bound_with_all_its_addresses_on_one_port<R: TestRuntime>(runt
         // One that this machine does not have is left out.
         .filter(|ip| TcpListener::bind((*ip, 0)).is_ok())
         .collect();
-    let server = Server::with_runtime(runtime).listen("localhost:0");
+    let server = crate::support::server(runtime).listen("localhost:0");
     let server = server.bind().await.unwrap();
     let bound: Vec<_> = server.local_addrs().iter().map(tcp).collect();
     assert_eq!(
@@ -114,10 +114,10 @@ async fn everything_that_can_be_an_address_can_be_listened_on<R: TestRuntime>(ru
         let server = builder.bind().await.unwrap();
         assert!(!server.local_addrs().is_empty());
     };
-    let builder = || Server::with_runtime(runtime.clone());
+    let builder = || crate::support::server(runtime.clone());
     bind(builder().listen("127.0.0.1:0")).await;
     bind(builder().listen(String::from("localhost:0"))).await;
-    bind(builder().listen(&loopback())).await;
+    bind(builder().listen(loopback())).await;
     bind(builder().listen((ip, 0))).await;
     bind(builder().listen(([127, 0, 0, 1], 0))).await;
     bind(builder().listen(SocketAddr::from((ip, 0)))).await;
@@ -165,7 +165,7 @@ async fn several_addresses_are_one_server<R: TestRuntime>(runtime: R) {
 async fn an_address_in_use_is_named<R: TestRuntime>(runtime: R) {
     let first = at_home(&runtime).bind().await.unwrap();
     let address = first.local_addrs()[0].clone();
-    let second = Server::with_runtime(runtime.clone()).listen(address.clone());
+    let second = crate::support::server(runtime.clone()).listen(address.clone());
     let error = second.bind().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
     assert!(error.to_string().contains(&address.to_string()), "{error}");
@@ -178,14 +178,14 @@ async fn an_address_in_use_is_named<R: TestRuntime>(runtime: R) {
 
 async fn an_address_this_machine_does_not_have_is_named<R: TestRuntime>(runtime: R) {
     // TEST-NET-1, which nobody has.
-    let server = Server::with_runtime(runtime).listen("192.0.2.1:0");
+    let server = crate::support::server(runtime).listen("192.0.2.1:0");
     let error = server.bind().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
     assert!(error.to_string().contains("192.0.2.1"), "{error}");
 }
 
 async fn a_name_that_nobody_knows_is_named<R: TestRuntime>(runtime: R) {
-    let server = Server::with_runtime(runtime).listen("nobody.invalid:80");
+    let server = crate::support::server(runtime).listen("nobody.invalid:80");
     let error = server.bind().await.unwrap_err();
     assert!(error.to_string().contains("nobody.invalid:80"), "{error}");
 }
@@ -211,7 +211,7 @@ async fn what_is_no_address_is_named<R: TestRuntime>(runtime: R) {
 }
 
 async fn nothing_to_listen_on_is_an_error<R: TestRuntime>(runtime: R) {
-    let error = Server::with_runtime(runtime).bind().await.unwrap_err();
+    let error = crate::support::server(runtime).bind().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert!(
         error.to_string().contains("nothing to listen on"),
@@ -225,7 +225,7 @@ async fn where_one_cannot_be_bound_nothing_stays_bound<R: TestRuntime>(runtime: 
         let server = at_home(&runtime).bind().await.unwrap();
         server.local_addrs()[0].clone()
     };
-    let error = Server::with_runtime(runtime.clone())
+    let error = crate::support::server(runtime.clone())
         .listen(free.clone())
         .listen(Address::Unix(path.clone()))
         .listen(taken.local_addrs()[0].clone())
@@ -242,7 +242,7 @@ async fn ipv6_takes_ipv4_peers_alone<R: TestRuntime>(runtime: R) {
     if !has_ipv6() {
         return;
     }
-    let server = Server::with_runtime(runtime).listen("[::]:0");
+    let server = crate::support::server(runtime).listen("[::]:0");
     let server = server.bind().await.unwrap();
     let port = tcp(&server.local_addrs()[0]).port();
     let running = server.spawn(echo);
@@ -264,7 +264,7 @@ async fn ipv6_leaves_an_ipv4_port_that_is_asked_for_alone<R: TestRuntime>(runtim
             let probe = TcpListener::bind("[::]:0").unwrap();
             probe.local_addr().unwrap().port()
         };
-        let server = Server::with_runtime(runtime.clone())
+        let server = crate::support::server(runtime.clone())
             .listen(format!("[::]:{port}"))
             .listen(format!("0.0.0.0:{port}"));
         let server = match server.bind().await {
@@ -295,7 +295,7 @@ async fn an_ipv4_peer_of_a_dual_stack_listener_counts_as_that_peer<R: TestRuntim
     if !has_ipv6() {
         return;
     }
-    let server = Server::with_runtime(runtime)
+    let server = crate::support::server(runtime)
         .listen("[::]:0")
         .max_per_peer(1);
     let server = server.bind().await.unwrap();
@@ -314,14 +314,14 @@ async fn an_ipv4_peer_of_a_dual_stack_listener_counts_as_that_peer<R: TestRuntim
 async fn one_port_can_be_shared<R: TestRuntime>(runtime: R) {
     let first = at_home(&runtime).reuse_port(true).bind().await.unwrap();
     let address = first.local_addrs()[0].clone();
-    let second = Server::with_runtime(runtime.clone())
+    let second = crate::support::server(runtime.clone())
         .listen(address.clone())
         .reuse_port(true)
         .bind()
         .await
         .unwrap();
     // Who has not asked for it gets none of it.
-    let third = Server::with_runtime(runtime).listen(address.clone());
+    let third = crate::support::server(runtime).listen(address.clone());
     assert_eq!(third.bind().await.unwrap_err().kind(), ErrorKind::AddrInUse);
     let (first, second) = (first.spawn(echo), second.spawn(echo));
     let handles = [first.handle(), second.handle()];
@@ -370,7 +370,7 @@ async fn a_blocking_listener_made_elsewhere_is_served_and_stops<R: TestRuntime>(
     let listener = TcpListener::bind(loopback()).unwrap();
     let address = Address::Tcp(listener.local_addr().unwrap());
     let mut early = Client::connect(&address).unwrap();
-    let server = Server::with_runtime(runtime).adopt(listener);
+    let server = crate::support::server(runtime).adopt(listener);
     let server = server.bind().await.unwrap();
     assert_eq!(server.local_addrs(), [address.clone()]);
     let mut running = server.spawn(echo);
@@ -390,14 +390,14 @@ async fn an_adopted_listener_that_others_hold_stays_open_for_them<R: TestRuntime
         listener.local_addr().unwrap(),
         listener.try_clone().unwrap(),
     );
-    let server = Server::with_runtime(runtime.clone()).adopt(listener);
+    let server = crate::support::server(runtime.clone()).adopt(listener);
     let running = server.bind().await.unwrap().spawn(echo);
     assert_eq!(Client::of(&running).ask("hello"), "hello");
     running.handle().shutdown();
     settled(running.await);
     // Neither shut nor filtered: who comes now is the next server's.
     let waiting = TcpStream::connect(address).unwrap();
-    let server = Server::with_runtime(runtime).adopt(ours);
+    let server = crate::support::server(runtime).adopt(ours);
     let running = server.bind().await.unwrap().spawn(echo);
     waiting
         .set_read_timeout(Some(Duration::from_secs(20)))
@@ -412,7 +412,7 @@ async fn an_adopted_unix_listener_keeps_its_path<R: TestRuntime>(runtime: R) {
     let path = unix_path();
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
     let ours = listener.try_clone().unwrap();
-    let server = Server::with_runtime(runtime.clone()).adopt(listener);
+    let server = crate::support::server(runtime.clone()).adopt(listener);
     let server = server.bind().await.unwrap();
     assert_eq!(server.local_addrs(), [Address::Unix(path.clone())]);
     let running = server.spawn(echo);
@@ -421,7 +421,7 @@ async fn an_adopted_unix_listener_keeps_its_path<R: TestRuntime>(runtime: R) {
     settled(running.await);
     assert!(path.exists());
     let mut waiting = Client::connect(&Address::Unix(path.clone())).unwrap();
-    let server = Server::with_runtime(runtime).adopt(ours);
+    let server = crate::support::server(runtime).adopt(ours);
     let running = server.bind().await.unwrap().spawn(echo);
     assert_eq!(waiting.ask("hello"), "hello");
     running.handle().shutdown();

@@ -5,7 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
-use gracious::{Cause, Connection, EndedBy, Server, ServerEvent};
+use gracious::{Cause, Connection, EndedBy, ServerEvent};
 
 use crate::support::TestRuntime;
 use crate::support::client::{Client, echo, eventually, handing_over, unix_address};
@@ -196,7 +196,7 @@ async fn a_share_is_given_back<R: TestRuntime>(runtime: R) {
 }
 
 async fn unix_peers_have_no_share<R: TestRuntime>(runtime: R) {
-    let server = Server::with_runtime(runtime)
+    let server = crate::support::server(runtime)
         .listen(unix_address())
         .max_per_peer(1)
         .bind()

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use async_channel::{Receiver, Sender};
 use futures_lite::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use gracious::{Address, Builder, Connection, EndedBy, Listener, Reason, Server, State};
+use gracious::{Address, Builder, Connection, EndedBy, Listener, Reason, State};
 
 use crate::support::TestRuntime;
 use crate::support::client::{Client, HOUR, echo, refuses, taken_in, waits};
@@ -193,7 +193,7 @@ fn memory() -> (Door, Memory) {
 
 fn in_memory<R: TestRuntime>(runtime: &R) -> (Door, Builder<R>) {
     let (door, listener) = memory();
-    let builder = Server::with_runtime(runtime.clone());
+    let builder = crate::support::server(runtime.clone());
     (door, builder.listener(listener).deadline(HOUR))
 }
 
@@ -468,7 +468,7 @@ async fn a_shortage_is_over_when_a_connection_ends<R: TestRuntime>(runtime: R) {
     let clock = crate::support::client::Forward::new(runtime);
     let runtime = Patient(clock);
     let (door, listener) = memory();
-    let server = Server::with_runtime(runtime)
+    let server = crate::support::server(runtime)
         .listener(listener)
         .deadline(HOUR);
     let running = server.bind().await.unwrap().spawn(echo);
@@ -490,7 +490,7 @@ async fn a_shortage_is_over_at_a_shutdown<R: TestRuntime>(runtime: R) {
     let clock = crate::support::client::Forward::new(runtime);
     let runtime = Patient(clock);
     let (door, listener) = memory();
-    let server = Server::with_runtime(runtime)
+    let server = crate::support::server(runtime)
         .listener(listener)
         .deadline(HOUR);
     let running = server.bind().await.unwrap().spawn(echo);
@@ -615,7 +615,7 @@ async fn a_listener_without_an_address_cannot_be_bound<R: TestRuntime>(runtime: 
         queue,
         is_named: false,
     };
-    let server = Server::with_runtime(runtime).listener(listener);
+    let server = crate::support::server(runtime).listener(listener);
     let error = server.bind().await.unwrap_err();
     assert!(error.to_string().contains("it has no name"), "{error}");
 }

@@ -11,7 +11,7 @@ use std::thread;
 use async_channel::{Receiver, Sender};
 use async_io::Async;
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use gracious::{Address, Connection, Handle, Listener, Server, Socket, State};
+use gracious::{Address, Connection, Handle, Listener, Socket, State};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
@@ -216,7 +216,9 @@ async fn a_peer_accepted_as_the_stop_comes_is_served<R: TestRuntime>(runtime: R)
         stop: stop.clone(),
         last: None,
     };
-    let server = Server::with_runtime(runtime).deadline(None).listener(gate);
+    let server = crate::support::server(runtime)
+        .deadline(None)
+        .listener(gate);
     let server = server.bind().await.unwrap();
     *stop.lock().unwrap() = Some(server.handle());
     let (client, peer) = UnixStream::pair().unwrap();
@@ -235,7 +237,9 @@ async fn a_peer_that_comes_between_the_stop_and_the_door_is_served<R: TestRuntim
         stop: Arc::default(),
         last: Some((come, peer)),
     };
-    let server = Server::with_runtime(runtime).deadline(None).listener(gate);
+    let server = crate::support::server(runtime)
+        .deadline(None)
+        .listener(gate);
     let running = server.bind().await.unwrap().spawn(echo);
     running.handle().shutdown();
     assert_eq!(Client::Unix(client).ask("hello"), "hello");
@@ -354,7 +358,7 @@ async fn a_hundred_servers_on_one_port_leave_nothing_open<R: TestRuntime>(runtim
     let mut address = Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
     let mut after_the_first = 0;
     for round in 0..100 {
-        let server = Server::with_runtime(runtime.clone()).listen(address);
+        let server = crate::support::server(runtime.clone()).listen(address);
         let server = server.bind().await.unwrap();
         address = server.local_addrs()[0].clone();
         let running = server.spawn(echo);

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use futures_lite::{AsyncBufReadExt, AsyncWriteExt};
-use gracious::{Connection, EndedBy, Server, State};
+use gracious::{Connection, EndedBy, State};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
@@ -26,7 +26,7 @@ crate::on_every_runtime!(
 );
 
 async fn a_connect_during_the_drain_is_refused<R: TestRuntime>(runtime: R) {
-    let server = Server::with_runtime(runtime)
+    let server = crate::support::server(runtime)
         .listen("127.0.0.1:0")
         .bind()
         .await
@@ -53,7 +53,7 @@ async fn a_connect_during_the_drain_is_refused<R: TestRuntime>(runtime: R) {
 }
 
 async fn the_port_can_be_bound_while_the_old_server_drains<R: TestRuntime>(runtime: R) {
-    let server = Server::with_runtime(runtime.clone())
+    let server = crate::support::server(runtime.clone())
         .listen("127.0.0.1:0")
         .bind()
         .await
@@ -69,7 +69,7 @@ async fn the_port_can_be_bound_while_the_old_server_drains<R: TestRuntime>(runti
     let client = TcpStream::connect(address.as_tcp().unwrap()).unwrap();
     running.handle().shutdown();
     is_told.recv().await.unwrap();
-    let successor = Server::with_runtime(runtime)
+    let successor = crate::support::server(runtime)
         .listen(address)
         .bind()
         .await
@@ -82,7 +82,9 @@ async fn whoever_is_told_finds_every_door_shut<R: TestRuntime>(runtime: R) {
     let server = tcp(runtime).listen(unix_address()).listen("127.0.0.1:0");
     let server = server.bind().await.unwrap();
     let addresses = server.local_addrs().to_vec();
+    let (inside, is_inside) = async_channel::unbounded();
     let running = server.spawn(async move |conn: Connection| {
+        inside.send(()).await.unwrap();
         conn.shutdown_requested().await;
         // Where the handler runs, with nobody else's doing in between.
         let refused = conn.handle().local_addrs().iter().all(refuses);
@@ -92,6 +94,9 @@ async fn whoever_is_told_finds_every_door_shut<R: TestRuntime>(runtime: R) {
         .iter()
         .flat_map(|address| (0..4).map(move |_| Client::connect(address).unwrap()))
         .collect();
+    for _ in &clients {
+        is_inside.recv().await.unwrap();
+    }
     let report = running.shutdown().await.unwrap();
     // A panic would have been counted as one.
     assert_eq!(report.completed, clients.len() as u64, "{report}");
@@ -186,7 +191,7 @@ async fn a_port_that_others_hold_stays_open<R: TestRuntime>(runtime: R) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let other = listener.try_clone().unwrap();
-    let server = Server::with_runtime(runtime)
+    let server = crate::support::server(runtime)
         .adopt(listener)
         .deadline(None)
         .first_byte_grace(None);

@@ -292,6 +292,12 @@ async fn a_listener_that_fails_once_it_is_shut_does_not_hold_up_the_stop<R: Test
     }
 }
 
+/// Each transport with each of them.
+fn both_with<T: Copy>(all: [T; 2]) -> impl Iterator<Item = (String, T)> {
+    all.into_iter()
+        .flat_map(|one| transports().map(|address| (address, one)))
+}
+
 /// No descriptor more than those that are open now, and those that the runtime's threads need.
 async fn lack_descriptors(runtime: &impl TestRuntime) -> Lack {
     let (started, has_started) = async_channel::bounded(1);
@@ -314,8 +320,10 @@ impl Lack {
 }
 
 async fn a_sweep_without_descriptors_waits_for_one<R: TestRuntime>(runtime: R) {
-    for address in transports() {
-        let server = on(&address, runtime.clone()).bind().await.unwrap();
+    let sweeps = [Duration::ZERO, Duration::from_millis(50)];
+    for (address, sweep) in both_with(sweeps) {
+        let builder = on(&address, runtime.clone()).sweep(sweep);
+        let server = builder.bind().await.unwrap();
         let handle = server.handle();
         let mut queued: Vec<_> = (0..5).map(|_| Client::to(&server)).collect();
         for client in &mut queued {

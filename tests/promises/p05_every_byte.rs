@@ -19,6 +19,7 @@ crate::on_every_runtime!(
     a_slow_reader_gets_a_large_reply_whole,
     a_slow_reader_gets_a_large_reply_whole_at_a_stop,
     a_client_that_has_ended_its_side_gets_the_whole_reply,
+    a_client_that_writes_while_it_reads_slowly_gets_the_whole_reply,
     a_client_that_goes_on_sending_gets_the_whole_reply,
     a_client_that_writes_after_the_end_reads_to_the_end,
     a_client_that_writes_as_the_end_comes_reads_to_the_end,
@@ -37,6 +38,11 @@ fn large_reply() -> &'static [u8] {
     static REPLY: LazyLock<Vec<u8>> =
         LazyLock::new(|| (0..LARGE).map(|i| (i % 251) as u8).collect());
     &REPLY
+}
+
+/// One line, and more behind it than our buffer takes: it stays in the kernel, unread.
+fn request() -> String {
+    format!("the request\n{}", "nobody reads this\n".repeat(3000))
 }
 
 /// Answers the first line with a large reply, and leaves unread what comes behind it.
@@ -75,7 +81,7 @@ async fn a_slow_reader_gets_a_large_reply_whole<R: TestRuntime>(runtime: R) {
         let server = patient(&address, runtime.clone()).bind().await.unwrap();
         let running = server.spawn(reply_at_length);
         let mut client = Client::of(&running);
-        client.send("the request\nand something that nobody reads");
+        client.send(&request());
         assert_whole(&read_slowly(&mut client));
         let report = running.shutdown().await.unwrap();
         assert_eq!((report.accepted, report.completed), (1, 1));
@@ -90,7 +96,7 @@ async fn a_slow_reader_gets_a_large_reply_whole_at_a_stop<R: TestRuntime>(runtim
         let handle = running.handle();
         let mut clients: Vec<_> = (0..3).map(|_| Client::of(&running)).collect();
         for client in &mut clients {
-            client.send("the request\nand something that nobody reads");
+            client.send(&request());
         }
         eventually("replies on the way", || {
             handle
@@ -119,7 +125,7 @@ async fn a_client_that_has_ended_its_side_gets_the_whole_reply<R: TestRuntime>(r
         let running = server.spawn(reply_at_length);
         let handle = running.handle();
         let mut client = Client::of(&running);
-        client.send("the request\nand something that nobody reads");
+        client.send(&request());
         client.finish();
         eventually("a reply on the way", || handle.stats().bytes_out > 0);
         handle.shutdown();
@@ -128,17 +134,44 @@ async fn a_client_that_has_ended_its_side_gets_the_whole_reply<R: TestRuntime>(r
     }
 }
 
+/// What comes after our end must not find the socket closed while the reply is under way.
+async fn a_client_that_writes_while_it_reads_slowly_gets_the_whole_reply<R: TestRuntime>(
+    runtime: R,
+) {
+    for address in transports() {
+        let server = patient(&address, runtime.clone()).bind().await.unwrap();
+        let running = server.spawn(reply_at_length);
+        let mut client = Client::of(&running);
+        client.send(&request());
+        let mut reply = Vec::new();
+        let mut buf = vec![0; 64 * 1024];
+        loop {
+            match client.read(&mut buf).expect("an end, not a reset") {
+                0 => break,
+                n => reply.extend_from_slice(&buf[..n]),
+            }
+            // It is of no use to anybody, and once the server has closed it fails.
+            let _unwanted = client.write_all(b"go on\n");
+        }
+        assert_whole(&reply);
+        assert_eq!(running.shutdown().await.unwrap().completed, 1);
+    }
+}
+
 /// An upload that nobody wants, and that is still under way when the reply is complete.
 async fn a_client_that_goes_on_sending_gets_the_whole_reply<R: TestRuntime>(runtime: R) {
     for address in transports() {
         let server = patient(&address, runtime.clone()).bind().await.unwrap();
-        let running = server.spawn(answer_once);
+        let running = server.spawn(async |mut conn: Connection| {
+            let mut begun = vec![0; 100_000];
+            conn.read_exact(&mut begun).await?;
+            conn.write_all(b"no, thank you\n").await
+        });
         let mut client = Client::of(&running);
-        client.send("the request\n");
         let mut upload = client.twin();
         let upload = thread::spawn(move || upload.write_all(&vec![b'x'; LARGE]));
-        assert_eq!(client.rest(), "the request\n");
-        // It may have come too late to be read.
+        assert_eq!(client.rest(), "no, thank you\n");
+        // All of it, or less: it is read while it comes without a pause.
         client.hang_up();
         let _all_or_less = upload.join().unwrap();
         let report = running.shutdown().await.unwrap();

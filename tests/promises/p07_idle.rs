@@ -9,7 +9,7 @@
 
 use std::io;
 use std::pin::pin;
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -19,7 +19,8 @@ use gracious::{Connection, EndedBy, ReadHalf, Running, WriteHalf};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
-    Client, Forward, HOUR, echo, handing_over, on, rounds, tcp, transports, waits,
+    Client, Forward, HOUR, echo, handing_over, on, rounds, saying_when_it_waits, tcp, transports,
+    waits,
 };
 
 crate::on_every_runtime!(
@@ -115,15 +116,10 @@ async fn a_read_that_waits_wakes_though_nothing_arrives<R: TestRuntime>(runtime:
             mut conn,
             ..
         } = Pair::on(&address, runtime.clone()).await;
-        let (waiting, is_waiting) = std::sync::mpsc::channel();
+        let (waiting, is_waiting) = mpsc::channel();
         let reader = thread::spawn(move || {
-            async_io::block_on(async {
-                let mut buf = [0];
-                let mut read = conn.read(&mut buf);
-                assert!(waits(&mut read).await);
-                waiting.send(()).unwrap();
-                read.await.unwrap()
-            })
+            let mut buf = [0];
+            async_io::block_on(saying_when_it_waits(conn.read(&mut buf), waiting)).unwrap()
         });
         is_waiting.recv().unwrap();
         let report = running.shutdown().await.unwrap();
@@ -394,15 +390,10 @@ async fn a_guard_keeps_a_read_from_ending<R: TestRuntime>(runtime: R) {
         assert!(pair.is_busy());
         pair.stop().await;
         let mut conn = pair.conn;
-        let (waiting, is_waiting) = std::sync::mpsc::channel();
+        let (waiting, is_waiting) = mpsc::channel();
         let reader = thread::spawn(move || {
-            async_io::block_on(async {
-                let mut buf = [0];
-                let mut read = conn.read(&mut buf);
-                assert!(waits(&mut read).await);
-                waiting.send(()).unwrap();
-                read.await.unwrap()
-            })
+            let mut buf = [0];
+            async_io::block_on(saying_when_it_waits(conn.read(&mut buf), waiting)).unwrap()
         });
         is_waiting.recv().unwrap();
         let [first, second] = guards;

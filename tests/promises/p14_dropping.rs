@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
-use gracious::{Connection, Reason, Runtime, Server, State};
+use gracious::{Connection, Reason, Runtime, State};
 
-use crate::support::TestRuntime;
 use crate::support::client::{Client, assert_balance, echo, handing_over, read_in, refuses, waits};
 use crate::support::peer::{Counted, at_home, is_cut, loopback, settled};
+use crate::support::{TestRuntime, on_workers};
 
 crate::on_every_runtime!(
     a_dropped_serve_stops_the_server_and_frees_the_port,
@@ -46,7 +46,7 @@ async fn a_dropped_serve_stops_the_server_and_frees_the_port<R: TestRuntime>(run
     assert_eq!(handle.state(), State::Closed);
     assert!(refuses(&address));
     drop(
-        Server::with_runtime(runtime)
+        crate::support::server(runtime)
             .listen(address)
             .bind()
             .await
@@ -170,7 +170,7 @@ async fn a_server_that_was_never_served_closes<R: TestRuntime>(runtime: R) {
     assert_eq!(report.reason, Reason::Dropped);
     assert_eq!((report.accepted, report.rejected), (5, 5));
     drop(
-        Server::with_runtime(runtime)
+        crate::support::server(runtime)
             .listen(address)
             .bind()
             .await
@@ -244,7 +244,11 @@ impl<R: Runtime> Runtime for Gone<R> {
 }
 
 async fn a_runtime_that_takes_no_tasks_any_more_closes_the_server<R: TestRuntime>(runtime: R) {
-    let server = Server::with_runtime(Gone(runtime)).listen(loopback());
+    if on_workers() {
+        // Their tasks are not the runtime's.
+        return;
+    }
+    let server = crate::support::server(Gone(runtime)).listen(loopback());
     let server = server.bind().await.unwrap();
     let (address, handle) = (server.local_addrs()[0].clone(), server.handle());
     let mut client = Client::to(&server);
@@ -334,7 +338,7 @@ mod on_an_executor_that_is_dropped {
     #[test]
     fn its_handlers_are_aborted_and_the_server_is_closed() {
         run(async |runtime, owner| {
-            let server = Server::with_runtime(runtime).listen(loopback());
+            let server = crate::support::server(runtime).listen(loopback());
             let server = server.bind().await.unwrap();
             let (address, handle) = (server.local_addrs()[0].clone(), server.handle());
             let dropped = Arc::new(AtomicUsize::new(0));
@@ -362,7 +366,7 @@ mod on_an_executor_that_is_dropped {
     #[test]
     fn in_the_middle_of_a_drain_it_ends_it() {
         run(async |runtime, owner| {
-            let server = Server::with_runtime(runtime).listen(loopback());
+            let server = crate::support::server(runtime).listen(loopback());
             let server = server.deadline(None).bind().await.unwrap();
             let (told, is_told) = async_channel::bounded(1);
             let running = server.spawn(async move |conn: Connection| {
@@ -386,7 +390,7 @@ mod on_an_executor_that_is_dropped {
     fn before_it_was_driven_it_closes_the_server() {
         run(async |runtime, mut owner| {
             owner.halt();
-            let server = Server::with_runtime(runtime).listen(loopback());
+            let server = crate::support::server(runtime).listen(loopback());
             let server = server.bind().await.unwrap();
             let address = server.local_addrs()[0].clone();
             let mut client = Client::to(&server);
@@ -402,7 +406,7 @@ mod on_an_executor_that_is_dropped {
     #[test]
     fn those_who_wait_for_a_place_are_closed_cleanly() {
         run(async |runtime, owner| {
-            let server = Server::with_runtime(runtime).listen(loopback());
+            let server = crate::support::server(runtime).listen(loopback());
             let server = server
                 .max_connections(1)
                 .deadline(None)
@@ -431,7 +435,7 @@ mod on_an_executor_that_is_dropped {
     #[test]
     fn halves_that_live_elsewhere_are_cut() {
         run(async |runtime, owner| {
-            let server = Server::with_runtime(runtime).listen(loopback());
+            let server = crate::support::server(runtime).listen(loopback());
             let server = server.bind().await.unwrap();
             let (running, connections) = handing_over(server);
             let mut client = Client::of(&running);
@@ -449,7 +453,7 @@ mod on_an_executor_that_is_dropped {
     fn a_server_bound_on_one_that_is_gone_closes() {
         run(async |runtime, owner| {
             owner.end();
-            let server = Server::with_runtime(runtime).listen(loopback());
+            let server = crate::support::server(runtime).listen(loopback());
             let server = server.bind().await.unwrap();
             let handle = server.handle();
             let report = settled(server.serve(echo).await);

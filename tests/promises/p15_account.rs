@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
-use gracious::{Cause, Connection, Server, ServerEvent};
+use gracious::{Cause, Connection, ServerEvent};
 
 use crate::support::TestRuntime;
 use crate::support::client::{Client, assert_balance, echo, eventually};
@@ -242,7 +242,7 @@ async fn starts_and_stops<R: TestRuntime>(runtime: R) {
     drop(first);
     let mut before = None;
     for round in 0..100 {
-        let server = Server::with_runtime(runtime.clone())
+        let server = crate::support::server(runtime.clone())
             .listen(address.clone())
             .deadline(Duration::from_secs(60))
             .bind()

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures_lite::AsyncReadExt;
-use gracious::{Connection, Reason, Server, ServerSet};
+use gracious::{Connection, Reason, ServerSet};
 
 use crate::support::client::{Client, HOUR, echo, refuses, tcp};
 use crate::support::{Plain, TestRuntime};
@@ -96,8 +96,8 @@ async fn the_longest_lame_duck_holds_for_all<R: TestRuntime>(runtime: R) {
 }
 
 async fn a_set_made_of_a_stopped_server_stops<R: TestRuntime>(runtime: R) {
-    let one = Server::with_runtime(runtime.clone()).listen("127.0.0.1:0");
-    let other = Server::with_runtime(runtime).listen("127.0.0.1:0");
+    let one = crate::support::server(runtime.clone()).listen("127.0.0.1:0");
+    let other = crate::support::server(runtime).listen("127.0.0.1:0");
     let (one, other) = (one.bind().await.unwrap(), other.bind().await.unwrap());
     one.handle().shutdown_because("early");
     let set = ServerSet::new([one.handle(), other.handle()]);

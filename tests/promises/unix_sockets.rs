@@ -9,14 +9,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 
 use futures_lite::AsyncWriteExt;
 use gracious::{Address, Builder, Server};
 
 use crate::support::TestRuntime;
-use crate::support::client::{Client, echo, handing_over, refuses, unix_path};
+use crate::support::client::{Client, echo, handing_over, refuses, taken_in, unix_path};
 use crate::support::peer::{Process, orders, passes, settled, tell};
 
 crate::on_every_runtime!(
@@ -49,7 +49,7 @@ crate::on_every_runtime_in_a_process!(
 );
 
 fn on<R: TestRuntime>(runtime: &R, path: &Path) -> Builder<R> {
-    Server::with_runtime(runtime.clone()).listen(Address::Unix(path.to_owned()))
+    crate::support::server(runtime.clone()).listen(Address::Unix(path.to_owned()))
 }
 
 #[track_caller]
@@ -223,43 +223,38 @@ async fn its_mode_is_what_was_asked_for<R: TestRuntime>(runtime: R) {
 }
 
 async fn nobody_gets_in_before_the_mode_is_set<R: TestRuntime>(runtime: R) {
-    let path = unix_path();
-    let over = Arc::new(AtomicBool::new(false));
-    // Connects as often as it can, and looks at the mode when it could.
+    let directory = unix_path();
+    fs::create_dir(&directory).unwrap();
+    let round = Arc::new(AtomicUsize::new(0));
+    // Connects as soon as it can, and looks at the mode when it could.
     let intruder = {
-        let (path, over) = (path.clone(), over.clone());
+        let (directory, round) = (directory.clone(), round.clone());
         thread::spawn(move || {
-            let mut open = 0;
-            while !over.load(SeqCst) {
-                if UnixStream::connect(&path).is_err() {
-                    continue;
-                }
-                if let Ok(found) = fs::symlink_metadata(&path) {
-                    assert_eq!(found.permissions().mode() & 0o777, 0o600);
-                    open += 1;
+            loop {
+                let path = match round.load(SeqCst) {
+                    50 => return,
+                    round => directory.join(round.to_string()),
+                };
+                if UnixStream::connect(&path).is_ok() {
+                    // The server may be gone again.
+                    if let Ok(found) = fs::symlink_metadata(&path) {
+                        assert_eq!(found.permissions().mode() & 0o777, 0o600);
+                    }
                 }
             }
-            open
         })
     };
-    for round in 0.. {
-        let running = on(&runtime, &path)
-            .unix_mode(0o600)
-            .bind()
-            .await
-            .unwrap()
-            .spawn(echo);
-        while running.handle().stats().accepted == 0 {
-            runtime.sleep(std::time::Duration::from_micros(100)).await;
-        }
+    for _ in 0..50 {
+        let path = directory.join(round.load(SeqCst).to_string());
+        let server = on(&runtime, &path).unix_mode(0o600).bind().await.unwrap();
+        let running = server.spawn(echo);
+        taken_in(&running.handle(), 1);
         running.handle().shutdown();
         settled(running.await);
-        if round == 50 {
-            break;
-        }
+        round.fetch_add(1, SeqCst);
     }
-    over.store(true, SeqCst);
     intruder.join().unwrap();
+    fs::remove_dir(directory).unwrap();
 }
 
 async fn its_owner_can_be_asked_for<R: TestRuntime>(runtime: R) {
@@ -364,7 +359,7 @@ async fn odd_names_are_as_good_as_any<R: TestRuntime>(runtime: R) {
         let path = std::path::PathBuf::from(OsString::from_vec(name));
         // As text, too, as in a file of settings.
         let text = Address::Unix(path.clone()).to_string();
-        let server = Server::with_runtime(runtime.clone()).listen(text);
+        let server = crate::support::server(runtime.clone()).listen(text);
         let running = server.bind().await.unwrap().spawn(echo);
         is_socket(&path);
         assert_eq!(Client::of(&running).ask("hello"), "hello");
@@ -377,7 +372,7 @@ async fn odd_names_are_as_good_as_any<R: TestRuntime>(runtime: R) {
 #[cfg(target_os = "linux")]
 async fn an_abstract_name_leaves_no_file<R: TestRuntime>(runtime: R) {
     let name = unix_path().display().to_string();
-    let server = Server::with_runtime(runtime.clone()).listen(format!("unix:@{name}"));
+    let server = crate::support::server(runtime.clone()).listen(format!("unix:@{name}"));
     let server = server.bind().await.unwrap();
     assert_eq!(
         server.local_addrs(),
@@ -396,9 +391,9 @@ async fn an_abstract_name_leaves_no_file<R: TestRuntime>(runtime: R) {
 #[cfg(target_os = "linux")]
 async fn an_abstract_name_in_use_is_named<R: TestRuntime>(runtime: R) {
     let name = format!("unix:@{}", unix_path().display());
-    let first = Server::with_runtime(runtime.clone()).listen(&name);
+    let first = crate::support::server(runtime.clone()).listen(&name);
     let first = first.bind().await.unwrap();
-    let second = Server::with_runtime(runtime).listen(&name);
+    let second = crate::support::server(runtime).listen(&name);
     let error = second.bind().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
     assert!(error.to_string().contains(&name), "{error}");
@@ -416,7 +411,7 @@ async fn moves_away<R: TestRuntime>(runtime: R) {
     let directory = unix_path();
     fs::create_dir(&directory).unwrap();
     std::env::set_current_dir(&directory).unwrap();
-    let server = Server::with_runtime(runtime).listen("unix:relative");
+    let server = crate::support::server(runtime).listen("unix:relative");
     let server = server.bind().await.unwrap();
     is_socket(&directory.join("relative"));
     let running = server.spawn(echo);

@@ -3,14 +3,15 @@
 //! Clients are plain blocking sockets on the test's own thread, or on threads of theirs: the servers
 //! run elsewhere.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,9 @@ pub fn tcp<R: Runtime>(runtime: R) -> Builder<R> {
 
 /// A server on one address, whose drain takes as long as it takes.
 pub fn on<R: Runtime>(address: &str, runtime: R) -> Builder<R> {
-    Server::with_runtime(runtime).listen(address).deadline(None)
+    crate::support::server(runtime)
+        .listen(address)
+        .deadline(None)
 }
 
 /// One address to listen on for each transport.
@@ -262,6 +265,24 @@ pub async fn waits(future: impl Future + Unpin) -> bool {
     future::poll_once(future).await.is_none()
 }
 
+/// Awaits a future, and says when it waits for the first time: with its waker in place.
+pub async fn saying_when_it_waits<F: Future + Unpin>(
+    mut future: F,
+    say: mpsc::Sender<()>,
+) -> F::Output {
+    let mut say = Some(say);
+    poll_fn(|cx| {
+        let polled = Pin::new(&mut future).poll(cx);
+        if polled.is_pending() {
+            if let Some(say) = say.take() {
+                say.send(()).unwrap();
+            }
+        }
+        polled
+    })
+    .await
+}
+
 /// Waits for what sends no event.
 #[track_caller]
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
@@ -366,6 +387,13 @@ macro_rules! alone_on_every_runtime {
             $(#[test] fn $name() {
                 let test = concat!(module_path!(), "::", stringify!($name));
                 $crate::support::client::run_alone::<gracious::Smol, _>(test, super::$name);
+            })*
+        }
+        #[cfg(target_os = "linux")]
+        mod alone_on_workers {
+            $(#[test] fn $name() {
+                let test = concat!(module_path!(), "::", stringify!($name));
+                $crate::support::client::run_alone::<$crate::support::Workers, _>(test, super::$name);
             })*
         }
         mod alone_on_an_executor_of_ones_own {

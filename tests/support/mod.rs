@@ -1,12 +1,13 @@
 //! What all tests share: the runtimes that every body is run on, and a deadline that fails.
 #![allow(dead_code, unreachable_pub, clippy::manual_async_fn)]
 
+use std::cell::Cell;
 use std::future::Future;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use gracious::Runtime;
+use gracious::{Builder, Runtime, Server};
 
 pub mod client;
 pub mod peer;
@@ -74,6 +75,49 @@ impl TestRuntime for Plain {
     }
 }
 
+thread_local! {
+    static ON_WORKERS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this test's servers have workers of their own.
+pub fn on_workers() -> bool {
+    ON_WORKERS.get()
+}
+
+/// A server to be configured, on the engine that the test is run on.
+pub fn server<R: Runtime>(runtime: R) -> Builder<R> {
+    let builder = Server::with_runtime(runtime);
+    #[cfg(target_os = "linux")]
+    if on_workers() {
+        return builder.workers(2);
+    }
+    builder
+}
+
+/// async-std, with servers that have workers of their own.
+#[cfg(target_os = "linux")]
+#[derive(Clone)]
+pub struct Workers;
+
+#[cfg(target_os = "linux")]
+impl Runtime for Workers {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, future: F) {
+        gracious::AsyncStd.spawn(future);
+    }
+
+    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static {
+        gracious::AsyncStd.sleep(duration)
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl TestRuntime for Workers {
+    fn start() -> Self {
+        ON_WORKERS.set(true);
+        Self
+    }
+}
+
 /// Runs a test body to its end, or fails: also where it blocks its thread.
 pub fn run<R: TestRuntime, F: Future<Output = ()> + 'static>(body: fn(R) -> F) {
     within(DEADLINE, move || {
@@ -104,7 +148,7 @@ pub fn within<T: Send + 'static>(
     }
 }
 
-/// Makes a `#[test]` on every runtime out of each body: `async fn name<R: TestRuntime>(runtime: R)`.
+/// Makes a `#[test]` on every runtime and engine out of each body: `async fn name<R: TestRuntime>(runtime: R)`.
 #[macro_export]
 macro_rules! on_every_runtime {
     ($($(#[$meta:meta])* $name:ident),* $(,)?) => {
@@ -117,6 +161,12 @@ macro_rules! on_every_runtime {
         mod on_smol {
             $(#[test] $(#[$meta])* fn $name() {
                 $crate::support::run::<gracious::Smol, _>(super::$name);
+            })*
+        }
+        #[cfg(target_os = "linux")]
+        mod on_workers {
+            $(#[test] $(#[$meta])* fn $name() {
+                $crate::support::run::<$crate::support::Workers, _>(super::$name);
             })*
         }
         mod on_an_executor_of_ones_own {

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use async_channel::Receiver;
-use gracious::{Address, Builder, Cause, Report, Server, ServerEvent};
+use gracious::{Address, Builder, Cause, Report, ServerEvent};
 
 use super::TestRuntime;
 use super::client::{Client, HOUR, assert_balance};
@@ -32,7 +32,7 @@ pub fn loopback() -> String {
 /// A server on an address of its own, to be configured. Its drain takes as long as it takes, so
 /// what a test waits for is not the deadline.
 pub fn at_home<R: TestRuntime>(runtime: &R) -> Builder<R> {
-    Server::with_runtime(runtime.clone())
+    crate::support::server(runtime.clone())
         .listen(loopback())
         .deadline(HOUR)
 }
