@@ -716,6 +716,8 @@ impl Shared {
         }
         if self.latch.phase() < Phase::Aborting {
             let left = self.group.stragglers(self.uptime());
+            // Before the phase rises: the report may be made at any time from then on.
+            self.group.ledger().stragglers = left.clone();
             if self.latch.advance(Phase::Aborting) {
                 self.publish(State::Aborting);
                 for straggler in &left {
@@ -724,7 +726,6 @@ impl Shared {
                         "aborted connection {}: {straggler}", straggler.id,
                     );
                 }
-                self.group.ledger().stragglers = left;
             }
         }
         self.group.abort_all();

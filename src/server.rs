@@ -6,6 +6,9 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_lite::future;
 
 use crate::address::Address;
 #[cfg(feature = "async-std")]
@@ -86,6 +89,9 @@ impl<R: Runtime> Server<R> {
         let engine = Engine::Reactor;
         let listeners = listener::bind(sources, &config, &engine).await?;
         let shared = Arc::new(Shared::new(&runtime, config, listeners)?);
+        // The first timer brings descriptors of its reactor's with it, and may otherwise be the one
+        // that is needed because there are none left.
+        let _timer = future::poll_once(shared.clock.sleep(Duration::ZERO)).await;
         // From here on a failure drops a server, which ends what has been started.
         let server = Self { shared, runtime };
         #[cfg(target_os = "linux")]
@@ -133,6 +139,15 @@ impl<R: Runtime> Server<R> {
     /// let report = server.serve(async |mut conn| conn.write_all(b"hello\n").await).await?;
     /// assert_eq!(report.active, 0);
     /// # Ok(()) }) }
+    /// ```
+    ///
+    /// Nothing is served before it is awaited, and the compiler notices:
+    ///
+    /// ```compile_fail
+    /// #![deny(unused_must_use)]
+    /// # async fn example<R: gracious::Runtime>(server: gracious::Server<R>) {
+    /// server.serve(|_conn| async {}); // never awaited
+    /// # }
     /// ```
     pub async fn serve<F, Fut>(self, handler: F) -> io::Result<Report>
     where

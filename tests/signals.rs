@@ -357,7 +357,7 @@ async fn comes_and_goes<R: TestRuntime>(runtime: R) {
         }
     }
     let (descriptors, started) = before.unwrap();
-    eventually("as many descriptors as before", || {
+    eventually(&format!("{descriptors} descriptors as before"), || {
         open_descriptors() <= descriptors
     });
     // The runtime's own threads come and go.

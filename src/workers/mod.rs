@@ -80,6 +80,6 @@ impl<L: AsFd> Watched<L> {
 
 impl<L: AsFd> Drop for Watched<L> {
     fn drop(&mut self) {
-        self.poller.unwatch(&self.socket);
+        self.poller.unwatch(&self.socket, &self.watch);
     }
 }

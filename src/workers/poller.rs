@@ -199,9 +199,12 @@ impl Poller {
         Ok(watch)
     }
 
-    /// Takes a listener out, which others may hold open.
-    pub(crate) fn unwatch(&self, listener: &impl AsFd) {
+    /// Takes a listener out, which others may hold open. A waker that is left in its watch would
+    /// keep the task, and with it the pool and this poller, for ever.
+    pub(crate) fn unwatch(&self, listener: &impl AsFd, watch: &Watch) {
         let _ignored = epoll::delete(&self.epoll, listener);
+        let waker = watch.waker().take();
+        drop(waker);
     }
 
     fn tenants(&self) -> MutexGuard<'_, Tenants> {

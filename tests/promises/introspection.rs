@@ -9,7 +9,9 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use gracious::{Address, Cause, Connection, EndedBy, ServerEvent, State, Waiting};
 
 use crate::support::TestRuntime;
-use crate::support::client::{Client, echo, eventually, handing_over, taken_in, unix_path};
+use crate::support::client::{
+    Client, echo, eventually, handing_over, read_in, taken_in, unix_path,
+};
 use crate::support::peer::{at_home, cause_of, is_cut, loopback, settled};
 
 crate::on_every_runtime!(
@@ -410,6 +412,8 @@ async fn a_report_is_a_readable_paragraph<R: TestRuntime>(runtime: R) {
     let mut stuck = Client::of(&running);
     stuck.send("s");
     has_begun.recv().await.unwrap();
+    // Its client sees the end a moment before it is counted.
+    eventually("the first is counted", || running.handle().active() == 1);
     let peer = running.handle().connections()[0].peer.clone();
     running.handle().shutdown_because("it is late");
     running.handle().abort();

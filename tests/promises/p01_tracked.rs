@@ -372,5 +372,6 @@ async fn a_hundred_servers_on_one_port_leave_nothing_open<R: TestRuntime>(runtim
             after_the_first = open();
         }
     }
-    assert_eq!(open(), after_the_first);
+    // Threads of a server's own end a little later, and what they had open with them.
+    eventually("no more than one server's", || open() <= after_the_first);
 }

@@ -37,8 +37,11 @@ crate::on_every_runtime!(
 );
 
 crate::alone_on_every_runtime!(
-    a_sweep_without_descriptors_waits_for_one,
-    a_sweep_without_descriptors_goes_on_as_connections_end,
+    a_sweep_of_tcp_without_descriptors_waits_for_one,
+    a_sweep_of_unix_without_descriptors_waits_for_one,
+    a_kept_sweep_without_descriptors_waits_for_one,
+    a_sweep_of_tcp_without_descriptors_goes_on_as_connections_end,
+    a_sweep_of_unix_without_descriptors_goes_on_as_connections_end,
     a_sweep_without_descriptors_ends_at_the_deadline,
 );
 
@@ -292,12 +295,6 @@ async fn a_listener_that_fails_once_it_is_shut_does_not_hold_up_the_stop<R: Test
     }
 }
 
-/// Each transport with each of them.
-fn both_with<T: Copy>(all: [T; 2]) -> impl Iterator<Item = (String, T)> {
-    all.into_iter()
-        .flat_map(|one| transports().map(|address| (address, one)))
-}
-
 /// No descriptor more than those that are open now, and those that the runtime's threads need.
 async fn lack_descriptors(runtime: &impl TestRuntime) -> Lack {
     let (started, has_started) = async_channel::bounded(1);
@@ -319,77 +316,88 @@ impl Lack {
     }
 }
 
-async fn a_sweep_without_descriptors_waits_for_one<R: TestRuntime>(runtime: R) {
-    let sweeps = [Duration::ZERO, Duration::from_millis(50)];
-    for (address, sweep) in both_with(sweeps) {
-        let builder = on(&address, runtime.clone()).sweep(sweep);
-        let server = builder.bind().await.unwrap();
-        let handle = server.handle();
-        let mut queued: Vec<_> = (0..5).map(|_| Client::to(&server)).collect();
-        for client in &mut queued {
-            client.send("hello\n");
-        }
-        let lack = lack_descriptors(&runtime).await;
-        handle.shutdown();
-        let mut running = server.spawn(echo);
-        let shortages = || handle.stats().accept_errors_by.shortage;
-        eventually("several tries", || shortages() >= 3);
-        assert!(waits(&mut running).await);
-        lack.end();
-        for client in &mut queued {
-            assert_eq!(client.rest(), "hello\n");
-        }
-        let report = running.await.unwrap();
-        assert_eq!((report.accepted, report.completed), (5, 5), "{report}");
-        // It did not spin: twice as long a pause each time.
-        assert!(report.accept_errors < 100, "{report}");
-    }
+async fn a_sweep_of_tcp_without_descriptors_waits_for_one<R: TestRuntime>(runtime: R) {
+    waits_for_a_descriptor("127.0.0.1:0", Duration::ZERO, runtime).await;
 }
 
-async fn a_sweep_without_descriptors_goes_on_as_connections_end<R: TestRuntime>(runtime: R) {
-    for address in transports() {
-        let server = on(&address, runtime.clone())
-            .max_connections(1)
-            .bind()
+async fn a_sweep_of_unix_without_descriptors_waits_for_one<R: TestRuntime>(runtime: R) {
+    waits_for_a_descriptor(&unix_address(), Duration::ZERO, runtime).await;
+}
+
+async fn a_kept_sweep_without_descriptors_waits_for_one<R: TestRuntime>(runtime: R) {
+    waits_for_a_descriptor("127.0.0.1:0", Duration::from_millis(50), runtime).await;
+}
+
+async fn waits_for_a_descriptor<R: TestRuntime>(address: &str, sweep: Duration, runtime: R) {
+    let builder = on(address, runtime.clone()).sweep(sweep);
+    let server = builder.bind().await.unwrap();
+    let handle = server.handle();
+    let mut queued: Vec<_> = (0..5).map(|_| Client::to(&server)).collect();
+    for client in &mut queued {
+        client.send("hello\n");
+    }
+    let lack = lack_descriptors(&runtime).await;
+    handle.shutdown();
+    let mut running = server.spawn(echo);
+    let shortages = || handle.stats().accept_errors_by.shortage;
+    eventually("several tries", || shortages() >= 3);
+    assert!(waits(&mut running).await);
+    lack.end();
+    for client in &mut queued {
+        assert_eq!(client.rest(), "hello\n");
+    }
+    let report = running.await.unwrap();
+    assert_eq!((report.accepted, report.completed), (5, 5), "{report}");
+    // It did not spin: twice as long a pause each time.
+    assert!(report.accept_errors < 100, "{report}");
+}
+
+async fn a_sweep_of_tcp_without_descriptors_goes_on_as_connections_end<R: TestRuntime>(runtime: R) {
+    goes_on_as_connections_end("127.0.0.1:0", runtime).await;
+}
+
+async fn a_sweep_of_unix_without_descriptors_goes_on_as_connections_end<R: TestRuntime>(
+    runtime: R,
+) {
+    goes_on_as_connections_end(&unix_address(), runtime).await;
+}
+
+/// Each descriptor that is given back takes the next one in.
+async fn goes_on_as_connections_end<R: TestRuntime>(address: &str, runtime: R) {
+    let builder = on(address, runtime.clone()).max_connections(1);
+    let (running, connections) = handing_over(builder.bind().await.unwrap());
+    let handle = running.handle();
+    let mut first = Client::of(&running);
+    let conn = connections.recv().await.unwrap();
+    let mut queued: Vec<_> = (0..5).map(|_| Client::of(&running)).collect();
+    for client in &mut queued {
+        client.send("hello\n");
+    }
+    let lack = lack_descriptors(&runtime).await;
+    handle.shutdown();
+    eventually("a shortage", || handle.stats().accept_errors > 0);
+    drop(conn);
+    assert_eq!(first.rest(), "");
+    for client in &mut queued {
+        answer_once(connections.recv().await.unwrap())
             .await
             .unwrap();
-        let (running, connections) = handing_over(server);
-        let handle = running.handle();
-        let mut first = Client::of(&running);
-        let conn = connections.recv().await.unwrap();
-        let mut queued: Vec<_> = (0..5).map(|_| Client::of(&running)).collect();
-        for client in &mut queued {
-            client.send("hello\n");
-        }
-        let lack = lack_descriptors(&runtime).await;
-        handle.shutdown();
-        eventually("a shortage", || handle.stats().accept_errors > 0);
-        // Each descriptor that is given back takes the next one in.
-        drop(conn);
-        assert_eq!(first.rest(), "");
-        for client in &mut queued {
-            answer_once(connections.recv().await.unwrap())
-                .await
-                .unwrap();
-            assert_eq!(client.rest(), "hello\n");
-        }
-        let report = running.await.unwrap();
-        lack.end();
-        assert_eq!((report.accepted, report.completed), (6, 6), "{report}");
+        assert_eq!(client.rest(), "hello\n");
     }
+    let report = running.await.unwrap();
+    lack.end();
+    assert_eq!((report.accepted, report.completed), (6, 6), "{report}");
 }
 
 async fn a_sweep_without_descriptors_ends_at_the_deadline<R: TestRuntime>(runtime: R) {
-    for address in transports() {
-        let server = on(&address, runtime.clone()).deadline(Duration::from_millis(100));
-        let server = server.bind().await.unwrap();
-        let _queued: Vec<_> = (0..5).map(|_| Client::to(&server)).collect();
-        let lack = lack_descriptors(&runtime).await;
-        server.handle().shutdown();
-        let report = server.serve(echo).await.unwrap();
-        lack.end();
-        assert_eq!(report.accepted, 0);
-        assert!(report.accept_errors > 0);
-        assert_balance(&report);
-    }
+    let server = tcp(runtime.clone()).deadline(Duration::from_millis(100));
+    let server = server.bind().await.unwrap();
+    let _queued: Vec<_> = (0..5).map(|_| Client::to(&server)).collect();
+    let lack = lack_descriptors(&runtime).await;
+    server.handle().shutdown();
+    let report = server.serve(echo).await.unwrap();
+    lack.end();
+    assert_eq!(report.accepted, 0);
+    assert!(report.accept_errors > 0);
+    assert_balance(&report);
 }

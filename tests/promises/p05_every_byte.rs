@@ -154,6 +154,8 @@ async fn a_client_that_writes_while_it_reads_slowly_gets_the_whole_reply<R: Test
             let _unwanted = client.write_all(b"go on\n");
         }
         assert_whole(&reply);
+        // One that writes after our end is waited for until it hangs up, or until it is silent.
+        drop(client);
         assert_eq!(running.shutdown().await.unwrap().completed, 1);
     }
 }

@@ -13,7 +13,7 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use gracious::{Connection, Reason, State};
 
 use crate::support::TestRuntime;
-use crate::support::client::{Client, echo, handing_over, refuses, waits};
+use crate::support::client::{Client, echo, eventually, handing_over, refuses, waits};
 use crate::support::peer::{Counted, OnDrop, at_home, hears_nothing, is_cut, settled};
 
 crate::on_every_runtime!(
@@ -333,6 +333,8 @@ async fn what_was_completed_before_the_abort_counts_as_completed<R: TestRuntime>
     let mut stuck = Client::of(&running);
     stuck.send("s");
     has_begun.recv().await.unwrap();
+    // Its client sees the end a moment before it is counted.
+    eventually("the first is counted", || running.handle().active() == 1);
     running.handle().abort();
     let report = settled(running.await);
     assert_eq!((report.completed, report.aborted), (1, 1));

@@ -266,7 +266,7 @@ async fn starts_and_stops<R: TestRuntime>(runtime: R) {
         }
     }
     let (descriptors, started) = before.unwrap();
-    eventually("as many descriptors as before", || {
+    eventually(&format!("{descriptors} descriptors as before"), || {
         open_descriptors() <= descriptors
     });
     // The runtime's own threads come and go; a server has none.

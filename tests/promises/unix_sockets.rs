@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 
 use futures_lite::AsyncWriteExt;
-use gracious::{Address, Builder, Server};
+use gracious::{Address, Builder};
 
-use crate::support::TestRuntime;
 use crate::support::client::{Client, echo, handing_over, refuses, taken_in, unix_path};
 use crate::support::peer::{Process, orders, passes, settled, tell};
+use crate::support::{Plain, TestRuntime};
 
 crate::on_every_runtime!(
     a_path_is_there_while_the_server_is,
@@ -439,7 +439,7 @@ fn binds_where_another_was_killed(mut process: Process) {
     let path = address.as_path().unwrap().to_owned();
     is_socket(&path);
     async_io::block_on(async {
-        let server = Server::builder().listen(address).bind().await.unwrap();
+        let server = on(&Plain::start(), &path).bind().await.unwrap();
         let running = server.spawn(echo);
         assert_eq!(Client::of(&running).ask("hello"), "hello");
         running.handle().shutdown();

@@ -376,6 +376,7 @@ pub fn run_alone<R: TestRuntime, F: Future<Output = ()> + 'static>(test: &str, b
 #[macro_export]
 macro_rules! alone_on_every_runtime {
     ($($name:ident),* $(,)?) => {
+        #[cfg(feature = "async-std")]
         mod alone_on_async_std {
             $(#[test] fn $name() {
                 let test = concat!(module_path!(), "::", stringify!($name));
@@ -389,7 +390,7 @@ macro_rules! alone_on_every_runtime {
                 $crate::support::client::run_alone::<gracious::Smol, _>(test, super::$name);
             })*
         }
-        #[cfg(target_os = "linux")]
+        #[cfg(all(target_os = "linux", feature = "async-std"))]
         mod alone_on_workers {
             $(#[test] fn $name() {
                 let test = concat!(module_path!(), "::", stringify!($name));

@@ -24,6 +24,7 @@ pub trait TestRuntime: Runtime {
     }
 }
 
+#[cfg(feature = "async-std")]
 impl TestRuntime for gracious::AsyncStd {
     fn start() -> Self {
         Self
@@ -95,11 +96,11 @@ pub fn server<R: Runtime>(runtime: R) -> Builder<R> {
 }
 
 /// async-std, with servers that have workers of their own.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "async-std"))]
 #[derive(Clone)]
 pub struct Workers;
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "async-std"))]
 impl Runtime for Workers {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, future: F) {
         gracious::AsyncStd.spawn(future);
@@ -110,7 +111,7 @@ impl Runtime for Workers {
     }
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "async-std"))]
 impl TestRuntime for Workers {
     fn start() -> Self {
         ON_WORKERS.set(true);
@@ -152,6 +153,7 @@ pub fn within<T: Send + 'static>(
 #[macro_export]
 macro_rules! on_every_runtime {
     ($($(#[$meta:meta])* $name:ident),* $(,)?) => {
+        #[cfg(feature = "async-std")]
         mod on_async_std {
             $(#[test] $(#[$meta])* fn $name() {
                 $crate::support::run::<gracious::AsyncStd, _>(super::$name);
@@ -163,7 +165,7 @@ macro_rules! on_every_runtime {
                 $crate::support::run::<gracious::Smol, _>(super::$name);
             })*
         }
-        #[cfg(target_os = "linux")]
+        #[cfg(all(target_os = "linux", feature = "async-std"))]
         mod on_workers {
             $(#[test] $(#[$meta])* fn $name() {
                 $crate::support::run::<$crate::support::Workers, _>(super::$name);

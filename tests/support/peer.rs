@@ -285,6 +285,7 @@ pub fn process<R: TestRuntime, F: Future<Output = ()> + 'static>(
 #[macro_export]
 macro_rules! on_every_runtime_in_a_process {
     ($($name:ident: $child:ident, $parent:ident);* $(;)?) => {
+        #[cfg(feature = "async-std")]
         mod in_a_process_on_async_std {
             $(#[test] fn $name() {
                 let name = concat!(module_path!(), "::", stringify!($name));
@@ -300,6 +301,17 @@ macro_rules! on_every_runtime_in_a_process {
             $(#[test] fn $name() {
                 let name = concat!(module_path!(), "::", stringify!($name));
                 $crate::support::peer::process::<gracious::Smol, _>(
+                    name,
+                    super::$child,
+                    super::$parent,
+                );
+            })*
+        }
+        #[cfg(all(target_os = "linux", feature = "async-std"))]
+        mod in_a_process_on_workers {
+            $(#[test] fn $name() {
+                let name = concat!(module_path!(), "::", stringify!($name));
+                $crate::support::peer::process::<$crate::support::Workers, _>(
                     name,
                     super::$child,
                     super::$parent,

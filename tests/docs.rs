@@ -1,0 +1,54 @@
+//! What `docs/promises.md` names is there: every file that it links, and every test in it.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+
+#[test]
+fn every_promise_names_tests_that_are_run() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let text = fs::read_to_string(docs.join("promises.md")).unwrap();
+    let promises: Vec<_> = text.split("\n## ").skip(1).collect();
+    assert!(promises.len() > 16);
+    for promise in promises {
+        let (title, text) = promise.split_once('\n').unwrap();
+        // Each item is a file, and tests in it.
+        let items: Vec<_> = text.split("\n- ").skip(1).collect();
+        assert!(!items.is_empty(), "{title}: no tests");
+        for item in items {
+            let (item, _next) = item.split_once("\n\n").unwrap_or((item, ""));
+            let (_, link) = item.split_once("](").expect("a link");
+            let (file, names) = link.split_once(')').expect("a link");
+            let source = fs::read_to_string(docs.join(file))
+                .unwrap_or_else(|error| panic!("{title}: {file}: {error}"));
+            let tests = tests(&source);
+            let names: Vec<_> = names.split('`').skip(1).step_by(2).collect();
+            assert!(!names.is_empty(), "{title}: {file}: no tests");
+            for name in names {
+                assert!(tests.contains(name), "{title}: {file}: no test {name}");
+            }
+        }
+    }
+}
+
+/// The names of the tests in a file: of what is marked as one, and of what is given to a macro that
+/// makes one for each runtime. A body that was left out there is never run, and is no test.
+fn tests(source: &str) -> HashSet<&str> {
+    let marked = source.split("#[test]").skip(1).filter_map(|rest| {
+        let (_, function) = rest.split_once("fn ")?;
+        Some(function.split_once('(')?.0)
+    });
+    let lists = source.split("on_every_runtime").skip(1).filter_map(|rest| {
+        let (_, list) = rest.split_once("!(")?;
+        Some(list.split_once(");")?.0)
+    });
+    // `name, name`, or `name: child, parent; name: child, parent`; attributes may come before.
+    let listed = lists.flat_map(|list| {
+        let separator = if list.contains(':') { ';' } else { ',' };
+        list.split(separator).filter_map(|entry| {
+            let (name, _) = entry.split_once(':').unwrap_or((entry, ""));
+            name.rsplit(']').next().map(str::trim)
+        })
+    });
+    marked.chain(listed).collect()
+}
