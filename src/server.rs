@@ -91,7 +91,7 @@ impl<R: Runtime> Server<R> {
         let shared = Arc::new(Shared::new(&runtime, config, listeners)?);
         // The first timer brings descriptors of its reactor's with it, and may otherwise be the one
         // that is needed because there are none left.
-        let _timer = future::poll_once(shared.clock.sleep(Duration::ZERO)).await;
+        let _timer = future::poll_once(shared.clock.sleep(Duration::from_secs(1))).await;
         // From here on a failure drops a server, which ends what has been started.
         let server = Self { shared, runtime };
         #[cfg(target_os = "linux")]

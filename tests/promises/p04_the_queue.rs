@@ -301,10 +301,13 @@ async fn lack_descriptors(runtime: &impl TestRuntime) -> Lack {
     runtime.spawn(async move { started.send(()).await.unwrap() });
     has_started.recv().await.unwrap();
     let limit = getrlimit(Resource::Nofile);
-    let next = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
-    let current = Some(u64::try_from(next).unwrap());
-    setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
-    assert!(std::fs::File::open("/dev/null").is_err());
+    // A thread that starts may have a file open for a moment, and leave its number free.
+    while let Ok(free) = std::fs::File::open("/dev/null") {
+        let current = Some(u64::try_from(free.as_raw_fd()).unwrap());
+        drop(free);
+        setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
     Lack(limit)
 }
 

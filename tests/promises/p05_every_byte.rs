@@ -7,12 +7,12 @@ use std::thread;
 use std::time::Duration;
 
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use gracious::{Builder, Connection};
+use gracious::{Builder, Connection, Waiting};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
-    Client, HOUR, answer_once, eventually, handing_over, on, rounds, tcp, transports, unix_address,
-    waits,
+    Client, HOUR, answer_once, eventually, fill, handing_over, on, rounds, tcp, transports,
+    unix_address, waits,
 };
 
 crate::on_every_runtime!(
@@ -20,6 +20,7 @@ crate::on_every_runtime!(
     a_slow_reader_gets_a_large_reply_whole_at_a_stop,
     a_client_that_has_ended_its_side_gets_the_whole_reply,
     a_client_that_writes_while_it_reads_slowly_gets_the_whole_reply,
+    a_client_that_writes_before_it_reads_gets_the_whole_reply,
     a_client_that_goes_on_sending_gets_the_whole_reply,
     a_client_that_writes_after_the_end_reads_to_the_end,
     a_client_that_writes_as_the_end_comes_reads_to_the_end,
@@ -155,6 +156,32 @@ async fn a_client_that_writes_while_it_reads_slowly_gets_the_whole_reply<R: Test
         }
         assert_whole(&reply);
         // One that writes after our end is waited for until it hangs up, or until it is silent.
+        drop(client);
+        assert_eq!(running.shutdown().await.unwrap().completed, 1);
+    }
+}
+
+/// The handler is done, its reply in the kernels' hands, and what the client sends now would find a
+/// socket that is closed already, and destroy what is still on its way.
+async fn a_client_that_writes_before_it_reads_gets_the_whole_reply<R: TestRuntime>(runtime: R) {
+    for address in transports() {
+        let server = patient(&address, runtime.clone()).bind().await.unwrap();
+        let (running, connections) = handing_over(server);
+        let handle = running.handle();
+        let mut client = Client::of(&running);
+        let mut conn = connections.recv().await.unwrap();
+        let written = fill(&mut conn).await;
+        drop(conn);
+        eventually("an end, or a wait for one", || {
+            let left = handle.connections();
+            left.iter().all(|it| it.waiting == Waiting::Close)
+        });
+        for _ in 0..3 {
+            // On a Unix socket all has arrived, and nobody is there any more.
+            let _unwanted = client.write_all(b"go on\n");
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(client.rest().len(), written);
         drop(client);
         assert_eq!(running.shutdown().await.unwrap().completed, 1);
     }

@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use async_channel::Receiver;
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use gracious::{Connection, EndedBy, ReadHalf, Running, WriteHalf};
+use gracious::{Connection, EndedBy, ReadHalf, Running};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
-    Client, Forward, HOUR, echo, handing_over, on, rounds, saying_when_it_waits, tcp, transports,
-    waits,
+    Client, Forward, HOUR, echo, fill, handing_over, on, rounds, saying_when_it_waits, tcp,
+    transports, waits,
 };
 
 crate::on_every_runtime!(
@@ -337,27 +337,6 @@ async fn an_answer_that_was_begun_before_the_last_question_does_not_answer_it<R:
         assert_eq!(client.rest(), "?");
         assert_eq!(running.await.unwrap().completed, 1);
     }
-}
-
-/// Writes until a write waits; says how much went out.
-async fn fill(writer: &mut WriteHalf) -> usize {
-    let chunk = vec![b'.'; 64 * 1024];
-    let mut filled = 0;
-    let mut full_for = 0;
-    // The kernel makes room for a while by moving what it has.
-    while full_for < 20 {
-        match futures_lite::future::poll_once(writer.write(&chunk)).await {
-            Some(written) => {
-                filled += written.unwrap();
-                full_for = 0;
-            }
-            None => {
-                full_for += 1;
-                thread::sleep(Duration::from_millis(1));
-            }
-        }
-    }
-    filled
 }
 
 async fn a_write_that_waits_is_busy<R: TestRuntime>(runtime: R) {

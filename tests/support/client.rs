@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use async_channel::Receiver;
-use futures_lite::{AsyncBufReadExt, AsyncWriteExt, future};
+use futures_lite::{AsyncBufReadExt, AsyncWrite, AsyncWriteExt, future};
 use gracious::{Address, Builder, Connection, Handle, Running, Runtime, Server, Stats};
 
 use super::TestRuntime;
@@ -258,6 +258,27 @@ pub fn handing_over<R: Runtime>(server: Server<R>) -> (Running, Receiver<Connect
         let _over = give.try_send(conn);
     });
     (running, given)
+}
+
+/// Writes until a write waits; says how much went out.
+pub async fn fill(writer: &mut (impl AsyncWrite + Unpin)) -> usize {
+    let chunk = vec![b'.'; 64 * 1024];
+    let mut filled = 0;
+    let mut full_for = 0;
+    // The kernel makes room for a while by moving what it has.
+    while full_for < 20 {
+        match future::poll_once(writer.write(&chunk)).await {
+            Some(written) => {
+                filled += written.unwrap();
+                full_for = 0;
+            }
+            None => {
+                full_for += 1;
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+    filled
 }
 
 /// Whether a future is not done yet. It is polled once, and its waker is nobody's.
