@@ -1,0 +1,70 @@
+//! A closing connection waits for a peer that has not taken everything, as long as it makes
+//! progress: `linger` without any, `linger_total` in all.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use futures_lite::{AsyncWriteExt, future};
+use gracious::{Connection, ServerEvent};
+
+use crate::support::TestRuntime;
+use crate::support::client::{Client, tcp};
+
+crate::on_every_runtime!(
+    a_peer_that_takes_nothing_more_is_left_after_the_linger,
+    the_linger_ends_in_any_case_after_its_total,
+    a_peer_that_takes_everything_is_not_waited_for,
+);
+
+const SPAN: Duration = Duration::from_millis(300);
+
+/// Writes as much as the kernel takes, and leaves.
+async fn fill(mut conn: Connection) -> io::Result<()> {
+    let chunk = [0; 65536];
+    while let Some(written) = future::poll_once(conn.write(&chunk)).await {
+        written?;
+    }
+    Ok(())
+}
+
+async fn a_peer_that_takes_nothing_more_is_left_after_the_linger<R: TestRuntime>(runtime: R) {
+    let builder = tcp(runtime).linger(SPAN).linger_total(None);
+    let running = builder.bind().await.unwrap().spawn(fill);
+    let events = running.handle().events();
+    let _client = Client::of(&running);
+    assert!(span_of_one(&events).await >= SPAN);
+    assert_eq!(running.shutdown().await.unwrap().completed, 1);
+}
+
+async fn the_linger_ends_in_any_case_after_its_total<R: TestRuntime>(runtime: R) {
+    let builder = tcp(runtime).linger(None).linger_total(SPAN);
+    let running = builder.bind().await.unwrap().spawn(fill);
+    let events = running.handle().events();
+    let _client = Client::of(&running);
+    assert!(span_of_one(&events).await >= SPAN);
+    assert_eq!(running.shutdown().await.unwrap().completed, 1);
+}
+
+async fn a_peer_that_takes_everything_is_not_waited_for<R: TestRuntime>(runtime: R) {
+    // If it were, this would not end.
+    let builder = tcp(runtime).linger(None).linger_total(None);
+    let running = builder.bind().await.unwrap().spawn(fill);
+    let events = running.handle().events();
+    let mut client = Client::of(&running);
+    assert!(client.rest().len() >= 65536);
+    // It never hangs up.
+    span_of_one(&events).await;
+    assert_eq!(running.shutdown().await.unwrap().completed, 1);
+}
+
+/// How long the first connection was open.
+async fn span_of_one(events: &async_channel::Receiver<ServerEvent>) -> Duration {
+    let mut opened = Instant::now();
+    loop {
+        match events.recv().await.unwrap() {
+            ServerEvent::Opened { .. } => opened = Instant::now(),
+            ServerEvent::Closed { age, .. } => return age.max(opened.elapsed()),
+            _ => {}
+        }
+    }
+}
