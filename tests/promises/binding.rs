@@ -372,7 +372,7 @@ async fn a_blocking_listener_made_elsewhere_is_served_and_stops<R: TestRuntime>(
     let mut early = Client::connect(&address).unwrap();
     let server = crate::support::server(runtime).adopt(listener);
     let server = server.bind().await.unwrap();
-    assert_eq!(server.local_addrs(), [address.clone()]);
+    assert_eq!(server.local_addrs(), std::slice::from_ref(&address));
     let mut running = server.spawn(echo);
     assert_eq!(early.ask("hello"), "hello");
     let mut late = Client::connect(&address).unwrap();

@@ -118,7 +118,7 @@ impl Auditor {
     }
 
     #[track_caller]
-    fn is_content(mut self) {
+    fn end(mut self) {
         self.0.store(true, SeqCst);
         self.1.take().unwrap().join().unwrap();
     }
@@ -152,7 +152,7 @@ async fn it_balances_while_connections_come_and_go<R: TestRuntime>(runtime: R) {
     }
     running.handle().shutdown();
     let report = settled(running.await);
-    auditor.is_content();
+    auditor.end();
     assert_eq!(report.accepted, 150);
     assert_eq!((report.completed, report.failed), (50, 50));
     assert_eq!((report.panicked, report.detached), (25, 25));
@@ -177,7 +177,7 @@ async fn it_balances_when_an_abort_falls_into_the_middle<R: TestRuntime>(runtime
         eventually("the first is in", || handle.stats().accepted > 0);
         handle.abort();
         settled(running.await);
-        auditor.is_content();
+        auditor.end();
         visitor.join().unwrap();
     }
 }
