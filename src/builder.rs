@@ -320,7 +320,7 @@ impl<R: Runtime> Builder<R> {
 
     /// Serves with so many threads of the server's own, instead of the runtime's; none by default.
     ///
-    /// The same handlers, with the same promises, at a fraction of the processor time: sockets are
+    /// The same handlers, with the same promises, for less processor time a request: sockets are
     /// registered once, with a poller of the server's own. One thread drives; the others sleep
     /// until what there is to run would take it more than a quarter of a millisecond. A handler that
     /// blocks its thread is noticed within a tenth of a second, named in the log, and another thread
