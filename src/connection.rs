@@ -404,6 +404,8 @@ impl ReadHalf {
         let record = &*self.record;
         record.reading.store(false, Relaxed);
         match received {
+            // The end that the cut itself has made is not the peer's.
+            Ok(0) if record.has(bit::ABORT) => return Err(cut()),
             Ok(0) => {
                 record.set(bit::PEER_ENDED);
             }

@@ -187,7 +187,10 @@ impl Subscriber {
     /// A receiver that missed something is told so in place of the oldest that it has not taken.
     fn end(self) {
         if self.missed > 0 {
-            let _gone = self.sender.force_send(ServerEvent::Missed(self.missed + 1));
+            let told = self.sender.try_send(ServerEvent::Missed(self.missed));
+            if let Err(TrySendError::Full(_)) = told {
+                let _gone = self.sender.force_send(ServerEvent::Missed(self.missed + 1));
+            }
         }
     }
 }

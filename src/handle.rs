@@ -716,10 +716,16 @@ impl Shared {
         }
         if self.latch.phase() < Phase::Aborting {
             let left = self.group.stragglers(self.uptime());
-            // Before the phase rises: the report may be made at any time from then on.
-            self.group.ledger().stragglers = left.clone();
+            // Before the phase rises: the end may come at any time from then on. The first list is
+            // the longest.
+            {
+                let mut ledger = self.group.ledger();
+                if ledger.stragglers.is_empty() {
+                    ledger.stragglers = left.clone();
+                }
+            }
+            self.publish(State::Aborting);
             if self.latch.advance(Phase::Aborting) {
-                self.publish(State::Aborting);
                 for straggler in &left {
                     log::warn!(
                         target: "gracious", conn = straggler.id, peer:% = straggler.peer;

@@ -248,7 +248,10 @@ async fn each_start_and_each_end_is_told_once_with_its_cause<R: TestRuntime>(run
         }
         if order == "s" {
             eventually("it is inside", || {
-                handle.connections().iter().any(|it| it.bytes_in == 1)
+                handle
+                    .connections()
+                    .iter()
+                    .any(|it| it.id == 6 && it.bytes_in == 1)
             });
             handle.abort_connections();
         }

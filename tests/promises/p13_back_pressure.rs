@@ -29,6 +29,7 @@ crate::on_every_runtime!(
     a_place_is_given_back_once,
     the_limit_can_be_raised,
     the_limit_can_be_lowered_and_those_inside_stay,
+    a_lower_limit_takes_hold_of_a_loop_that_waits_for_a_peer,
     the_limit_can_be_lifted,
     a_shutdown_wins_over_a_wait_for_a_place,
     listeners_share_one_limit,
@@ -233,6 +234,24 @@ async fn the_limit_can_be_lowered_and_those_inside_stay<R: TestRuntime>(runtime:
     assert_eq!(history, [1, 2, 3, -3, -2, -1, 4]);
     running.handle().shutdown();
     assert_eq!(settled(running.await).completed, 4);
+}
+
+async fn a_lower_limit_takes_hold_of_a_loop_that_waits_for_a_peer<R: TestRuntime>(runtime: R) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let events = server.handle().events();
+    let running = server.spawn(echo);
+    let mut inside = Client::of(&running);
+    assert_eq!(inside.ask("hello"), "hello");
+    running.handle().set_max_connections(1).unwrap();
+    let mut outside = Client::of(&running);
+    outside.send("me\n");
+    assert_eq!(inside.ask("still"), "still");
+    hears_nothing(&mut outside);
+    drop(inside);
+    assert_eq!(outside.line(), "me");
+    assert_eq!(history(&events, 3).await, [1, -1, 2]);
+    running.handle().shutdown();
+    assert_eq!(settled(running.await).peak, 1);
 }
 
 async fn the_limit_can_be_lifted<R: TestRuntime>(runtime: R) {
