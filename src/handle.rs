@@ -20,12 +20,13 @@ use crate::close;
 use crate::drain;
 use crate::events::{Cause, ServerEvent};
 use crate::group::{ConnectionInfo, Ending, Entry, Group, Record, bit};
-use crate::listener::Bound;
+use crate::listener::{Bound, Incoming};
 use crate::progress::DrainProgress;
 use crate::report::{Report, Stats};
 use crate::runtime::{Clock, Runtime};
 use crate::shutdown::{Latch, Phase, Reason, State, earliest};
 use crate::task;
+use crate::transport::{Engine, Transport};
 #[cfg(target_os = "linux")]
 use crate::workers::Pool;
 
@@ -469,6 +470,15 @@ impl Shared {
         self.pool.get().cloned()
     }
 
+    /// Who tells about the sockets of connections.
+    fn engine(&self) -> Engine {
+        #[cfg(target_os = "linux")]
+        if let Some(pool) = self.pool.get() {
+            return Engine::Workers(pool.poller().clone());
+        }
+        Engine::Reactor
+    }
+
     pub(crate) fn served(&self) -> Option<Instant> {
         self.served.get().copied()
     }
@@ -582,11 +592,11 @@ impl Shared {
     fn accepted(
         &self,
         index: usize,
-        accepted: io::Result<(crate::transport::Transport, Address)>,
+        accepted: io::Result<(Incoming, Address)>,
     ) -> io::Result<Accepted> {
-        let (transport, peer) = accepted?;
+        let (incoming, peer) = accepted?;
         Ok(Accepted {
-            transport,
+            transport: Transport::new(incoming, &self.engine())?,
             peer,
             listener: index as u32,
         })

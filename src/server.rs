@@ -18,12 +18,13 @@ use crate::connection::Connection;
 use crate::drain;
 use crate::handle::{Handle, Shared};
 use crate::handler::{Handler, Outcome};
-use crate::listener::{self, Engine, Source};
+use crate::listener::{self, Source};
 use crate::report::Report;
 #[cfg(feature = "async-std")]
 use crate::runtime::AsyncStd;
 use crate::runtime::Runtime;
 use crate::shutdown::Reason;
+use crate::transport::Engine;
 #[cfg(target_os = "linux")]
 use crate::workers::{OnWorkers, Pool};
 

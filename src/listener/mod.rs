@@ -3,11 +3,8 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
-#[cfg(target_os = "linux")]
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use async_io::Async;
@@ -15,9 +12,9 @@ use futures_io::{AsyncRead, AsyncWrite};
 
 use crate::address::{Address, Target};
 use crate::builder::Config;
-use crate::transport::Transport;
+use crate::transport::{Engine, Stream};
 #[cfg(target_os = "linux")]
-use crate::workers::{Poller, Slot, Watched};
+use crate::workers::Watched;
 
 mod adopted;
 mod own;
@@ -51,12 +48,19 @@ pub trait Listener: Send + 'static {
     fn shut(&mut self);
 }
 
+/// A peer's connection as its listener gives it, before anybody is told about its readiness.
+pub(crate) enum Incoming {
+    /// In non-blocking mode.
+    Socket(crate::connection::Socket),
+    Own(Box<dyn Stream>),
+}
+
 /// A bound listener, whatever it is.
 pub(crate) trait Bound: Send {
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Address)>>;
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>>;
 
     /// Accepts without waiting; `WouldBlock` where nobody is queued.
-    fn try_accept(&mut self) -> io::Result<(Transport, Address)>;
+    fn try_accept(&mut self) -> io::Result<(Incoming, Address)>;
 
     fn local_addr(&self) -> io::Result<Address>;
 
@@ -123,38 +127,6 @@ impl<L: AsFd> Socket<L> {
             }
         }
     }
-
-    fn tcp(&self, stream: TcpStream) -> io::Result<Transport> {
-        Ok(match self {
-            Self::Reactor(_) => Transport::Tcp(Async::new_nonblocking(stream)?),
-            #[cfg(target_os = "linux")]
-            Self::Workers(door) => {
-                let socket = crate::connection::Socket::Tcp(stream);
-                Transport::Slot(Slot::new(socket, door.poller().clone()))
-            }
-        })
-    }
-
-    fn unix(&self, stream: UnixStream) -> io::Result<Transport> {
-        Ok(match self {
-            Self::Reactor(_) => Transport::Unix(Async::new_nonblocking(stream)?),
-            #[cfg(target_os = "linux")]
-            Self::Workers(door) => {
-                let socket = crate::connection::Socket::Unix(stream);
-                Transport::Slot(Slot::new(socket, door.poller().clone()))
-            }
-        })
-    }
-}
-
-/// Who tells that a socket is ready.
-#[derive(Clone, Debug)]
-pub(crate) enum Engine {
-    /// `async-io`, which async-std and smol share.
-    Reactor,
-    /// A poller of the server's own.
-    #[cfg(target_os = "linux")]
-    Workers(Arc<Poller>),
 }
 
 /// What a builder was asked to listen on.

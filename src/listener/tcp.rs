@@ -6,10 +6,11 @@ use std::task::{Context, Poll};
 
 use socket2::{Domain, SockRef, TcpKeepalive, Type};
 
-use super::{Bound, Engine, Socket, cannot_listen};
+use super::{Bound, Incoming, Socket, cannot_listen};
 use crate::address::Address;
 use crate::builder::{Config, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
-use crate::transport::Transport;
+use crate::connection;
+use crate::transport::Engine;
 
 /// How often a free port is looked for that all families have.
 const PORT_TRIES: usize = 32;
@@ -65,7 +66,7 @@ impl Tcp {
     }
 
     #[cfg(target_os = "linux")]
-    fn accept(&self) -> io::Result<(Transport, Address)> {
+    fn accept(&self) -> io::Result<(Incoming, Address)> {
         use rustix::net::{SocketFlags, acceptfrom_with};
         // Saves the calls that would make the socket non-blocking and ask for the peer.
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -73,29 +74,30 @@ impl Tcp {
         let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
         // A peer that is gone already may have no name any more.
         let peer = peer.unwrap_or_else(|| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0));
-        Ok((
-            self.socket.tcp(TcpStream::from(socket))?,
-            Address::Tcp(peer),
-        ))
+        Ok((incoming(TcpStream::from(socket)), Address::Tcp(peer)))
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn accept(&self) -> io::Result<(Transport, Address)> {
+    fn accept(&self) -> io::Result<(Incoming, Address)> {
         let (stream, peer) = self.socket.get_ref().accept()?;
         stream.set_nonblocking(true)?;
-        Ok((self.socket.tcp(stream)?, Address::Tcp(peer)))
+        Ok((incoming(stream), Address::Tcp(peer)))
     }
 }
 
+fn incoming(stream: TcpStream) -> Incoming {
+    Incoming::Socket(connection::Socket::Tcp(stream))
+}
+
 impl Bound for Tcp {
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Address)>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>> {
         let mut armed = self.armed;
         let accepted = self.socket.poll_accept(&mut armed, cx, || self.accept());
         self.armed = armed;
         accepted
     }
 
-    fn try_accept(&mut self) -> io::Result<(Transport, Address)> {
+    fn try_accept(&mut self) -> io::Result<(Incoming, Address)> {
         self.accept()
     }
 

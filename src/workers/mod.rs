@@ -69,10 +69,6 @@ impl<L: AsFd> Watched<L> {
         &self.socket
     }
 
-    pub(crate) fn poller(&self) -> &Arc<Poller> {
-        &self.poller
-    }
-
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.watch.poll_readable(cx)
     }
