@@ -152,12 +152,13 @@ impl fmt::Debug for Source {
     }
 }
 
-/// Binds everything, in the order it was asked for, or nothing.
+/// Binds everything, in the order it was asked for, or nothing: for each address a socket, or as
+/// many as there are engines.
 pub(crate) async fn bind(
     sources: Vec<Source>,
     config: &Config,
-    engine: &Engine,
-) -> io::Result<Vec<Box<dyn Bound>>> {
+    engines: &[Engine],
+) -> io::Result<Vec<Vec<Box<dyn Bound>>>> {
     if sources.is_empty() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -182,7 +183,7 @@ pub(crate) async fn bind(
                     ));
                 }
             },
-            Source::Adopted(adopted) => Resolved::Bound(adopted.into_bound(engine)?),
+            Source::Adopted(adopted) => Resolved::Bound(adopted.into_bound(&engines[0])?),
             Source::Own(own) => Resolved::Bound(own),
         });
     }
@@ -192,18 +193,20 @@ pub(crate) async fn bind(
             all.extend(addresses);
         }
     }
-    let mut bound: Vec<Box<dyn Bound>> = Vec::new();
+    let mut bound: Vec<Vec<Box<dyn Bound>>> = Vec::new();
     for it in resolved {
         match it {
             Resolved::Tcp(addresses) => {
-                for listener in tcp::bind_all(&addresses, &all, config, engine)? {
-                    bound.push(Box::new(listener));
+                for sockets in tcp::bind_all(&addresses, &all, config, engines)? {
+                    let sockets = sockets.into_iter().map(|it| Box::new(it) as Box<dyn Bound>);
+                    bound.push(sockets.collect());
                 }
             }
             Resolved::Unix(address) => {
-                bound.push(Box::new(Unix::bind(address, config, engine).await?));
+                let socket = Unix::bind(address, config, &engines[0]).await?;
+                bound.push(vec![Box::new(socket)]);
             }
-            Resolved::Bound(listener) => bound.push(listener),
+            Resolved::Bound(listener) => bound.push(vec![listener]),
         }
     }
     Ok(bound)
