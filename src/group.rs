@@ -195,9 +195,10 @@ impl Record {
         match &self.transport {
             #[cfg(target_os = "linux")]
             Transport::Slot(slot) => {
-                if !slot.take_readable() {
+                // As long as nobody has found it empty.
+                if !slot.may_read() {
                     self.park(Who::Reader, cx);
-                    if !slot.take_readable() {
+                    if !slot.may_read() {
                         return Poll::Pending;
                     }
                 }

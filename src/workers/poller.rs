@@ -292,8 +292,8 @@ impl Slot {
             if seen & READ == 0 && !look {
                 return Poll::Pending;
             }
-            match self.try_read(buf) {
-                Ok(n) => {
+            match rustix::net::recv(&self.socket, &mut *buf, RecvFlags::empty()) {
+                Ok((n, _)) => {
                     // A short read has emptied a TCP socket; what comes later is an edge. Not so at
                     // an end, which is no edge of its own if it came with data, and not a Unix
                     // socket, where a read stops after a message that carries descriptors.
@@ -303,12 +303,13 @@ impl Slot {
                     }
                     return Poll::Ready(Ok(n));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
                     if self.settle(seen, seen & !READ) {
                         return Poll::Pending;
                     }
                 }
-                error => return Poll::Ready(error),
+                Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
     }
@@ -316,16 +317,6 @@ impl Slot {
     /// Whether a read is worth trying.
     pub(crate) fn may_read(&self) -> bool {
         self.readiness.load(SeqCst) & READ != 0
-    }
-
-    /// Takes the news that there may be something to read.
-    pub(crate) fn take_readable(&self) -> bool {
-        let seen = self.readiness.load(SeqCst);
-        if seen & READ == 0 {
-            return false;
-        }
-        let _edge_since = self.settle(seen, seen & !READ);
-        true
     }
 
     /// Writes what fits. On `Pending` the caller leaves its waker and asks
@@ -364,15 +355,6 @@ impl Slot {
     /// Whether a write is worth trying.
     pub(crate) fn may_write(&self) -> bool {
         self.readiness.load(SeqCst) & FULL == 0
-    }
-
-    pub(crate) fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match rustix::net::recv(&self.socket, &mut *buf, RecvFlags::empty()) {
-                Err(Errno::INTR) => {}
-                received => return Ok(received?.0),
-            }
-        }
     }
 
     fn ask_for_room(&self) -> io::Result<()> {
