@@ -258,8 +258,14 @@ impl Pool {
             if let Some(begun) = begun {
                 pace.note(ran, begun);
             }
-            // Another takes over while a handler blocks this thread.
-            if !self.is_driver(seat) || self.is_over() {
+            if self.is_over() {
+                return;
+            }
+            // Another has taken over while a handler blocked this thread.
+            if !self.is_driver(seat) {
+                // It may have gone to sleep before this one did: what was meant for it, and the
+                // word that it sleeps, may have been taken from it here.
+                self.poller.wake();
                 return;
             }
             self.take_foreign(queue);
