@@ -318,8 +318,9 @@ impl Pool {
     }
 
     fn rest(&self, seat: &Seat) {
-        seat.resting.store(true, SeqCst);
+        // Counted first: whoever finds it at rest counts it off.
         self.resting.fetch_add(1, SeqCst);
+        seat.resting.store(true, SeqCst);
         thread::park();
         // Unless somebody called: `park` may return for no reason.
         self.rouse(seat);
