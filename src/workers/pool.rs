@@ -26,7 +26,8 @@ use pin_project_lite::pin_project;
 use super::poller::{Batch, Poller};
 use crate::handle::Shared;
 
-/// How many tasks run between two looks at the sockets.
+/// How many tasks run between two looks at the sockets; one that has read until its turn was over
+/// counts as many times as it has read.
 const TURN: usize = 256;
 /// How many reads a task may make in one turn before the others have theirs.
 const READS: u32 = 32;
@@ -303,7 +304,9 @@ impl Pool {
                     continue;
                 }
                 match self.take_from_others(seat, queue) {
-                    Some(runnable) => run(seat, runnable),
+                    Some(runnable) => {
+                        run(seat, runnable);
+                    }
                     None => break,
                 }
             }
@@ -431,25 +434,29 @@ impl Seat {
     }
 }
 
-fn run(seat: &Seat, runnable: Runnable) {
+/// Says what that was of a thread's turn.
+fn run(seat: &Seat, runnable: Runnable) -> usize {
     let turns = seat.turns.load(Relaxed);
     seat.turns.store(turns + 1, Relaxed);
     READS_LEFT.with(|left| left.set(READS));
     // What panics here is not a handler: those are caught where they are polled.
     let _caught = catch_unwind(AssertUnwindSafe(|| runnable.run()));
-    READS_LEFT.with(|left| left.set(u32::MAX));
+    let left = READS_LEFT.with(|left| left.replace(u32::MAX));
     seat.turns.store(turns + 2, Relaxed);
+    if left == 0 { READS as usize } else { 1 }
 }
 
 /// Runs what is in this thread's queue, up to a turn; says how many.
 fn run_own(seat: &Seat, queue: &Worker<Runnable>) -> usize {
-    for ran in 0..TURN {
-        match queue.pop() {
-            Some(runnable) => run(seat, runnable),
-            None => return ran,
-        }
+    let (mut ran, mut spent) = (0, 0);
+    while spent < TURN {
+        let Some(runnable) = queue.pop() else {
+            break;
+        };
+        spent += run(seat, runnable);
+        ran += 1;
     }
-    TURN
+    ran
 }
 
 /// How long a task takes, of late.
