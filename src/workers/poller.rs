@@ -97,6 +97,16 @@ impl Poller {
         let _ignored = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
+    /// How many wake-ups were written so far, which nobody else reads.
+    #[cfg(test)]
+    pub(super) fn wakes(&self) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::read(&self.wake, &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            Err(_) => 0,
+        }
+    }
+
     /// Waits for events, for ever or not at all, and wakes whom they are for. Says how many.
     pub(crate) fn wait(&self, batch: &mut Batch, block: bool) -> usize {
         const NOT_AT_ALL: Timespec = Timespec {

@@ -36,6 +36,8 @@ const READS: u32 = 32;
 const WORTH_A_HELPER: Duration = Duration::from_micros(250);
 /// How often the threads are looked after, while there is anything to do.
 const LOOK: Duration = Duration::from_millis(50);
+/// Whoever is inside a handler for that long, while a thread is blocked, is the one that blocks it.
+const A_MOMENT: Duration = Duration::from_millis(20);
 /// How many threads may be blocked by handlers at once, before that is left alone.
 const MOST_BLOCKED: usize = 256;
 
@@ -391,14 +393,19 @@ impl Pool {
             if blocked.is_empty() || blocked.len() > MOST_BLOCKED {
                 continue;
             }
-            if let Some(server) = server.upgrade() {
-                server.group.name_blocked();
-            }
             if blocked.iter().any(|seat| self.is_driver(seat)) {
                 self.replace_driver(&threads);
             }
             // What waits behind a blocked handler is there to be taken.
             self.wake();
+            // After that: who is to blame has time.
+            let inside = server.upgrade().map(|server| server.group.inside());
+            if let Some(inside) = inside.filter(|inside| !inside.is_empty()) {
+                thread::sleep(A_MOMENT);
+                if let Some(server) = server.upgrade() {
+                    server.group.name_blocked(inside);
+                }
+            }
         }
     }
 
@@ -556,4 +563,143 @@ impl Drop for Count {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    fn eventually(what: &str, holds: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !holds() {
+            assert!(begun.elapsed() < DEADLINE, "never came to pass: {what}");
+            thread::yield_now();
+        }
+    }
+
+    /// Runs something on the pool, and waits for it.
+    fn is_run_on(pool: &Arc<Pool>) -> bool {
+        let (say, said) = mpsc::channel();
+        pool.spawn(async move { say.send(()).unwrap() });
+        said.recv_timeout(DEADLINE).is_ok()
+    }
+
+    /// Both drivers sleep, the one that was replaced in front of its heir: it gets the wake-up.
+    #[test]
+    fn a_driver_that_was_replaced_takes_no_wake_up_with_it() {
+        let pool = Pool::new(1, Duration::ZERO).unwrap();
+        for _ in 0..2 {
+            pool.hire().unwrap();
+        }
+        let asleep = |number: usize| {
+            eventually("the other rests", || pool.resting.load(SeqCst) == 1);
+            pool.sleeping.store(false, SeqCst);
+            pool.driver.store(number, SeqCst);
+            let threads = lock(&pool.threads).clone();
+            pool.poller.wake();
+            pool.rouse(&threads[number]);
+            threads[number].unpark();
+            eventually("the driver sleeps", || pool.sleeping.load(SeqCst));
+            // It said so; now it does it.
+            thread::sleep(Duration::from_millis(20));
+        };
+        for _ in 0..3 {
+            asleep(1);
+            eventually("the other rests", || pool.resting.load(SeqCst) == 1);
+            // The other one drives as well, and then does not any more.
+            pool.sleeping.store(false, SeqCst);
+            pool.driver.store(0, SeqCst);
+            let threads = lock(&pool.threads).clone();
+            pool.rouse(&threads[0]);
+            threads[0].unpark();
+            eventually("it sleeps, too", || pool.sleeping.load(SeqCst));
+            thread::sleep(Duration::from_millis(20));
+            pool.driver.store(1, SeqCst);
+            for _ in 0..10 {
+                assert!(is_run_on(&pool), "nobody was woken for it");
+            }
+        }
+        pool.end();
+    }
+
+    /// One write for all of them, and none while the driver is awake.
+    #[test]
+    fn many_wake_ups_are_one_write() {
+        let pool = Pool::new(1, Duration::ZERO).unwrap();
+        // No thread takes anything.
+        for _ in 0..100 {
+            pool.spawn(async {});
+        }
+        assert_eq!(pool.poller.wakes(), 0);
+        pool.sleeping.store(true, SeqCst);
+        for _ in 0..100 {
+            pool.spawn(async {});
+        }
+        assert_eq!(pool.poller.wakes(), 1);
+    }
+
+    fn spins(span: Duration) -> Spins {
+        Spins {
+            span,
+            skip: 0,
+            fruitless: 0,
+        }
+    }
+
+    #[test]
+    fn a_spin_ends_with_what_it_finds() {
+        let mut spins = spins(Duration::from_secs(3600));
+        for looks in [1, 2, 1000] {
+            let mut left = looks;
+            let found = spins.spin(|| {
+                left -= 1;
+                left == 0
+            });
+            assert!(found);
+        }
+    }
+
+    #[test]
+    fn without_a_span_nobody_looks() {
+        assert!(!spins(Duration::ZERO).spin(|| unreachable!()));
+    }
+
+    /// The span is over at once, as where somebody else has the core.
+    #[test]
+    fn spins_that_find_nothing_become_rare_and_one_that_does_brings_them_back() {
+        let mut spins = spins(Duration::from_nanos(1));
+        // How many sleeps come without a look.
+        let mut until_it_looks = |finds: bool| {
+            let mut sleeps = 0;
+            loop {
+                let mut looked = false;
+                let found = spins.spin(|| {
+                    looked = true;
+                    finds
+                });
+                assert_eq!(found, looked && finds);
+                if looked {
+                    return sleeps;
+                }
+                sleeps += 1;
+            }
+        };
+        assert_eq!(until_it_looks(false), 0);
+        let mut last = 0;
+        for _ in 0..3 {
+            let sleeps = until_it_looks(false);
+            assert!(sleeps > last, "{sleeps} sleeps after {last}");
+            last = sleeps;
+        }
+        // It never gives up for good.
+        assert_eq!(until_it_looks(false), 1 << 12);
+        assert_eq!(until_it_looks(true), 1 << 12);
+        assert_eq!(until_it_looks(true), 0);
+        assert_eq!(until_it_looks(false), 0);
+        assert!(until_it_looks(false) < 100, "as if for the first time");
+    }
 }
