@@ -138,7 +138,10 @@ impl Pool {
     }
 
     pub(crate) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.fetch_add(1, SeqCst);
+        if self.tasks.fetch_add(1, SeqCst) == 0 {
+            // From now on there is something to look after.
+            self.unpark_watcher();
+        }
         let counted = Counted {
             future,
             count: Count(self.clone()),
@@ -181,6 +184,10 @@ impl Pool {
         for seat in &*lock(&self.threads) {
             seat.unpark();
         }
+        self.unpark_watcher();
+    }
+
+    fn unpark_watcher(&self) {
         if let Some(watcher) = &*lock(&self.watcher) {
             watcher.unpark();
         }
