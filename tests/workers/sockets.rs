@@ -6,6 +6,7 @@ use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -140,7 +141,7 @@ async fn input_behind_descriptors_is_read(workers: usize) {
     for _ in 0..20 {
         let mut client = Client::connect(&address).unwrap();
         let mut conn = connections.recv().await.unwrap();
-        let (ours, theirs) = io::pipe().unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
         for text in ["one", "two"] {
             let descriptors = [rustix::fd::AsFd::as_fd(&theirs)];
             let mut space = [std::mem::MaybeUninit::uninit(); 64];
