@@ -167,7 +167,8 @@ fn database() -> SocketAddr {
         for client in listener.incoming().map_while(Result::ok) {
             thread::spawn(move || {
                 for line in BufReader::new(&client).lines().map_while(Result::ok) {
-                    let _gone = writeln!(&client, "{}", line.to_uppercase());
+                    let reply = format!("{}\n", line.to_uppercase());
+                    let _gone = (&client).write_all(reply.as_bytes());
                 }
             });
         }
