@@ -20,6 +20,7 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
+use super::pool;
 use crate::connection::Socket;
 use crate::group::{Record, Who, wake};
 use crate::transport::Transport;
@@ -304,6 +305,7 @@ impl Slot {
             }
             match rustix::net::recv(&self.socket, &mut *buf, RecvFlags::empty()) {
                 Ok((n, _)) => {
+                    pool::has_read();
                     // A short read has emptied a TCP socket; what comes later is an edge. Not so at
                     // an end, which is no edge of its own if it came with data, and not a Unix
                     // socket, where a read stops after a message that carries descriptors.

@@ -87,14 +87,15 @@ thread_local! {
 
 /// Whether the running task may go on reading; on a thread that is no worker, always.
 pub(crate) fn has_turn() -> bool {
-    READS_LEFT.with(|left| match left.get() {
-        0 => false,
-        u32::MAX => true,
-        some => {
-            left.set(some - 1);
-            true
-        }
-    })
+    READS_LEFT.get() > 0
+}
+
+/// The running task has read something.
+pub(super) fn has_read() {
+    let left = READS_LEFT.get();
+    if left != u32::MAX {
+        READS_LEFT.set(left.saturating_sub(1));
+    }
 }
 
 impl Pool {

@@ -7,10 +7,11 @@ use std::io::{IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
+use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ on_workers!(
     input_behind_urgent_data_is_read,
     input_behind_descriptors_is_read,
     who_never_stops_sending_leaves_the_others_their_turn,
+    one_task_may_read_from_many_connections,
     the_halves_go_on_at_once_in_two_tasks,
     a_vectored_write_arrives_whole,
     input_that_nobody_reads_is_discarded_as_fast_as_it_can_be_read,
@@ -43,6 +45,7 @@ on_workers_in_a_process!(
     a_socket_is_registered_once_and_for_writing_when_there_is_no_room,
     a_duplicate_that_outlives_its_connection_concerns_nobody,
     a_detached_socket_leaves_the_poller,
+    a_socket_that_is_detached_elsewhere_leaves_the_poller,
     sockets_are_closed_in_children,
 );
 
@@ -200,6 +203,51 @@ async fn who_never_stops_sending_leaves_the_others_their_turn(workers: usize) {
     assert_eq!(other.line(), "answer");
     running.handle().shutdown();
     assert_eq!(settled(running.await).completed, 2);
+}
+
+/// However many: a look that finds nothing is no part of its turn.
+async fn one_task_may_read_from_many_connections(workers: usize) {
+    const MANY: usize = 100;
+    let server = with_workers(workers).bind().await.unwrap();
+    let (give, given) = async_channel::unbounded();
+    let running = server.spawn(async move |conn: Connection| {
+        if conn.id() < MANY as u64 {
+            give.send(conn).await.unwrap();
+            return;
+        }
+        // The last reads for all of them.
+        let mut all = vec![conn];
+        while all.len() < MANY {
+            all.push(given.recv().await.unwrap());
+        }
+        all.sort_by_key(Connection::id);
+        while !all.is_empty() {
+            let mut byte = [0; 1];
+            let (at, read) = poll_fn(|cx| {
+                for (at, conn) in all.iter_mut().enumerate() {
+                    if let Poll::Ready(read) = Pin::new(conn).poll_read(cx, &mut byte) {
+                        return Poll::Ready((at, read));
+                    }
+                }
+                Poll::Pending
+            })
+            .await;
+            assert_eq!(read.unwrap(), 1);
+            all.remove(at).write_all(&byte).await.unwrap();
+        }
+    });
+    let mut clients = Vec::new();
+    for id in 1..=MANY as u64 {
+        clients.push(Client::of(&running));
+        eventually("it is next", || running.handle().stats().accepted == id);
+    }
+    // The last first.
+    while let Some(mut client) = clients.pop() {
+        client.send("x");
+        assert_eq!(client.rest(), "x");
+    }
+    running.handle().shutdown();
+    assert_eq!(settled(running.await).completed, MANY as u64);
 }
 
 async fn the_halves_go_on_at_once_in_two_tasks(workers: usize) {
@@ -437,6 +485,33 @@ async fn a_detached_socket_leaves_the_poller(workers: usize) {
         (&*socket).write_all(b"hello\n").unwrap();
         assert_eq!(client.line(), "hello");
     }
+    handle.shutdown();
+    settled(running.await);
+}
+
+/// On another thread than the one that serves it, which forgets it at once.
+async fn a_socket_that_is_detached_elsewhere_leaves_the_poller(workers: usize) {
+    const MANY: u64 = 100;
+    let server = with_workers(workers).bind().await.unwrap();
+    let before = registered();
+    let (give, given) = async_channel::unbounded();
+    let (over, is_over) = async_channel::bounded::<()>(1);
+    let running = server.spawn(async move |conn: Connection| {
+        give.send(conn).await.unwrap();
+        while !is_over.is_closed() {
+            future::yield_now().await;
+        }
+    });
+    let mut kept = Vec::new();
+    for _ in 0..MANY {
+        let client = Client::of(&running);
+        let conn = given.recv().await.unwrap();
+        kept.push((client, conn.detach().unwrap()));
+    }
+    let handle = running.handle();
+    eventually("they are counted", || handle.stats().detached == MANY);
+    over.close();
+    eventually("nobody is registered", || registered() == before);
     handle.shutdown();
     settled(running.await);
 }
