@@ -176,7 +176,7 @@ impl Poller {
 
     /// Forgets a connection. Closing its socket takes it out of the epoll.
     pub(crate) fn dismiss(&self, slot: &Slot) {
-        let key = slot.key.swap(WAKE, Relaxed);
+        let key = slot.key.swap(WAKE, SeqCst);
         if key == WAKE {
             return;
         }
@@ -190,7 +190,7 @@ impl Poller {
             record
         };
         // A descriptor that somebody duplicated outlives the close.
-        if slot.shared.load(Relaxed) {
+        if slot.shared.load(SeqCst) {
             let _ignored = epoll::delete(&self.epoll, slot);
         }
         drop(record);
@@ -292,7 +292,11 @@ impl Slot {
 
     /// Notes that a duplicate of the descriptor will outlive this one.
     pub(crate) fn share(&self) {
-        self.shared.store(true, Relaxed);
+        self.shared.store(true, SeqCst);
+        // Whoever dismissed it before that did not know.
+        if self.key.load(SeqCst) == WAKE {
+            let _ignored = epoll::delete(&self.poller.epoll, self);
+        }
     }
 
     /// Reads, if there may be something; with `look`, in any case. On `Pending` the caller leaves
