@@ -731,8 +731,8 @@ impl Group {
 
     /// Tells the operator of handlers that block their threads, once each: those that are where
     /// they were. The others had just something to do.
-    pub(crate) fn name_blocked(&self, inside: Vec<(u64, u32)>) {
-        for (id, polls) in inside {
+    pub(crate) fn name_blocked(&self, inside: &[(u64, u32)]) {
+        for &(id, polls) in inside {
             let Some(record) = self.find(id) else {
                 continue;
             };

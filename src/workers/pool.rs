@@ -36,8 +36,6 @@ const READS: u32 = 32;
 const WORTH_A_HELPER: Duration = Duration::from_micros(250);
 /// How often the threads are looked after, while there is anything to do.
 const LOOK: Duration = Duration::from_millis(50);
-/// Whoever is inside a handler for that long, while a thread is blocked, is the one that blocks it.
-const A_MOMENT: Duration = Duration::from_millis(20);
 /// How many threads may be blocked by handlers at once, before that is left alone.
 const MOST_BLOCKED: usize = 256;
 
@@ -382,6 +380,7 @@ impl Pool {
     /// Notices a handler that blocks its thread, and lets another thread take over.
     fn look_after(self: &Arc<Self>, server: &Weak<Shared>) {
         let mut seen: Vec<u64> = Vec::new();
+        let mut inside = Vec::new();
         while !self.is_over() {
             if self.tasks.load(SeqCst) == 0 {
                 thread::park_timeout(Duration::from_secs(1));
@@ -399,6 +398,7 @@ impl Pool {
                 *seen = turns;
             }
             if blocked.is_empty() || blocked.len() > MOST_BLOCKED {
+                inside.clear();
                 continue;
             }
             if blocked.iter().any(|seat| self.is_driver(seat)) {
@@ -406,13 +406,10 @@ impl Pool {
             }
             // What waits behind a blocked handler is there to be taken.
             self.wake();
-            // After that: who is to blame has time.
-            let inside = server.upgrade().map(|server| server.group.inside());
-            if let Some(inside) = inside.filter(|inside| !inside.is_empty()) {
-                thread::sleep(A_MOMENT);
-                if let Some(server) = server.upgrade() {
-                    server.group.name_blocked(inside);
-                }
+            if let Some(server) = server.upgrade() {
+                // Those who are where they were at the last look.
+                server.group.name_blocked(&inside);
+                inside = server.group.inside();
             }
         }
     }
