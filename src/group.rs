@@ -112,8 +112,9 @@ pub(crate) struct Record {
     pub(crate) reading: AtomicBool,
     /// A write waits, stored by the write half alone.
     pub(crate) writing: AtomicBool,
-    /// The task's thread is inside the handler, stored by the task alone.
-    pub(crate) polling: AtomicBool,
+    /// Counted up when the task's thread enters the handler and when it leaves it, by the task
+    /// alone: odd inside.
+    polls: AtomicU32,
     wakers: Mutex<[Option<Waker>; 3]>,
     /// Which of them is there, each stored by its owner alone; see [`fingerprint`].
     parked: [AtomicUsize; 3],
@@ -197,9 +198,10 @@ impl Record {
         match &self.transport {
             #[cfg(target_os = "linux")]
             Transport::Slot(slot) => {
-                if !slot.take_readable() {
+                // As long as nobody has found it empty.
+                if !slot.may_read() {
                     self.park(Who::Reader, cx);
-                    if !slot.take_readable() {
+                    if !slot.may_read() {
                         return Poll::Pending;
                     }
                 }
@@ -282,6 +284,16 @@ impl Record {
         if word & bit::TOLD != 0 {
             self.wake(Who::Reader);
         }
+    }
+
+    /// The task's thread enters the handler, or leaves it.
+    pub(crate) fn step(&self) {
+        let polls = self.polls.load(Relaxed);
+        self.polls.store(polls.wrapping_add(1), Relaxed);
+    }
+
+    fn is_inside(&self) -> bool {
+        self.polls.load(Relaxed) % 2 == 1
     }
 
     /// Between two messages, or inside one.
@@ -551,7 +563,7 @@ impl Group {
             write_armed: AtomicBool::new(false),
             reading: AtomicBool::new(false),
             writing: AtomicBool::new(false),
-            polling: AtomicBool::new(false),
+            polls: AtomicU32::new(0),
             wakers: Mutex::default(),
             parked: Default::default(),
             told: Event::new(),
@@ -710,7 +722,7 @@ impl Group {
     /// that does, as aborted.
     pub(crate) fn write_off(&self, uptime: Duration) {
         for record in self.records() {
-            let blocked = record.polling.load(Relaxed);
+            let blocked = record.is_inside();
             let Some(entry) = self.begin_end(&record) else {
                 continue;
             };
@@ -726,10 +738,27 @@ impl Group {
         ledger.tracked = 0;
     }
 
-    /// Tells the operator of handlers that block their threads, once each.
-    pub(crate) fn name_blocked(&self) {
+    /// The connections whose handlers a thread is inside of now, and whom nobody has been told of,
+    /// each with the number of its poll.
+    pub(crate) fn inside(&self) -> Vec<(u64, u32)> {
+        let mut inside = Vec::new();
         for record in self.records() {
-            if record.polling.load(Relaxed) && record.set(bit::BLOCKED) & bit::BLOCKED == 0 {
+            if record.is_inside() && !record.has(bit::BLOCKED) {
+                inside.push((record.id, record.polls.load(Relaxed)));
+            }
+        }
+        inside
+    }
+
+    /// Tells the operator of handlers that block their threads, once each: those that are where
+    /// they were. The others had just something to do.
+    pub(crate) fn name_blocked(&self, inside: &[(u64, u32)]) {
+        for &(id, polls) in inside {
+            let Some(record) = self.find(id) else {
+                continue;
+            };
+            if polls % 2 == 1 && record.polls.load(Relaxed) == polls {
+                record.set(bit::BLOCKED);
                 log::warn!(
                     target: "gracious", conn = record.id, peer:% = record.peer();
                     "the handler of connection {} from {} blocks a thread", record.id, record.peer(),

@@ -8,7 +8,6 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
@@ -127,9 +126,9 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
         }
 
         if let HandlerProj::Running { future } = this.handler.as_mut().project() {
-            record.polling.store(true, Relaxed);
+            record.step();
             let polled = catch_unwind(AssertUnwindSafe(|| future.poll(cx)));
-            record.polling.store(false, Relaxed);
+            record.step();
             let ended = match polled {
                 Ok(Poll::Pending) => None,
                 Ok(Poll::Ready(Ok(()))) => Some(Ended::Returned),
@@ -245,9 +244,9 @@ pub(crate) fn finish(record: Arc<Record>, ending: Ending, cause: Cause) {
 
 /// A destructor's panic is that connection's affair, as the handler's own.
 fn drop_handler<F>(mut handler: Pin<&mut Handler<F>>, record: &Record) {
-    record.polling.store(true, Relaxed);
+    record.step();
     let dropped = catch_unwind(AssertUnwindSafe(|| handler.set(Handler::Gone)));
-    record.polling.store(false, Relaxed);
+    record.step();
     if let Err(panic) = dropped {
         log_panic(record, &*panic);
     }

@@ -190,7 +190,10 @@ impl Transport {
             Self::Tcp(socket) => uninterrupted(|| socket.get_ref().read(buf)),
             Self::Unix(socket) => uninterrupted(|| socket.get_ref().read(buf)),
             #[cfg(target_os = "linux")]
-            Self::Slot(slot) => slot.try_read(buf),
+            Self::Slot(slot) => match slot.poll_read(buf, true) {
+                Poll::Ready(read) => read,
+                Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+            },
             Self::Own(_) => Err(io::ErrorKind::WouldBlock.into()),
         }
     }

@@ -20,6 +20,7 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
+use super::pool;
 use crate::connection::Socket;
 use crate::group::{Record, Who, wake};
 use crate::transport::Transport;
@@ -97,6 +98,16 @@ impl Poller {
         let _ignored = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
+    /// How many wake-ups were written so far, which nobody else reads.
+    #[cfg(test)]
+    pub(super) fn wakes(&self) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::read(&self.wake, &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            Err(_) => 0,
+        }
+    }
+
     /// Waits for events, for ever or not at all, and wakes whom they are for. Says how many.
     pub(crate) fn wait(&self, batch: &mut Batch, block: bool) -> usize {
         const NOT_AT_ALL: Timespec = Timespec {
@@ -165,7 +176,7 @@ impl Poller {
 
     /// Forgets a connection. Closing its socket takes it out of the epoll.
     pub(crate) fn dismiss(&self, slot: &Slot) {
-        let key = slot.key.swap(WAKE, Relaxed);
+        let key = slot.key.swap(WAKE, SeqCst);
         if key == WAKE {
             return;
         }
@@ -179,7 +190,7 @@ impl Poller {
             record
         };
         // A descriptor that somebody duplicated outlives the close.
-        if slot.shared.load(Relaxed) {
+        if slot.shared.load(SeqCst) {
             let _ignored = epoll::delete(&self.epoll, slot);
         }
         drop(record);
@@ -281,7 +292,11 @@ impl Slot {
 
     /// Notes that a duplicate of the descriptor will outlive this one.
     pub(crate) fn share(&self) {
-        self.shared.store(true, Relaxed);
+        self.shared.store(true, SeqCst);
+        // Whoever dismissed it before that did not know.
+        if self.key.load(SeqCst) == WAKE {
+            let _ignored = epoll::delete(&self.poller.epoll, self);
+        }
     }
 
     /// Reads, if there may be something; with `look`, in any case. On `Pending` the caller leaves
@@ -292,8 +307,9 @@ impl Slot {
             if seen & READ == 0 && !look {
                 return Poll::Pending;
             }
-            match self.try_read(buf) {
-                Ok(n) => {
+            match rustix::net::recv(&self.socket, &mut *buf, RecvFlags::empty()) {
+                Ok((n, _)) => {
+                    pool::has_read();
                     // A short read has emptied a TCP socket; what comes later is an edge. Not so at
                     // an end, which is no edge of its own if it came with data, and not a Unix
                     // socket, where a read stops after a message that carries descriptors.
@@ -303,12 +319,13 @@ impl Slot {
                     }
                     return Poll::Ready(Ok(n));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
                     if self.settle(seen, seen & !READ) {
                         return Poll::Pending;
                     }
                 }
-                error => return Poll::Ready(error),
+                Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
     }
@@ -316,16 +333,6 @@ impl Slot {
     /// Whether a read is worth trying.
     pub(crate) fn may_read(&self) -> bool {
         self.readiness.load(SeqCst) & READ != 0
-    }
-
-    /// Takes the news that there may be something to read.
-    pub(crate) fn take_readable(&self) -> bool {
-        let seen = self.readiness.load(SeqCst);
-        if seen & READ == 0 {
-            return false;
-        }
-        let _edge_since = self.settle(seen, seen & !READ);
-        true
     }
 
     /// Writes what fits. On `Pending` the caller leaves its waker and asks
@@ -364,15 +371,6 @@ impl Slot {
     /// Whether a write is worth trying.
     pub(crate) fn may_write(&self) -> bool {
         self.readiness.load(SeqCst) & FULL == 0
-    }
-
-    pub(crate) fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match rustix::net::recv(&self.socket, &mut *buf, RecvFlags::empty()) {
-                Err(Errno::INTR) => {}
-                received => return Ok(received?.0),
-            }
-        }
     }
 
     fn ask_for_room(&self) -> io::Result<()> {

@@ -26,7 +26,8 @@ use pin_project_lite::pin_project;
 use super::poller::{Batch, Poller};
 use crate::handle::Shared;
 
-/// How many tasks run between two looks at the sockets.
+/// How many tasks run between two looks at the sockets; one that has read until its turn was over
+/// counts as many times as it has read.
 const TURN: usize = 256;
 /// How many reads a task may make in one turn before the others have theirs.
 const READS: u32 = 32;
@@ -123,6 +124,7 @@ pub(crate) fn start(
 /// Notices handlers that block their threads, and has the operator told of them.
 fn look_after(pools: &[Arc<Pool>], server: &Weak<Shared>) {
     let mut seen = vec![Vec::new(); pools.len()];
+    let mut inside = Vec::new();
     while !pools.iter().all(|pool| pool.is_over()) {
         if pools.iter().all(|pool| pool.tasks.load(SeqCst) == 0) {
             thread::park_timeout(Duration::from_secs(1));
@@ -133,10 +135,12 @@ fn look_after(pools: &[Arc<Pool>], server: &Weak<Shared>) {
         for (pool, seen) in pools.iter().zip(&mut seen) {
             blocked |= pool.is_blocked(seen);
         }
-        if blocked {
-            if let Some(server) = server.upgrade() {
-                server.group.name_blocked();
-            }
+        if !blocked {
+            inside.clear();
+        } else if let Some(server) = server.upgrade() {
+            // Those who are where they were at the last look.
+            server.group.name_blocked(&inside);
+            inside = server.group.inside();
         }
     }
 }
@@ -165,14 +169,15 @@ thread_local! {
 
 /// Whether the running task may go on reading; on a thread that is no worker, always.
 pub(crate) fn has_turn() -> bool {
-    READS_LEFT.with(|left| match left.get() {
-        0 => false,
-        u32::MAX => true,
-        some => {
-            left.set(some - 1);
-            true
-        }
-    })
+    READS_LEFT.get() > 0
+}
+
+/// The running task has read something.
+pub(super) fn has_read() {
+    let left = READS_LEFT.get();
+    if left != u32::MAX {
+        READS_LEFT.set(left.saturating_sub(1));
+    }
 }
 
 impl Pool {
@@ -234,7 +239,10 @@ impl Pool {
     }
 
     fn counted<F>(self: &Arc<Self>, future: F) -> Counted<F> {
-        self.tasks.fetch_add(1, SeqCst);
+        if self.tasks.fetch_add(1, SeqCst) == 0 {
+            // From now on there is something to look after.
+            self.unpark_watcher();
+        }
         Counted {
             future,
             count: Count(self.clone()),
@@ -273,6 +281,10 @@ impl Pool {
         for seat in &*lock(&self.threads) {
             seat.unpark();
         }
+        self.unpark_watcher();
+    }
+
+    fn unpark_watcher(&self) {
         if let Some(watcher) = &*lock(&self.watcher) {
             watcher.unpark();
         }
@@ -353,8 +365,14 @@ impl Pool {
             if let Some(begun) = begun {
                 pace.note(ran, begun);
             }
-            // Another takes over while a handler blocks this thread.
-            if !self.is_driver(seat) || self.is_over() {
+            if self.is_over() {
+                return;
+            }
+            // Another has taken over while a handler blocked this thread.
+            if !self.is_driver(seat) {
+                // It may have gone to sleep before this one did: what was meant for it, and the
+                // word that it sleeps, may have been taken from it here.
+                self.poller.wake();
                 return;
             }
             self.take_foreign(queue);
@@ -392,7 +410,9 @@ impl Pool {
                     continue;
                 }
                 match self.take_from_others(seat, queue) {
-                    Some(runnable) => run(seat, runnable),
+                    Some(runnable) => {
+                        run(seat, runnable);
+                    }
                     None => break,
                 }
             }
@@ -407,8 +427,9 @@ impl Pool {
     }
 
     fn rest(&self, seat: &Seat) {
-        seat.resting.store(true, SeqCst);
+        // Counted first: whoever finds it at rest counts it off.
         self.resting.fetch_add(1, SeqCst);
+        seat.resting.store(true, SeqCst);
         thread::park();
         // Unless somebody called: `park` may return for no reason.
         self.rouse(seat);
@@ -512,25 +533,29 @@ impl Seat {
     }
 }
 
-fn run(seat: &Seat, runnable: Runnable) {
+/// Says what that was of a thread's turn.
+fn run(seat: &Seat, runnable: Runnable) -> usize {
     let turns = seat.turns.load(Relaxed);
     seat.turns.store(turns + 1, Relaxed);
     READS_LEFT.with(|left| left.set(READS));
     // What panics here is not a handler: those are caught where they are polled.
     let _caught = catch_unwind(AssertUnwindSafe(|| runnable.run()));
-    READS_LEFT.with(|left| left.set(u32::MAX));
+    let left = READS_LEFT.with(|left| left.replace(u32::MAX));
     seat.turns.store(turns + 2, Relaxed);
+    if left == 0 { READS as usize } else { 1 }
 }
 
 /// Runs what is in this thread's queue, up to a turn; says how many.
 fn run_own(seat: &Seat, queue: &Worker<Runnable>) -> usize {
-    for ran in 0..TURN {
-        match queue.pop() {
-            Some(runnable) => run(seat, runnable),
-            None => return ran,
-        }
+    let (mut ran, mut spent) = (0, 0);
+    while spent < TURN {
+        let Some(runnable) = queue.pop() else {
+            break;
+        };
+        spent += run(seat, runnable);
+        ran += 1;
     }
-    TURN
+    ran
 }
 
 /// How long a task takes, of late.
@@ -630,4 +655,148 @@ impl Drop for Count {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    fn eventually(what: &str, holds: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !holds() {
+            assert!(begun.elapsed() < DEADLINE, "never came to pass: {what}");
+            thread::yield_now();
+        }
+    }
+
+    fn alone() -> Arc<Pool> {
+        let poller = Arc::new(Poller::new().unwrap());
+        Pool::new(poller, "test".into(), 1, Duration::ZERO, false)
+    }
+
+    /// Runs something on the pool, and waits for it.
+    fn is_run_on(pool: &Arc<Pool>) -> bool {
+        let (say, said) = mpsc::channel();
+        pool.spawn(async move { say.send(()).unwrap() });
+        said.recv_timeout(DEADLINE).is_ok()
+    }
+
+    /// Both drivers sleep, the one that was replaced in front of its heir: it gets the wake-up.
+    #[test]
+    fn a_driver_that_was_replaced_takes_no_wake_up_with_it() {
+        let pool = alone();
+        for _ in 0..2 {
+            pool.hire().unwrap();
+        }
+        let asleep = |number: usize| {
+            eventually("the other rests", || pool.resting.load(SeqCst) == 1);
+            pool.sleeping.store(false, SeqCst);
+            pool.driver.store(number, SeqCst);
+            let threads = lock(&pool.threads).clone();
+            pool.poller.wake();
+            pool.rouse(&threads[number]);
+            threads[number].unpark();
+            eventually("the driver sleeps", || pool.sleeping.load(SeqCst));
+            // It said so; now it does it.
+            thread::sleep(Duration::from_millis(20));
+        };
+        for _ in 0..3 {
+            asleep(1);
+            eventually("the other rests", || pool.resting.load(SeqCst) == 1);
+            // The other one drives as well, and then does not any more.
+            pool.sleeping.store(false, SeqCst);
+            pool.driver.store(0, SeqCst);
+            let threads = lock(&pool.threads).clone();
+            pool.rouse(&threads[0]);
+            threads[0].unpark();
+            eventually("it sleeps, too", || pool.sleeping.load(SeqCst));
+            thread::sleep(Duration::from_millis(20));
+            pool.driver.store(1, SeqCst);
+            for _ in 0..10 {
+                assert!(is_run_on(&pool), "nobody was woken for it");
+            }
+        }
+        pool.end();
+    }
+
+    /// One write for all of them, and none while the driver is awake.
+    #[test]
+    fn many_wake_ups_are_one_write() {
+        let pool = alone();
+        // No thread takes anything.
+        for _ in 0..100 {
+            pool.spawn(async {});
+        }
+        assert_eq!(pool.poller.wakes(), 0);
+        pool.sleeping.store(true, SeqCst);
+        for _ in 0..100 {
+            pool.spawn(async {});
+        }
+        assert_eq!(pool.poller.wakes(), 1);
+    }
+
+    fn spins(span: Duration) -> Spins {
+        Spins {
+            span,
+            skip: 0,
+            fruitless: 0,
+        }
+    }
+
+    #[test]
+    fn a_spin_ends_with_what_it_finds() {
+        let mut spins = spins(Duration::from_secs(3600));
+        for looks in [1, 2, 1000] {
+            let mut left = looks;
+            let found = spins.spin(|| {
+                left -= 1;
+                left == 0
+            });
+            assert!(found);
+        }
+    }
+
+    #[test]
+    fn without_a_span_nobody_looks() {
+        assert!(!spins(Duration::ZERO).spin(|| unreachable!()));
+    }
+
+    /// The span is over at once, as where somebody else has the core.
+    #[test]
+    fn spins_that_find_nothing_become_rare_and_one_that_does_brings_them_back() {
+        let mut spins = spins(Duration::from_nanos(1));
+        // How many sleeps come without a look.
+        let mut until_it_looks = |finds: bool| {
+            let mut sleeps = 0;
+            loop {
+                let mut looked = false;
+                let found = spins.spin(|| {
+                    looked = true;
+                    finds
+                });
+                assert_eq!(found, looked && finds);
+                if looked {
+                    return sleeps;
+                }
+                sleeps += 1;
+            }
+        };
+        assert_eq!(until_it_looks(false), 0);
+        let mut last = 0;
+        for _ in 0..3 {
+            let sleeps = until_it_looks(false);
+            assert!(sleeps > last, "{sleeps} sleeps after {last}");
+            last = sleeps;
+        }
+        // It never gives up for good.
+        assert_eq!(until_it_looks(false), 1 << 12);
+        assert_eq!(until_it_looks(true), 1 << 12);
+        assert_eq!(until_it_looks(true), 0);
+        assert_eq!(until_it_looks(false), 0);
+        assert!(until_it_looks(false) < 100, "as if for the first time");
+    }
 }
