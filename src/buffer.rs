@@ -38,6 +38,7 @@ impl Buffer {
     }
 
     /// Borrows a buffer, lets `read` fill it, and keeps it if it did.
+    #[inline]
     pub(crate) fn fill<R>(&mut self, read: impl FnOnce(&mut [u8]) -> (usize, R)) -> R {
         debug_assert!(self.is_empty());
         let mut storage = lend();
@@ -53,6 +54,7 @@ impl Buffer {
     }
 
     /// Takes `amount` bytes off the front, at most what is there; says how many it took.
+    #[inline]
     pub(crate) fn consume(&mut self, amount: usize) -> usize {
         let amount = amount.min((self.end - self.start) as usize);
         self.start += amount as u16;
@@ -71,12 +73,14 @@ impl Drop for Buffer {
     }
 }
 
+#[inline]
 fn lend() -> Storage {
     // Where the thread is ending and its pool is gone, a buffer is simply allocated.
     let spare = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten();
     spare.unwrap_or_else(|| Box::new([0; SIZE]))
 }
 
+#[inline]
 fn take_back(storage: Storage) {
     let _gone = POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();

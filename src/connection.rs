@@ -308,6 +308,9 @@ impl Drop for Busy {
     }
 }
 
+/// What a read has to look at closely.
+const SPECIAL: u32 = bit::TOLD | bit::PEER_ENDED | bit::CUT;
+
 impl ReadHalf {
     /// Reads line by line; see [`Lines`].
     #[must_use]
@@ -320,28 +323,38 @@ impl ReadHalf {
         }
     }
 
+    /// Leaves the waker and says so, where it is known without a look that there is nothing.
+    #[inline]
+    fn rests(&mut self, cx: &mut Context<'_>) -> bool {
+        let is_quiet =
+            |record: &Record| record.word() & SPECIAL == 0 && !record.transport.may_read();
+        if !is_quiet(&self.record) {
+            return false;
+        }
+        self.wait(cx);
+        // The waker is there: whoever comes from here on finds it.
+        is_quiet(&self.record)
+    }
+
     /// Receives into `buf`, with nothing in the buffer.
+    #[inline]
     fn poll_receive(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        const SPECIAL: u32 = bit::TOLD | bit::CUT;
-        let record = &*self.record;
-        if record.word() & SPECIAL != 0 {
-            return self.poll_receive_specially(cx, buf);
-        }
-        if !record.transport.has_turn() {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
         loop {
-            let transport = &self.record.transport;
-            let received = transport.poll_read(&mut self.armed, cx, buf, false);
+            let record = &*self.record;
+            if record.word() & SPECIAL != 0 {
+                return self.poll_receive_specially(cx, buf);
+            }
+            if !record.transport.has_turn() {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let received = record.transport.poll_read(&mut self.armed, cx, buf, false);
             if let Poll::Ready(received) = received {
                 return Poll::Ready(self.note(received));
             }
             self.wait(cx);
-            if self.record.word() & SPECIAL != 0 {
-                return self.poll_receive_specially(cx, buf);
-            }
-            if !self.record.transport.missed(true) {
+            let record = &*self.record;
+            if record.word() & SPECIAL == 0 && !record.transport.missed(true) {
                 return Poll::Pending;
             }
         }
@@ -400,7 +413,8 @@ impl ReadHalf {
     }
 
     /// Accounts for what the transport said.
-    fn note(&self, received: io::Result<usize>) -> io::Result<usize> {
+    #[inline]
+    fn note(&mut self, received: io::Result<usize>) -> io::Result<usize> {
         let record = &*self.record;
         record.reading.store(false, Relaxed);
         match received {
@@ -408,6 +422,8 @@ impl ReadHalf {
             Ok(0) if record.has(bit::ABORT) => return Err(cut()),
             Ok(0) => {
                 record.set(bit::PEER_ENDED);
+                // It will say so again: nobody has to ask.
+                self.ended = true;
             }
             Ok(n) => {
                 let total = record.received.load(Relaxed) + n as u64;
@@ -463,6 +479,10 @@ impl AsyncBufRead for ReadHalf {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let this = self.get_mut();
         if this.buffer.is_empty() {
+            // A connection that waits needs no buffer.
+            if this.rests(cx) {
+                return Poll::Pending;
+            }
             let mut buffer = std::mem::take(&mut this.buffer);
             let received = buffer.fill(|buf| {
                 let received = this.poll_receive(cx, buf);

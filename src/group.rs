@@ -131,10 +131,12 @@ pub(crate) enum Who {
 }
 
 impl Record {
+    #[inline]
     pub(crate) fn word(&self) -> u32 {
         self.word.load(Acquire)
     }
 
+    #[inline]
     pub(crate) fn has(&self, bits: u32) -> bool {
         self.word() & bits != 0
     }
@@ -163,6 +165,7 @@ impl Record {
 
     /// Leaves `cx`'s waker where those who change the word will find it. The lock is taken only
     /// where another was left the last time.
+    #[inline]
     pub(crate) fn park(&self, who: Who, cx: &Context<'_>) {
         let mine = fingerprint(cx.waker());
         let parked = &self.parked[who as usize];
@@ -182,6 +185,7 @@ impl Record {
         }
     }
 
+    #[inline]
     pub(crate) fn waker(&self, who: Who) -> Option<Waker> {
         self.wakers()[who as usize].clone()
     }
@@ -273,6 +277,7 @@ impl Record {
 
     /// Called by the write half after it stored what it answered: at a drain the read half may be
     /// waiting for just that.
+    #[inline]
     pub(crate) fn answer(&self) {
         let mut word = self.word.load(Relaxed);
         if word & bit::SPLIT != 0 {
@@ -307,6 +312,7 @@ impl Record {
     }
 
     /// A byte moved, or a wait for one began.
+    #[inline]
     pub(crate) fn touch(&self) {
         if self.server.config.watches_idle() {
             self.touched.store(nanos(self.server.uptime()), Relaxed);

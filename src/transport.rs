@@ -71,6 +71,7 @@ impl Transport {
 
     /// Reads, or arranges a wake-up. With `look`, `Pending` says that the kernel has nothing *now*;
     /// without, that nothing was reported since it last had nothing.
+    #[inline]
     pub(crate) fn poll_read(
         &self,
         armed: &mut Armed,
@@ -88,6 +89,7 @@ impl Transport {
     }
 
     /// Writes what fits, or arranges a wake-up.
+    #[inline]
     pub(crate) fn poll_write(
         &self,
         armed: &mut Armed,
@@ -114,8 +116,19 @@ impl Transport {
         }
     }
 
+    /// Whether a look for something to read may find it. One that asks a reactor has to look.
+    #[inline]
+    pub(crate) fn may_read(&self) -> bool {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Slot(slot) => slot.may_read(),
+            _ => true,
+        }
+    }
+
     /// Whether an event came between a `Pending` and the waker that was left for it. A reactor
     /// that is handed the waker with the poll misses none.
+    #[inline]
     pub(crate) fn missed(&self, reader: bool) -> bool {
         match self {
             #[cfg(target_os = "linux")]
@@ -127,6 +140,7 @@ impl Transport {
     }
 
     /// Whether this task may go on reading, or has had its turn.
+    #[inline]
     pub(crate) fn has_turn(&self) -> bool {
         match self {
             #[cfg(target_os = "linux")]

@@ -301,6 +301,7 @@ impl Slot {
 
     /// Reads, if there may be something; with `look`, in any case. On `Pending` the caller leaves
     /// its waker and asks [`may_read`](Self::may_read).
+    #[inline]
     pub(crate) fn poll_read(&self, buf: &mut [u8], look: bool) -> Poll<io::Result<usize>> {
         loop {
             let seen = self.readiness.load(Acquire);
@@ -331,12 +332,14 @@ impl Slot {
     }
 
     /// Whether a read is worth trying.
+    #[inline]
     pub(crate) fn may_read(&self) -> bool {
         self.readiness.load(SeqCst) & READ != 0
     }
 
     /// Writes what fits. On `Pending` the caller leaves its waker and asks
     /// [`may_write`](Self::may_write).
+    #[inline]
     pub(crate) fn poll_write(&self, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         loop {
             let seen = self.readiness.load(Acquire);
@@ -369,6 +372,7 @@ impl Slot {
     }
 
     /// Whether a write is worth trying.
+    #[inline]
     pub(crate) fn may_write(&self) -> bool {
         self.readiness.load(SeqCst) & FULL == 0
     }
@@ -384,6 +388,7 @@ impl Slot {
     }
 
     /// An event: sets what it says, and says whom it concerns.
+    #[inline]
     fn edge(&self, flags: EventFlags, mut concerns: impl FnMut(Who)) {
         // A read stops at urgent data, however much there is behind it; as at an end, reads then go
         // on until there is nothing.
@@ -414,6 +419,7 @@ impl Slot {
     /// Stores what was found out, unless there has been an edge since `seen`; `false` then.
     ///
     /// The other half may have changed its own bit, which is no edge.
+    #[inline]
     fn settle(&self, seen: u32, found: u32) -> bool {
         let changed = seen ^ found;
         let mut now = seen;
