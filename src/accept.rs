@@ -1,22 +1,21 @@
 //! Taking peers in: the loop, and the policy that it follows.
 //!
-//! 1. One place, then the accepts of all listeners raced together, in turn: a place waiting at one
-//!    quiet listener would starve the others.
+//! 1. One place, then the accepts of all of a door's listeners raced together, in turn: a place
+//!    waiting at one quiet listener would starve the others.
 //! 2. The loop never spins and never ends because of a peer.
 //! 3. A shutdown wins over everything the loop may be waiting for.
 
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
-use std::task::Poll;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::future;
 use futures_util::{FutureExt, select_biased};
 
-use crate::address::Address;
-use crate::handle::Shared;
-use crate::transport::Transport;
+use crate::group::Record;
+use crate::handle::{Shared, lock};
 
 /// The first and the longest pause in a shortage, as in Go's `net/http`.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -28,30 +27,28 @@ const IN_A_ROW: u32 = 64;
 /// How many peers may be gone before they were accepted until that is worth a pause.
 pub(crate) const FAILURES_IN_A_ROW: u32 = 256;
 
-/// A peer, straight from the kernel.
-pub(crate) struct Accepted {
-    pub(crate) transport: Transport,
-    pub(crate) peer: Address,
-    pub(crate) listener: u32,
-}
-
-/// Takes peers until `stop`.
+/// Takes peers at one door until `stop`, and gives those their places who were held.
 ///
 /// # Errors
 /// That of a listener that cannot go on.
 pub(crate) async fn accept_until(
-    shared: &Shared,
+    shared: &Arc<Shared>,
+    door: usize,
     stop: impl Future<Output = ()>,
-    admit: impl Fn(Accepted),
+    admit: impl Fn(Arc<Record>),
+    serve: impl Fn(Arc<Record>),
 ) -> io::Result<()> {
     let mut stop = pin!(stop.fuse());
     let mut shortage = Shortage::default();
     let mut taken = 0_u32;
     loop {
-        let mut next = pin!(next_peer(shared, &mut shortage).fuse());
+        let mut next = pin!(next_peer(shared, door, &mut shortage).fuse());
         select_biased! {
             () = stop => return Ok(()),
-            peer = next => admit(peer?),
+            peer = next => match peer? {
+                Next::New(record) => admit(record),
+                Next::Held(record) => serve(record),
+            },
         }
         taken = taken.wrapping_add(1);
         if taken % IN_A_ROW == 0 {
@@ -60,24 +57,26 @@ pub(crate) async fn accept_until(
     }
 }
 
+enum Next {
+    New(Arc<Record>),
+    /// One who was taken in while the limit was lowered.
+    Held(Arc<Record>),
+}
+
 /// Waits for a place, then for a peer.
-async fn next_peer(shared: &Shared, shortage: &mut Shortage) -> io::Result<Accepted> {
+async fn next_peer(shared: &Arc<Shared>, door: usize, shortage: &mut Shortage) -> io::Result<Next> {
     let mut failures = 0_u32;
     loop {
         shared.place().await;
-        let accepted = poll_fn(|cx| {
-            // A pause, or a lower limit, may have come while the listeners were quiet.
-            if shared.has_place() {
-                shared.poll_accept(cx).map(Some)
-            } else {
-                Poll::Ready(None)
-            }
-        });
+        if let Some(record) = shared.next_held() {
+            return Ok(Next::Held(record));
+        }
+        let accepted = poll_fn(|cx| shared.poll_next(door, cx));
         let error = match accepted.await {
             None => continue,
-            Some(Ok(accepted)) => {
+            Some(Ok(record)) => {
                 shortage.pass(shared);
-                return Ok(accepted);
+                return Ok(Next::New(record));
             }
             Some(Err(error)) => error,
         };
@@ -175,19 +174,18 @@ pub(crate) fn blame(error: &io::Error) -> Blame {
 /// A time in which we lack something to accept with.
 ///
 /// It ends with a second without: a server that lives from one freed descriptor to the next is
-/// short of them all the while, and says so once.
+/// short of them all the while, and says so once, however many doors it has.
 #[derive(Debug, Default)]
 pub(crate) struct Shortage {
     pause: Option<Duration>,
-    /// When it was last met, since the server was bound.
-    last: Option<Duration>,
 }
 
 impl Shortage {
     /// Waits a while, longer each time, or until a connection of ours ends.
     pub(crate) async fn pause(&mut self, shared: &Shared, error: &io::Error) {
         let ended = shared.group.vacancy.listen();
-        if self.last.replace(shared.uptime()).is_none() {
+        let last = lock(&shared.shortage).replace(shared.uptime());
+        if last.is_none() {
             let hint = match error.raw_os_error() {
                 Some(libc::EMFILE) => {
                     "; raise the limit of open files (`ulimit -n`) or set `max_connections` below it"
@@ -211,9 +209,9 @@ impl Shortage {
     /// Somebody could be accepted.
     fn pass(&mut self, shared: &Shared) {
         self.pause = None;
-        let over = |last| shared.uptime().saturating_sub(last) > LAST_PAUSE;
-        if self.last.is_some_and(over) {
-            self.last = None;
+        let mut last = lock(&shared.shortage);
+        if last.is_some_and(|last| shared.uptime().saturating_sub(last) > LAST_PAUSE) {
+            *last = None;
             log::info!(target: "gracious", "accepting again");
         }
     }

@@ -77,6 +77,8 @@ pub(crate) struct Config {
     #[cfg(target_os = "linux")]
     pub(crate) workers: Option<usize>,
     #[cfg(target_os = "linux")]
+    pub(crate) sharded: bool,
+    #[cfg(target_os = "linux")]
     pub(crate) spin: Duration,
     pub(crate) unix_mode: Option<u32>,
     pub(crate) unix_owner: Option<(Option<u32>, Option<u32>)>,
@@ -118,6 +120,13 @@ impl Config {
                 return Err(zero(name));
             }
         }
+        #[cfg(target_os = "linux")]
+        if self.sharded && self.workers.is_none() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "sharded without workers: expected `workers(n)` beside it",
+            ));
+        }
         Ok(())
     }
 }
@@ -154,6 +163,8 @@ impl<R: Runtime> Builder<R> {
                 reuse_port: false,
                 #[cfg(target_os = "linux")]
                 workers: None,
+                #[cfg(target_os = "linux")]
+                sharded: false,
                 #[cfg(target_os = "linux")]
                 spin: Duration::ZERO,
                 unix_mode: None,
@@ -329,6 +340,20 @@ impl<R: Runtime> Builder<R> {
     #[cfg(target_os = "linux")]
     pub fn workers(mut self, threads: impl Into<Option<usize>>) -> Self {
         self.config.workers = threads.into();
+        self
+    }
+
+    /// Shards the server: each [worker](Self::workers) has a listening socket (`SO_REUSEPORT`), a
+    /// poller, and connections of its own, and shares nothing with the others.
+    ///
+    /// The kernel deals connections out by a hash, not by who is idle. So this is for many cores
+    /// that are idle otherwise; on few, or busy, cores workers that share their work do better.
+    /// Connections of a Unix socket, of an [adopted](Self::adopt) one and of a transport of one's
+    /// own, of which there is one, are dealt out in turn. A port on which somebody listens already
+    /// is an error as ever, unless [`reuse_port`](Self::reuse_port) is set.
+    #[cfg(target_os = "linux")]
+    pub fn sharded(mut self, yes: bool) -> Self {
+        self.config.sharded = yes;
         self
     }
 

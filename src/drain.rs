@@ -4,20 +4,19 @@
 //! or the runtime is gone, is done by [`Shared`]'s methods, none of which waits. Whoever waits for
 //! the end of the server sees to it that they are called: see [`finished`].
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_lite::AsyncWriteExt;
 use futures_lite::future;
 
-use crate::accept::{Accepted, Blame, Shortage, accept_until, blame};
+use crate::accept::{Blame, Shortage, accept_until, blame};
 use crate::connection::Connection;
 use crate::group::{Record, bit};
 use crate::handle::Shared;
-use crate::handler::Handler;
+use crate::host::Host;
 use crate::report::Report;
 use crate::runtime::{Runtime, sleep_until};
 use crate::shutdown::{Phase, Reason, earliest};
@@ -34,74 +33,141 @@ const OVERDUE: Duration = Duration::from_millis(500);
 const ERROR_PAUSE: Duration = Duration::from_millis(5);
 
 /// Serves until a shutdown, and drains.
-pub(crate) fn run<R: Runtime, H: Handler>(
+pub(crate) fn run<R: Runtime>(
     shared: Arc<Shared>,
-    runtime: R,
-    handler: H,
+    host: Host<R>,
+    serve: impl Fn(Arc<Record>) + Send + Sync + 'static,
 ) -> impl Future<Output = ()> + Send + 'static {
     // Made here, not in the future: a runtime that is gone drops that without a poll.
     let orphan = Orphan(shared.clone());
+    let desk = Desk {
+        shared,
+        host,
+        serve,
+    };
     async move {
-        serve(shared, runtime, handler).await;
+        desk.run().await;
         drop(orphan);
     }
 }
 
-async fn serve<R: Runtime, H: Handler>(shared: Arc<Shared>, runtime: R, handler: H) {
-    // A handler need not be `Sync`: what is shared here is the right to clone it.
-    let handler = Mutex::new(handler);
-    let serve = |record: Arc<Record>| {
-        let connection = Connection::new(record.clone());
-        // What a handler does before it comes to its future is its connection's affair, too.
-        let made = catch_unwind(AssertUnwindSafe(|| {
-            let handler = handler.lock().unwrap_or_else(PoisonError::into_inner);
-            let handler = handler.clone();
-            handler.run(connection)
-        }));
-        match made {
-            Ok(future) => runtime.spawn(Task::new(record, future)),
-            Err(panic) => runtime.spawn(Task::panicked(record, &*panic)),
-        }
-    };
-    let reject = |record: Arc<Record>| {
-        let message = shared.config.reject_with.clone().unwrap_or_default();
-        let connection = Connection::new(record.clone());
-        runtime.spawn(Task::new(record, refuse(connection, message)));
-    };
-    let admit = |accepted| shared.admit(accepted, serve, reject);
+/// Ends a server that cannot begin to serve.
+pub(crate) fn give_up(shared: &Arc<Shared>, error: io::Error) {
+    shared.fail(error);
+    drop(Orphan(shared.clone()));
+}
 
-    shared.start();
-    let accepting = accept_until(&shared, shared.latch.reached(Phase::Draining), admit).await;
-    match accepting {
-        Err(error) => shared.fail(error),
-        Ok(()) if shared.lame_duck().is_zero() || shared.group.is_paused() => {}
-        Ok(()) => {
-            if let Err(error) = accept_until(&shared, lame_duck(&shared), admit).await {
-                shared.fail(error);
-            }
+/// Where peers are taken in: what all accept loops of a server have in common.
+struct Desk<R, S> {
+    shared: Arc<Shared>,
+    host: Host<R>,
+    /// Starts the handler of a connection that has its place.
+    serve: S,
+}
+
+impl<R: Runtime, S: Fn(Arc<Record>) + Send + Sync + 'static> Desk<R, S> {
+    async fn run(self) {
+        let desk = Arc::new(self);
+        let shared = &desk.shared;
+        let admit = |record| desk.admit(record);
+
+        shared.start();
+        for door in 1..shared.doors() {
+            let (desk, keeper) = (desk.clone(), Doorkeeper::new(shared));
+            desk.host.clone().spawn(door as u16, async move {
+                desk.accept(door).await;
+                drop((desk, keeper));
+            });
+        }
+        desk.accept(0).await;
+
+        // All at once, before anybody waits or is told.
+        shared.shut_doors();
+        let swept = shared.sweep(admit);
+        if swept && shared.config.sweep.is_zero() {
+            shared.close_door_with(admit);
+        }
+        shared.latch.shut_at(shared.clock.now());
+        shared.group.tell_all(shared.uptime());
+
+        let settled = future::zip(keep_sweeping(shared, admit), seat_all(shared, &desk.serve));
+        let drained = async {
+            settled.await;
+            shared.empty().await;
+        };
+        let late = async {
+            future::or(deadline(shared), shared.latch.reached(Phase::Aborting)).await;
+            cut(shared).await;
+        };
+        future::or(drained, late).await;
+        shared.conclude();
+    }
+
+    /// Takes peers at one door until a shutdown, and through the lame duck's time.
+    async fn accept(&self, door: usize) {
+        let shared = &self.shared;
+        let admit = |record| self.admit(record);
+        let asked = shared.latch.reached(Phase::Draining);
+        match accept_until(shared, door, asked, admit, &self.serve).await {
+            Err(error) => return shared.fail(error),
+            Ok(()) if shared.lame_duck().is_zero() || shared.group.is_paused() => return,
+            Ok(()) => {}
+        }
+        let over = lame_duck(shared);
+        if let Err(error) = accept_until(shared, door, over, admit, &self.serve).await {
+            shared.fail(error);
         }
     }
 
-    // All at once, before anybody waits or is told.
-    shared.shut_doors();
-    let swept = shared.sweep(admit);
-    if swept && shared.config.sweep.is_zero() {
-        shared.close_door_with(admit);
+    /// Sends a peer that was taken in to the handler, to the door again, or to wait for a place.
+    fn admit(&self, record: Arc<Record>) {
+        let shared = &self.shared;
+        log::debug!(
+            target: "gracious", conn = record.id, peer:% = record.peer();
+            "connection {} from {}", record.id, record.peer(),
+        );
+        let share = shared.config.max_per_peer;
+        if let Err(error) = record.transport.enroll(&record) {
+            // Nobody would tell us when its peer has sent something.
+            log::warn!(target: "gracious", error:%; "cannot watch a connection: {error}");
+            shared.turn_away(record);
+        } else if share.is_some_and(|share| !shared.group.take_share(&record, share)) {
+            shared.group.unseat(&record);
+            self.reject(record);
+        } else if !record.has(bit::HELD) {
+            (self.serve)(record);
+        } else if shared.config.reject_with.is_some() {
+            self.reject(record);
+        } else {
+            shared.hold(record);
+        }
     }
-    shared.latch.shut_at(shared.clock.now());
-    shared.group.tell_all(shared.uptime());
 
-    let settled = future::zip(keep_sweeping(&shared, admit), seat_all(&shared, serve));
-    let drained = async {
-        settled.await;
-        shared.empty().await;
-    };
-    let late = async {
-        future::or(deadline(&shared), shared.latch.reached(Phase::Aborting)).await;
-        cut(&shared).await;
-    };
-    future::or(drained, late).await;
-    shared.conclude();
+    /// The other handler: for a peer that there is no place for.
+    fn reject(&self, record: Arc<Record>) {
+        record.set(bit::REJECTED);
+        let message = self.shared.config.reject_with.clone().unwrap_or_default();
+        let mut connection = Connection::new(record.clone());
+        let refuse = async move { connection.write_all(&message).await };
+        self.host.spawn(record.shard, Task::new(record, refuse));
+    }
+}
+
+/// An accept loop beside the server's own task, which waits for its end.
+struct Doorkeeper(Arc<Shared>);
+
+impl Doorkeeper {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.group.post_doorkeeper();
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Doorkeeper {
+    fn drop(&mut self) {
+        self.0.group.relieve_doorkeeper();
+        self.0.conclude_if_orphaned();
+    }
 }
 
 /// The report, as soon as there is one.
@@ -185,18 +251,18 @@ async fn deadline(shared: &Shared) {
 }
 
 /// Accepts at the shut door whose handshake was under way, and whom there was no descriptor for.
-async fn keep_sweeping(shared: &Arc<Shared>, admit: impl Fn(Accepted) + Copy) {
+async fn keep_sweeping(shared: &Arc<Shared>, admit: impl Fn(Arc<Record>) + Copy) {
     let until = shared.clock.now().checked_add(shared.config.sweep);
     let mut shortage = Shortage::default();
     while !shared.door_is_closed() {
-        let accepted = async { Some(std::future::poll_fn(|cx| shared.poll_accept(cx)).await) };
+        let accepted = async { Some(poll_fn(|cx| shared.poll_any(cx)).await) };
         let over = async {
             sleep_until(&*shared.clock, until).await;
             None
         };
         // The time first: it ends also where peers, or errors, come without a pause.
         match future::or(over, accepted).await {
-            Some(Ok(accepted)) => admit(accepted),
+            Some(Ok(record)) => admit(record),
             Some(Err(error)) if blame(&error) == Blame::Shortage => {
                 shared
                     .group
@@ -222,7 +288,9 @@ async fn seat_all(shared: &Shared, serve: impl Fn(Arc<Record>)) {
         while let Some(record) = shared.next_held() {
             serve(record);
         }
-        if shared.door_is_closed() && shared.held_is_empty() {
+        // In this order: nobody is held once there is nobody who could.
+        let attended = shared.group.ledger().is_attended();
+        if shared.door_is_closed() && !attended && shared.held_is_empty() {
             return;
         }
         vacancy.await;
@@ -257,11 +325,6 @@ async fn cut(shared: &Arc<Shared>) {
     shared.conclude();
 }
 
-/// The other handler: for a peer that there is no place for.
-async fn refuse(mut connection: Connection, message: Vec<u8>) -> io::Result<()> {
-    connection.write_all(&message).await
-}
-
 /// Sees to it that a server whose task is dropped is stopped, as far as that needs no runtime.
 struct Orphan(Arc<Shared>);
 
@@ -276,38 +339,5 @@ impl Drop for Orphan {
         shared.latch.shut_at(shared.clock.now());
         shared.group.tell_all(shared.uptime());
         shared.orphan();
-    }
-}
-
-/// Takes a peer in: to the handler, to the door again, or to wait for a place.
-impl Shared {
-    fn admit(
-        self: &Arc<Self>,
-        accepted: Accepted,
-        serve: impl Fn(Arc<Record>),
-        reject: impl Fn(Arc<Record>),
-    ) {
-        let record = self.open(accepted);
-        log::debug!(
-            target: "gracious", conn = record.id, peer:% = record.peer();
-            "connection {} from {}", record.id, record.peer(),
-        );
-        let share = self.config.max_per_peer;
-        if let Err(error) = record.transport.enroll(&record) {
-            // Nobody would tell us when its peer has sent something.
-            log::warn!(target: "gracious", error:%; "cannot watch a connection: {error}");
-            self.turn_away(record);
-        } else if share.is_some_and(|share| !self.group.take_share(&record, share)) {
-            record.set(bit::REJECTED);
-            reject(record);
-        } else if !self.group.is_full() && self.held_is_empty() {
-            self.group.seat(&record);
-            serve(record);
-        } else if self.config.reject_with.is_some() {
-            record.set(bit::REJECTED);
-            reject(record);
-        } else {
-            self.hold(record);
-        }
     }
 }

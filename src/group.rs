@@ -83,8 +83,10 @@ pub(crate) struct Record {
     pub(crate) server: Arc<Shared>,
     peer: Peer,
     pub(crate) transport: Transport,
-    /// Which listener it came through.
-    pub(crate) listener: u32,
+    /// Which of the server's addresses it came to.
+    address: u16,
+    /// Which of the server's pools serves it, where there are any.
+    pub(crate) shard: u16,
     word: AtomicU32,
     guards: AtomicU32,
     /// How many futures of its handler wait for the server to close; changed under the ledger's
@@ -156,7 +158,7 @@ impl Record {
 
     pub(crate) fn local_addr(&self) -> io::Result<Address> {
         let own = self.transport.local_addr()?;
-        Ok(own.unwrap_or_else(|| self.server.addrs()[self.listener as usize].clone()))
+        Ok(own.unwrap_or_else(|| self.server.addrs()[usize::from(self.address)].clone()))
     }
 
     /// Leaves `cx`'s waker where those who change the word will find it. The lock is taken only
@@ -447,6 +449,8 @@ pub(crate) struct Ledger {
     cut: bool,
     /// The server's task is gone; nobody else will note that the group is empty.
     pub(crate) orphaned: bool,
+    /// Accept loops beside the server's own task. They may be about to take somebody in.
+    doorkeepers: u64,
     pub(crate) stragglers: Vec<Straggler>,
     outbox: Outbox,
 }
@@ -523,7 +527,7 @@ impl Group {
         server: &Arc<Shared>,
         transport: Transport,
         peer: Address,
-        listener: u32,
+        (address, shard): (u16, u16),
     ) -> Arc<Record> {
         let accepted = server.uptime();
         let mut ledger = self.ledger();
@@ -544,7 +548,8 @@ impl Group {
             server: server.clone(),
             peer: Peer::from(peer),
             transport,
-            listener,
+            address,
+            shard,
             word: AtomicU32::new(word),
             guards: AtomicU32::new(0),
             waits: AtomicU32::new(0),
@@ -574,10 +579,26 @@ impl Group {
         record
     }
 
-    /// Gives a connection its place.
-    pub(crate) fn seat(&self, record: &Record) {
-        record.clear(bit::HELD);
-        self.seated.fetch_add(1, SeqCst);
+    pub(crate) fn is_limited(&self) -> bool {
+        self.max.load(SeqCst) < usize::MAX
+    }
+
+    /// Takes a connection's place from it.
+    pub(crate) fn unseat(&self, record: &Record) {
+        if record.set(bit::HELD) & bit::HELD == 0 {
+            self.seated.fetch_sub(1, SeqCst);
+            self.vacancy.notify(usize::MAX);
+        }
+    }
+
+    /// Gives a connection its place; `false` where there is none.
+    pub(crate) fn seat(&self, record: &Record) -> bool {
+        let one_more = |seated| (seated < self.max.load(SeqCst)).then_some(seated + 1);
+        let seated = self.seated.fetch_update(SeqCst, SeqCst, one_more).is_ok();
+        if seated {
+            record.clear(bit::HELD);
+        }
+        seated
     }
 
     /// Takes a connection's part of its peer's share; `false` where that is used up.
@@ -750,6 +771,16 @@ impl Group {
         count(&mut self.ledger().accept_errors);
     }
 
+    pub(crate) fn post_doorkeeper(&self) {
+        self.ledger().doorkeepers += 1;
+    }
+
+    pub(crate) fn relieve_doorkeeper(&self) {
+        self.ledger().doorkeepers -= 1;
+        self.vacancy.notify(usize::MAX);
+        self.empty.notify(usize::MAX);
+    }
+
     /// A future that is awaited at a drain, and counted apart.
     pub(crate) fn track(&self) {
         self.ledger().tracked += 1;
@@ -822,7 +853,7 @@ impl Ledger {
 
     /// Nobody is left, or only those who wait for exactly that.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.active() <= self.insiders && self.tracked == 0
+        self.active() <= self.insiders && self.tracked == 0 && !self.is_attended()
     }
 
     /// Connections and tracked futures.
@@ -832,7 +863,12 @@ impl Ledger {
 
     /// Nobody is left.
     pub(crate) fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.tracked == 0
+        self.records.is_empty() && self.tracked == 0 && !self.is_attended()
+    }
+
+    /// Somebody may yet be taken in.
+    pub(crate) fn is_attended(&self) -> bool {
+        self.doorkeepers > 0
     }
 
     fn stats(&self, records: &[Arc<Record>]) -> Stats {

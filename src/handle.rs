@@ -1,10 +1,11 @@
 //! The way to a server from everywhere else: handlers, threads, signal tasks.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -13,19 +14,20 @@ use async_channel::Receiver;
 use futures_lite::future;
 use pin_project_lite::pin_project;
 
-use crate::accept::{Accepted, Blame, FAILURES_IN_A_ROW, blame};
+use crate::accept::{Blame, FAILURES_IN_A_ROW, blame};
 use crate::address::Address;
 use crate::builder::{Config, zero};
 use crate::close;
 use crate::drain;
 use crate::events::{Cause, ServerEvent};
 use crate::group::{ConnectionInfo, Ending, Entry, Group, Record, bit};
-use crate::listener::Bound;
+use crate::listener::{Bound, Incoming};
 use crate::progress::DrainProgress;
 use crate::report::{Report, Stats};
 use crate::runtime::{Clock, Runtime};
 use crate::shutdown::{Latch, Phase, Reason, State, earliest};
 use crate::task;
+use crate::transport::{Engine, Transport};
 #[cfg(target_os = "linux")]
 use crate::workers::Pool;
 
@@ -203,12 +205,7 @@ impl Handle {
     /// closed.
     #[must_use]
     pub fn listeners(&self) -> Vec<ListenerInfo> {
-        let door = lock(&self.shared.door);
-        let queued = door.listeners.iter().map(|listener| listener.queued());
-        let named = self.shared.addrs.iter().cloned().zip(queued);
-        named
-            .map(|(address, queued)| ListenerInfo { address, queued })
-            .collect()
+        self.shared.listeners()
     }
 
     /// How the drain goes: how many are left, and how much time.
@@ -379,10 +376,17 @@ pub(crate) struct Shared {
     pub(crate) latch: Latch,
     pub(crate) group: Group,
     addrs: Vec<Address>,
-    /// Empty once the door is closed.
-    door: Mutex<Door>,
-    /// Those whom the limit keeps out, and the sweep took in.
+    /// One a shard, each with an accept loop of its own; empty once the door is closed.
+    doors: Vec<Mutex<Door>>,
+    /// Whose turn it is to get a connection that came through no shard's own socket.
+    turn: AtomicUsize,
+    /// Held by the loop that takes somebody in where doors share a limit: whose turn it is.
+    gate: Mutex<usize>,
+    /// Those whom the limit keeps out, and that were taken in all the same: by the sweep, or while
+    /// the limit was lowered.
     held: Mutex<VecDeque<Arc<Record>>>,
+    /// When we last lacked something to accept with, since the server was bound.
+    pub(crate) shortage: Mutex<Option<Duration>>,
     bound: Instant,
     /// Since when somebody serves this server; set, too, where nobody ever will.
     served: OnceLock<Instant>,
@@ -392,43 +396,129 @@ pub(crate) struct Shared {
     quiet: OnceLock<Report>,
     /// The threads that serve, where they are the server's own.
     #[cfg(target_os = "linux")]
-    pool: OnceLock<Arc<Pool>>,
+    crew: OnceLock<Crew>,
     /// The servers that stop when this one does.
     pub(crate) companions: Mutex<Vec<Weak<Self>>>,
 }
 
+#[cfg(target_os = "linux")]
+struct Crew {
+    /// One a shard, after those that have no handlers.
+    pools: Vec<Arc<Pool>>,
+    /// How many of them only deal connections out.
+    dealers: usize,
+}
+
 #[derive(Default)]
 struct Door {
-    listeners: Vec<Box<dyn Bound>>,
+    listeners: Vec<Listening>,
     /// Whose turn it is to be asked first.
     turn: usize,
+}
+
+struct Listening {
+    bound: Box<dyn Bound>,
+    /// Which of the server's addresses it listens on.
+    address: u16,
+    /// Every shard has a socket of its own for this address.
+    sharded: bool,
+}
+
+/// A peer, straight from its listener.
+struct Accepted {
+    incoming: Incoming,
+    peer: Address,
+    address: u16,
+    sharded: bool,
+}
+
+impl Door {
+    /// The next peer of any listener, who are asked in turn.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        self.in_turn(|listening| {
+            let accepted = listening.bound.poll_accept(cx);
+            accepted.map(|accepted| listening.accepted(accepted))
+        })
+    }
+
+    /// The same without a wait: `Pending` where nobody is queued, and nobody will be woken.
+    fn try_accept(&mut self) -> Poll<io::Result<Accepted>> {
+        self.in_turn(|listening| match listening.try_accept() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            accepted => Poll::Ready(accepted),
+        })
+    }
+
+    fn in_turn<T>(&mut self, mut ask: impl FnMut(&mut Listening) -> Poll<T>) -> Poll<T> {
+        let count = self.listeners.len();
+        for step in 0..count {
+            let index = (self.turn + step) % count;
+            if let Poll::Ready(answer) = ask(&mut self.listeners[index]) {
+                self.turn = index + 1;
+                return Poll::Ready(answer);
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Listening {
+    fn try_accept(&mut self) -> io::Result<Accepted> {
+        let accepted = self.bound.try_accept();
+        self.accepted(accepted)
+    }
+
+    fn accepted(&self, accepted: io::Result<(Incoming, Address)>) -> io::Result<Accepted> {
+        let (incoming, peer) = accepted?;
+        Ok(Accepted {
+            incoming,
+            peer,
+            address: self.address,
+            sharded: self.sharded,
+        })
+    }
 }
 
 impl Shared {
     pub(crate) fn new(
         runtime: &impl Runtime,
         config: Config,
-        listeners: Vec<Box<dyn Bound>>,
+        listeners: Vec<Vec<Box<dyn Bound>>>,
     ) -> io::Result<Self> {
         let addrs = listeners
             .iter()
-            .map(|it| it.local_addr())
+            .map(|sockets| sockets[0].local_addr())
             .collect::<io::Result<_>>()?;
+        let mut doors: Vec<Door> = Vec::new();
+        for (address, sockets) in listeners.into_iter().enumerate() {
+            let sharded = sockets.len() > 1;
+            doors.resize_with(doors.len().max(sockets.len()), Door::default);
+            for (door, bound) in doors.iter_mut().zip(sockets) {
+                door.listeners.push(Listening {
+                    bound,
+                    address: address as u16,
+                    sharded,
+                });
+            }
+        }
         Ok(Self {
             latch: Latch::default(),
             group: Group::new(config.max_connections),
             config,
             clock: Box::new(runtime.clone()),
             addrs,
-            door: Mutex::new(Door { listeners, turn: 0 }),
+            doors: doors.into_iter().map(Mutex::new).collect(),
+            turn: AtomicUsize::new(0),
+            gate: Mutex::new(0),
             held: Mutex::default(),
+            shortage: Mutex::default(),
             bound: Runtime::now(runtime),
             served: OnceLock::new(),
             failure: Mutex::default(),
             report: OnceLock::new(),
             quiet: OnceLock::new(),
             #[cfg(target_os = "linux")]
-            pool: OnceLock::new(),
+            crew: OnceLock::new(),
             companions: Mutex::default(),
         })
     }
@@ -458,15 +548,61 @@ impl Shared {
         self.served.set(self.clock.now()).is_ok()
     }
 
+    /// Has the server's tasks run on threads of its own; said before anybody is taken in.
     #[cfg(target_os = "linux")]
-    pub(crate) fn employ(&self, pool: Arc<Pool>) {
-        // There is one pool a server.
-        let _first = self.pool.set(pool);
+    pub(crate) fn employ(&self, pools: &[Arc<Pool>], dealers: usize) {
+        let _first = self.crew.set(Crew {
+            pools: pools.to_vec(),
+            dealers,
+        });
     }
 
+    /// The pools, or none where the runtime runs the server's tasks.
     #[cfg(target_os = "linux")]
-    pub(crate) fn pool(&self) -> Option<Arc<Pool>> {
-        self.pool.get().cloned()
+    fn pools(&self) -> &[Arc<Pool>] {
+        self.crew.get().map_or(&[], |crew| &crew.pools)
+    }
+
+    /// Who tells about the sockets of a shard's connections.
+    fn engine(&self, shard: u16) -> Engine {
+        #[cfg(target_os = "linux")]
+        if let Some(pool) = self.pools().get(usize::from(shard)) {
+            return Engine::Workers(pool.poller().clone());
+        }
+        let _of_all = shard;
+        Engine::Reactor
+    }
+
+    /// The shard whose turn it is to get a connection.
+    fn next_shard(&self) -> u16 {
+        #[cfg(target_os = "linux")]
+        if let Some(crew) = self.crew.get().filter(|crew| crew.pools.len() > 1) {
+            let turn = self.turn.fetch_add(1, Relaxed);
+            return (crew.dealers + turn % (crew.pools.len() - crew.dealers)) as u16;
+        }
+        0
+    }
+
+    /// How many accept loops there are.
+    pub(crate) fn doors(&self) -> usize {
+        self.doors.len()
+    }
+
+    fn listeners(&self) -> Vec<ListenerInfo> {
+        let mut infos = BTreeMap::new();
+        for door in &self.doors {
+            for listening in &lock(door).listeners {
+                let queued = listening.bound.queued();
+                let info = infos
+                    .entry(listening.address)
+                    .or_insert_with(|| ListenerInfo {
+                        address: self.addrs[usize::from(listening.address)].clone(),
+                        queued: queued.and(Some(0)),
+                    });
+                info.queued = info.queued.zip(queued).map(|(sum, queued)| sum + queued);
+            }
+        }
+        infos.into_values().collect()
     }
 
     pub(crate) fn served(&self) -> Option<Instant> {
@@ -565,31 +701,81 @@ impl Shared {
         !self.group.is_paused() && (self.config.reject_with.is_some() || !self.group.is_full())
     }
 
-    /// The next peer of any listener, who are asked in turn.
-    pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
-        let mut door = lock(&self.door);
-        let count = door.listeners.len();
+    /// The next peer at a door, taken in; `None` where there is no place any more.
+    ///
+    /// Where several doors share a limit, whoever finds a place looks at all of them in turn: one
+    /// door's loop may always be the first to hear of a place.
+    pub(crate) fn poll_next(
+        self: &Arc<Self>,
+        own: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Arc<Record>>>> {
+        let count = self.doors.len();
+        let shares = count > 1 && self.group.is_limited();
+        let mut gate = shares.then(|| lock(&self.gate));
+        // A pause, or a lower limit, may have come while the listeners were quiet.
+        if !self.has_place() {
+            return Poll::Ready(None);
+        }
+        let Some(turn) = &mut gate else {
+            let accepted = lock(&self.doors[own]).poll_accept(cx);
+            return accepted.map(|accepted| Some(self.enter(own, accepted)));
+        };
         for step in 0..count {
-            let index = (door.turn + step) % count;
-            if let Poll::Ready(accepted) = door.listeners[index].poll_accept(cx) {
-                door.turn = index + 1;
-                return Poll::Ready(self.accepted(index, accepted));
+            let number = (**turn + step) % count;
+            let mut door = lock(&self.doors[number]);
+            let accepted = if number == own {
+                door.poll_accept(cx)
+            } else {
+                door.try_accept()
+            };
+            drop(door);
+            if let Poll::Ready(accepted) = accepted {
+                **turn = number + 1;
+                return Poll::Ready(Some(self.enter(number, accepted)));
             }
         }
         Poll::Pending
     }
 
-    fn accepted(
-        &self,
-        index: usize,
-        accepted: io::Result<(crate::transport::Transport, Address)>,
-    ) -> io::Result<Accepted> {
-        let (transport, peer) = accepted?;
-        Ok(Accepted {
-            transport,
+    /// The next peer at any door, taken in.
+    pub(crate) fn poll_any(
+        self: &Arc<Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Arc<Record>>> {
+        for (number, door) in self.doors.iter().enumerate() {
+            let accepted = lock(door).poll_accept(cx);
+            if let Poll::Ready(accepted) = accepted {
+                return Poll::Ready(self.enter(number, accepted));
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Takes a peer into the group, and gives it its place if there is one.
+    fn enter(
+        self: &Arc<Self>,
+        door: usize,
+        accepted: io::Result<Accepted>,
+    ) -> io::Result<Arc<Record>> {
+        let Accepted {
+            incoming,
             peer,
-            listener: index as u32,
-        })
+            address,
+            sharded,
+        } = accepted?;
+        let shard = if sharded {
+            door as u16
+        } else {
+            self.next_shard()
+        };
+        let transport = Transport::new(incoming, &self.engine(shard))?;
+        let record = self.group.open(self, transport, peer, (address, shard));
+        // Nobody overtakes those who wait.
+        if self.held_is_empty() {
+            self.group.seat(&record);
+        }
+        Ok(record)
     }
 
     /// No new peers from here on, at any listener, those of companions included; Unix paths are
@@ -602,24 +788,34 @@ impl Shared {
     }
 
     fn shut_door(&self) {
-        for listener in &mut lock(&self.door).listeners {
-            listener.shut();
+        for door in &self.doors {
+            for listening in &mut lock(door).listeners {
+                listening.bound.shut();
+            }
         }
     }
 
     /// Takes in whoever is queued; `false` where a shortage of ours left some.
-    pub(crate) fn sweep(&self, admit: impl Fn(Accepted)) -> bool {
+    pub(crate) fn sweep(self: &Arc<Self>, admit: impl Fn(Arc<Record>)) -> bool {
+        let mut all = true;
+        for number in 0..self.doors.len() {
+            all &= self.sweep_door(number, &admit);
+        }
+        all
+    }
+
+    fn sweep_door(self: &Arc<Self>, number: usize, admit: impl Fn(Arc<Record>)) -> bool {
         let (mut all, mut index, mut failures) = (true, 0, 0);
         loop {
             // The lock is not held while somebody is taken in.
-            let accepted = match lock(&self.door).listeners.get_mut(index) {
-                Some(listener) => listener.try_accept(),
+            let accepted = match lock(&self.doors[number]).listeners.get_mut(index) {
+                Some(listening) => listening.try_accept(),
                 None => return all,
             };
-            let blame = match self.accepted(index, accepted) {
-                Ok(accepted) => {
+            let blame = match self.enter(number, accepted) {
+                Ok(record) => {
                     failures = 0;
-                    admit(accepted);
+                    admit(record);
                     continue;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
@@ -645,35 +841,32 @@ impl Shared {
     /// Closes all listeners, without a runtime if need be: whoever is queued still is turned away.
     /// Done once.
     pub(crate) fn close_door(self: &Arc<Self>) {
-        self.close_door_with(|accepted| self.turn_away(self.open(accepted)));
+        self.close_door_with(|record| self.turn_away(record));
     }
 
     /// Closes all listeners, after a last look for those who have been queued since the sweep.
-    pub(crate) fn close_door_with(&self, admit: impl Fn(Accepted)) {
+    pub(crate) fn close_door_with(self: &Arc<Self>, admit: impl Fn(Arc<Record>)) {
         self.shut_door();
         self.sweep(admit);
-        let closed = std::mem::take(&mut lock(&self.door).listeners);
-        drop(closed);
+        for door in &self.doors {
+            let closed = std::mem::take(&mut lock(door).listeners);
+            drop(closed);
+        }
         self.group.vacancy.notify(usize::MAX);
         self.group.empty.notify(usize::MAX);
     }
 
-    /// Takes a peer into the group.
-    pub(crate) fn open(self: &Arc<Self>, accepted: Accepted) -> Arc<Record> {
-        let Accepted {
-            transport,
-            peer,
-            listener,
-        } = accepted;
-        self.group.open(self, transport, peer, listener)
-    }
-
     pub(crate) fn door_is_closed(&self) -> bool {
-        lock(&self.door).listeners.is_empty()
+        let mut doors = self.doors.iter();
+        doors.all(|door| lock(door).listeners.is_empty())
     }
 
     pub(crate) fn hold(&self, record: Arc<Record>) {
         lock(&self.held).push_back(record);
+        // Another accept loop may be faster than this one.
+        if self.latch.phase() >= Phase::Aborting {
+            self.turn_held_away();
+        }
     }
 
     pub(crate) fn held_is_empty(&self) -> bool {
@@ -682,12 +875,19 @@ impl Shared {
 
     /// Who has waited longest for a place, if there is one.
     pub(crate) fn next_held(&self) -> Option<Arc<Record>> {
-        if self.group.is_full() {
+        let mut held = lock(&self.held);
+        if !self.group.seat(held.front()?) {
             return None;
         }
-        let record = lock(&self.held).pop_front()?;
-        self.group.seat(&record);
-        Some(record)
+        held.pop_front()
+    }
+
+    /// Whoever waits for a place never had a handler to drop.
+    fn turn_held_away(&self) {
+        let held = std::mem::take(&mut *lock(&self.held));
+        for record in held {
+            self.turn_away(record);
+        }
     }
 
     /// Closes a connection that never had a handler, cleanly, without waiting.
@@ -709,11 +909,7 @@ impl Shared {
     /// Cuts everybody, now. Done once.
     pub(crate) fn abort_now(&self) {
         self.latch.request().aborted.get_or_insert(self.clock.now());
-        // Whoever waits for a place never had a handler to drop.
-        let held = std::mem::take(&mut *lock(&self.held));
-        for record in held {
-            self.turn_away(record);
-        }
+        self.turn_held_away();
         if self.latch.phase() < Phase::Aborting {
             let left = self.group.stragglers(self.uptime());
             // Before the phase rises: the end may come at any time from then on. The first list is
@@ -734,6 +930,8 @@ impl Shared {
                 }
             }
         }
+        // Whoever was held meanwhile; whoever is from now on is turned away by those who hold him.
+        self.turn_held_away();
         self.group.abort_all();
     }
 
@@ -763,10 +961,7 @@ impl Shared {
     /// The server's task is gone: whoever is last closes the server.
     pub(crate) fn orphan(&self) {
         self.group.ledger().orphaned = true;
-        let held = std::mem::take(&mut *lock(&self.held));
-        for record in held {
-            self.turn_away(record);
-        }
+        self.turn_held_away();
         self.conclude_if_orphaned();
     }
 
@@ -792,7 +987,7 @@ impl Shared {
         log::info!(target: "gracious", "{}", self.report());
         self.publish(State::Closed);
         #[cfg(target_os = "linux")]
-        if let Some(pool) = self.pool.get() {
+        for pool in self.pools() {
             pool.end();
         }
     }

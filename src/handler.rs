@@ -113,9 +113,9 @@ mod sealed {
 
 pin_project! {
     // An `async` block in its place would hold the handler's future twice.
-    struct Returning<Fut> {
+    pub(crate) struct Returning<Fut> {
         #[pin]
-        future: Fut,
+        pub(crate) future: Fut,
     }
 }
 

@@ -120,6 +120,7 @@ mod events;
 mod group;
 mod handle;
 mod handler;
+mod host;
 mod limits;
 mod listener;
 mod progress;

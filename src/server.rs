@@ -16,16 +16,19 @@ use crate::address::Target;
 use crate::builder::{Builder, Config};
 use crate::connection::Connection;
 use crate::drain;
+use crate::group::Record;
 use crate::handle::{Handle, Shared};
 use crate::handler::{Handler, Outcome};
-use crate::listener::{self, Engine, Source};
+use crate::host::Host;
+use crate::listener::{self, Source};
 use crate::report::Report;
 #[cfg(feature = "async-std")]
 use crate::runtime::AsyncStd;
 use crate::runtime::Runtime;
 use crate::shutdown::Reason;
+use crate::transport::Engine;
 #[cfg(target_os = "linux")]
-use crate::workers::{OnWorkers, Pool};
+use crate::workers::{self, Poller};
 
 /// Bound listeners and a configuration.
 ///
@@ -45,6 +48,9 @@ use crate::workers::{OnWorkers, Pool};
 pub struct Server<R: Runtime> {
     shared: Arc<Shared>,
     runtime: R,
+    /// One a shard; none where the runtime's own reactor does.
+    #[cfg(target_os = "linux")]
+    pollers: Vec<Arc<Poller>>,
 }
 
 #[cfg(feature = "async-std")]
@@ -76,29 +82,28 @@ impl<R: Runtime> Server<R> {
         sources: Vec<Source>,
         config: Config,
     ) -> io::Result<Self> {
+        let mut engines = vec![Engine::Reactor];
         #[cfg(target_os = "linux")]
-        let pool = config
-            .workers
-            .map(|threads| Pool::new(threads, config.spin))
-            .transpose()?;
-        #[cfg(target_os = "linux")]
-        let engine = pool.as_ref().map_or(Engine::Reactor, |pool| {
-            Engine::Workers(pool.poller().clone())
-        });
-        #[cfg(not(target_os = "linux"))]
-        let engine = Engine::Reactor;
-        let listeners = listener::bind(sources, &config, &engine).await?;
+        let pollers = match config.workers {
+            Some(workers) => {
+                let pollers = workers::pollers(if config.sharded { workers } else { 1 })?;
+                engines = pollers.iter().cloned().map(Engine::Workers).collect();
+                pollers
+            }
+            None => Vec::new(),
+        };
+        let listeners = listener::bind(sources, &config, &engines).await?;
         let shared = Arc::new(Shared::new(&runtime, config, listeners)?);
         // The first timer brings descriptors of its reactor's with it, and may otherwise be the one
         // that is needed because there are none left.
         let _timer = future::poll_once(shared.clock.sleep(Duration::from_secs(1))).await;
         // From here on a failure drops a server, which ends what has been started.
-        let server = Self { shared, runtime };
-        #[cfg(target_os = "linux")]
-        if let Some(pool) = pool {
-            server.shared.employ(pool.clone());
-            pool.start(&server.shared)?;
-        }
+        let server = Self {
+            shared,
+            runtime,
+            #[cfg(target_os = "linux")]
+            pollers,
+        };
         #[cfg(feature = "signals")]
         if server.shared.config.signals {
             crate::signals::enlist(&server.shared)?;
@@ -165,6 +170,64 @@ impl<R: Runtime> Server<R> {
         self.spawn_with(handler).await
     }
 
+    /// Serves with handlers that need not be `Send`: what they hold over an await may be an `Rc`.
+    ///
+    /// `factory` is called once on each [worker](Builder::workers), and the handler that it makes
+    /// there is cloned for every connection of that worker, none of which ever leaves its thread.
+    /// So it implies [`sharded`](Builder::sharded): workers that were not bound so have the
+    /// connections of their one listening socket dealt out in turn, as has a server without
+    /// workers, which gets one a core. A handler that blocks its thread stops the others of that
+    /// worker; it is named in the log. Available on Linux.
+    ///
+    /// # Errors
+    /// As [`serve`](Self::serve); and that of a factory that panicked, or of a thread that could
+    /// not be started, after an ordinary drain.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> { async_std::task::block_on(async {
+    /// use std::cell::Cell;
+    /// use std::rc::Rc;
+    ///
+    /// use futures_lite::AsyncWriteExt;
+    /// use gracious::{Connection, Server};
+    ///
+    /// let server = Server::builder().listen("127.0.0.1:0").workers(2).bind().await?;
+    /// # server.handle().shutdown();
+    /// server
+    ///     .serve_local(|| {
+    ///         let served = Rc::new(Cell::new(0)); // one a worker
+    ///         async move |mut conn: Connection| {
+    ///             served.set(served.get() + 1);
+    ///             let line = format!("you are number {} here\n", served.get());
+    ///             conn.write_all(line.as_bytes()).await
+    ///         }
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }) }
+    /// ```
+    #[cfg(target_os = "linux")]
+    pub async fn serve_local<F, H, Fut>(self, factory: F) -> io::Result<Report>
+    where
+        F: FnOnce() -> H + Clone + Send + 'static,
+        H: FnOnce(Connection) -> Fut + Clone + 'static,
+        Fut: Future<Output: Outcome> + 'static,
+    {
+        self.spawn_local(factory).await
+    }
+
+    /// [`serve_local`](Self::serve_local), in the background.
+    #[cfg(target_os = "linux")]
+    pub fn spawn_local<F, H, Fut>(self, factory: F) -> Running
+    where
+        F: FnOnce() -> H + Clone + Send + 'static,
+        H: FnOnce(Connection) -> Fut + Clone + 'static,
+        Fut: Future<Output: Outcome> + 'static,
+    {
+        let shared = self.shared.clone();
+        let host = self.host(true);
+        self.start(host, |host| host.serve_local(&shared, factory))
+    }
+
     /// Serves in the background.
     pub fn spawn<F, Fut>(self, handler: F) -> Running
     where
@@ -176,19 +239,42 @@ impl<R: Runtime> Server<R> {
 
     /// [`spawn`](Self::spawn), with a [`Handler`] of a type of one's own.
     pub fn spawn_with(self, handler: impl Handler) -> Running {
+        let host = self.host(false);
+        self.start(host, |host| host.serve(handler))
+    }
+
+    fn start<S>(self, host: io::Result<Host<R>>, serve: impl FnOnce(Host<R>) -> S) -> Running
+    where
+        S: Fn(Arc<Record>) + Send + Sync + 'static,
+    {
         self.shared.claim();
-        let runtime = self.runtime.clone();
-        #[cfg(target_os = "linux")]
-        match self.shared.pool() {
-            Some(pool) => serve_on(OnWorkers { pool, runtime }, &self.shared, handler),
-            None => serve_on(runtime, &self.shared, handler),
+        match host {
+            Ok(host) => {
+                let task = drain::run(self.shared.clone(), host.clone(), serve(host.clone()));
+                host.spawn(0, task);
+            }
+            Err(error) => drain::give_up(&self.shared, error),
         }
-        #[cfg(not(target_os = "linux"))]
-        serve_on(runtime, &self.shared, handler);
         Running {
             closed: Box::pin(drain::finished(self.shared.clone())),
             handle: self.handle(),
         }
+    }
+
+    /// Where the server's tasks are to run, on threads that are started now.
+    #[cfg(target_os = "linux")]
+    fn host(&self, local: bool) -> io::Result<Host<R>> {
+        Ok(Host {
+            runtime: self.runtime.clone(),
+            pools: workers::start(&self.pollers, &self.shared, local)?,
+        })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn host(&self, _local: bool) -> io::Result<Host<R>> {
+        Ok(Host {
+            runtime: self.runtime.clone(),
+        })
     }
 
     /// Serves for as long as `work` goes on: asyncio's `async with server`.
@@ -217,10 +303,6 @@ impl<R: Runtime> Server<R> {
         handle.shutdown_because(Reason::WorkEnded);
         Ok((value, running.await?))
     }
-}
-
-fn serve_on<R: Runtime>(runtime: R, shared: &Arc<Shared>, handler: impl Handler) {
-    runtime.spawn(drain::run(shared.clone(), runtime.clone(), handler));
 }
 
 impl<R: Runtime> Drop for Server<R> {

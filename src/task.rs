@@ -253,15 +253,20 @@ fn drop_handler<F>(mut handler: Pin<&mut Handler<F>>, record: &Record) {
 }
 
 fn log_panic(record: &Record, panic: &(dyn Any + Send)) {
-    let message = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("not a message");
+    let message = message(panic);
     log::error!(
         target: "gracious", conn = record.id, peer:% = record.peer();
         "the handler of connection {} from {} panicked: {message}", record.id, record.peer(),
     );
+}
+
+/// What a panic says.
+pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("not a message")
 }
 
 fn log_failure(record: &Record, error: &io::Error) {

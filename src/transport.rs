@@ -19,8 +19,9 @@ use futures_io::{AsyncRead, AsyncWrite};
 use crate::address::Address;
 use crate::connection::{Credentials, Socket};
 use crate::group::Record;
+use crate::listener::Incoming;
 #[cfg(target_os = "linux")]
-use crate::workers::Slot;
+use crate::workers::{Poller, Slot};
 
 pub(crate) enum Transport {
     Tcp(Async<TcpStream>),
@@ -41,9 +42,31 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// find nothing, and a second one after a stale answer.
 pub(crate) type Armed = bool;
 
+/// Who tells that a socket is ready.
+#[derive(Clone, Debug)]
+pub(crate) enum Engine {
+    /// `async-io`, which async-std and smol share.
+    Reactor,
+    /// A poller of the server's own.
+    #[cfg(target_os = "linux")]
+    Workers(Arc<Poller>),
+}
+
 impl Transport {
-    pub(crate) fn own(io: impl Stream + 'static) -> Self {
-        Self::Own(Mutex::new(Box::new(io)))
+    pub(crate) fn new(incoming: Incoming, engine: &Engine) -> io::Result<Self> {
+        Ok(match (incoming, engine) {
+            (Incoming::Own(io), _) => Self::Own(Mutex::new(io)),
+            #[cfg(target_os = "linux")]
+            (Incoming::Socket(socket), Engine::Workers(poller)) => {
+                Self::Slot(Slot::new(socket, poller.clone()))
+            }
+            (Incoming::Socket(Socket::Tcp(stream)), Engine::Reactor) => {
+                Self::Tcp(Async::new_nonblocking(stream)?)
+            }
+            (Incoming::Socket(Socket::Unix(stream)), Engine::Reactor) => {
+                Self::Unix(Async::new_nonblocking(stream)?)
+            }
+        })
     }
 
     /// Reads, or arranges a wake-up. With `look`, `Pending` says that the kernel has nothing *now*;

@@ -5,7 +5,8 @@ use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 
-use super::{Bound, Engine, Tcp, Unix};
+use super::{Bound, Tcp, Unix};
+use crate::transport::Engine;
 
 /// A listening socket that somebody else has made, for [`Builder::adopt`](crate::Builder::adopt).
 pub struct Adopted(Kind);

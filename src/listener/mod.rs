@@ -3,11 +3,8 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
-#[cfg(target_os = "linux")]
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use async_io::Async;
@@ -15,9 +12,9 @@ use futures_io::{AsyncRead, AsyncWrite};
 
 use crate::address::{Address, Target};
 use crate::builder::Config;
-use crate::transport::Transport;
+use crate::transport::{Engine, Stream};
 #[cfg(target_os = "linux")]
-use crate::workers::{Poller, Slot, Watched};
+use crate::workers::Watched;
 
 mod adopted;
 mod own;
@@ -51,12 +48,19 @@ pub trait Listener: Send + 'static {
     fn shut(&mut self);
 }
 
+/// A peer's connection as its listener gives it, before anybody is told about its readiness.
+pub(crate) enum Incoming {
+    /// In non-blocking mode.
+    Socket(crate::connection::Socket),
+    Own(Box<dyn Stream>),
+}
+
 /// A bound listener, whatever it is.
 pub(crate) trait Bound: Send {
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Address)>>;
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>>;
 
     /// Accepts without waiting; `WouldBlock` where nobody is queued.
-    fn try_accept(&mut self) -> io::Result<(Transport, Address)>;
+    fn try_accept(&mut self) -> io::Result<(Incoming, Address)>;
 
     fn local_addr(&self) -> io::Result<Address>;
 
@@ -123,38 +127,6 @@ impl<L: AsFd> Socket<L> {
             }
         }
     }
-
-    fn tcp(&self, stream: TcpStream) -> io::Result<Transport> {
-        Ok(match self {
-            Self::Reactor(_) => Transport::Tcp(Async::new_nonblocking(stream)?),
-            #[cfg(target_os = "linux")]
-            Self::Workers(door) => {
-                let socket = crate::connection::Socket::Tcp(stream);
-                Transport::Slot(Slot::new(socket, door.poller().clone()))
-            }
-        })
-    }
-
-    fn unix(&self, stream: UnixStream) -> io::Result<Transport> {
-        Ok(match self {
-            Self::Reactor(_) => Transport::Unix(Async::new_nonblocking(stream)?),
-            #[cfg(target_os = "linux")]
-            Self::Workers(door) => {
-                let socket = crate::connection::Socket::Unix(stream);
-                Transport::Slot(Slot::new(socket, door.poller().clone()))
-            }
-        })
-    }
-}
-
-/// Who tells that a socket is ready.
-#[derive(Clone, Debug)]
-pub(crate) enum Engine {
-    /// `async-io`, which async-std and smol share.
-    Reactor,
-    /// A poller of the server's own.
-    #[cfg(target_os = "linux")]
-    Workers(Arc<Poller>),
 }
 
 /// What a builder was asked to listen on.
@@ -180,12 +152,13 @@ impl fmt::Debug for Source {
     }
 }
 
-/// Binds everything, in the order it was asked for, or nothing.
+/// Binds everything, in the order it was asked for, or nothing: for each address a socket, or as
+/// many as there are engines.
 pub(crate) async fn bind(
     sources: Vec<Source>,
     config: &Config,
-    engine: &Engine,
-) -> io::Result<Vec<Box<dyn Bound>>> {
+    engines: &[Engine],
+) -> io::Result<Vec<Vec<Box<dyn Bound>>>> {
     if sources.is_empty() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -210,7 +183,7 @@ pub(crate) async fn bind(
                     ));
                 }
             },
-            Source::Adopted(adopted) => Resolved::Bound(adopted.into_bound(engine)?),
+            Source::Adopted(adopted) => Resolved::Bound(adopted.into_bound(&engines[0])?),
             Source::Own(own) => Resolved::Bound(own),
         });
     }
@@ -220,18 +193,20 @@ pub(crate) async fn bind(
             all.extend(addresses);
         }
     }
-    let mut bound: Vec<Box<dyn Bound>> = Vec::new();
+    let mut bound: Vec<Vec<Box<dyn Bound>>> = Vec::new();
     for it in resolved {
         match it {
             Resolved::Tcp(addresses) => {
-                for listener in tcp::bind_all(&addresses, &all, config, engine)? {
-                    bound.push(Box::new(listener));
+                for sockets in tcp::bind_all(&addresses, &all, config, engines)? {
+                    let sockets = sockets.into_iter().map(|it| Box::new(it) as Box<dyn Bound>);
+                    bound.push(sockets.collect());
                 }
             }
             Resolved::Unix(address) => {
-                bound.push(Box::new(Unix::bind(address, config, engine).await?));
+                let socket = Unix::bind(address, config, &engines[0]).await?;
+                bound.push(vec![Box::new(socket)]);
             }
-            Resolved::Bound(listener) => bound.push(listener),
+            Resolved::Bound(listener) => bound.push(vec![listener]),
         }
     }
     Ok(bound)

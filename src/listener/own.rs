@@ -10,9 +10,8 @@ use std::task::{Context, Poll, Waker};
 
 use futures_lite::future;
 
-use super::{Bound, Listener};
+use super::{Bound, Incoming, Listener};
 use crate::address::Address;
-use crate::transport::Transport;
 
 /// A listener of the user's own.
 ///
@@ -67,7 +66,7 @@ impl<L: Listener> Own<L> {
 }
 
 impl<L: Listener> Bound for Own<L> {
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Address)>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>> {
         let mut accepting = match std::mem::replace(&mut self.state, State::Lost) {
             State::Idle(listener) => accept(listener, self.release.clone()),
             State::Accepting(accepting) => accepting,
@@ -88,7 +87,7 @@ impl<L: Listener> Bound for Own<L> {
         }
     }
 
-    fn try_accept(&mut self) -> io::Result<(Transport, Address)> {
+    fn try_accept(&mut self) -> io::Result<(Incoming, Address)> {
         let (mut listener, mut accepted) = self.recall()?;
         if accepted.is_none() {
             let polled = guarded(|| {
@@ -140,11 +139,11 @@ fn accept<L: Listener>(mut listener: L, release: Arc<AtomicBool>) -> Accepting<L
     })
 }
 
-fn own<I>(accepted: io::Result<(I, Address)>) -> io::Result<(Transport, Address)>
+fn own<I>(accepted: io::Result<(I, Address)>) -> io::Result<(Incoming, Address)>
 where
     I: futures_io::AsyncRead + futures_io::AsyncWrite + Unpin + Send + 'static,
 {
-    accepted.map(|(io, peer)| (Transport::own(io), peer))
+    accepted.map(|(io, peer)| (Incoming::Own(Box::new(io)), peer))
 }
 
 /// A panic of the user's ends the listener, not the server's task.

@@ -6,10 +6,11 @@ use std::task::{Context, Poll};
 
 use socket2::{Domain, SockRef, TcpKeepalive, Type};
 
-use super::{Bound, Engine, Socket, cannot_listen};
+use super::{Bound, Incoming, Socket, cannot_listen};
 use crate::address::Address;
 use crate::builder::{Config, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
-use crate::transport::Transport;
+use crate::connection;
+use crate::transport::Engine;
 
 /// How often a free port is looked for that all families have.
 const PORT_TRIES: usize = 32;
@@ -23,36 +24,32 @@ pub(crate) struct Tcp {
 }
 
 impl Tcp {
+    /// As many sockets on one address as there are engines.
     fn bind(
         address: SocketAddr,
         only_v6: bool,
         config: &Config,
-        engine: &Engine,
-    ) -> io::Result<Self> {
-        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        // A port in TIME_WAIT can be bound again, on Unix no port that somebody listens on.
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(config.reuse_port)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(only_v6)?;
+        engines: &[Engine],
+    ) -> io::Result<Vec<Self>> {
+        let first = bind_one(address, only_v6, config, config.reuse_port)?;
+        let address = first.local_addr()?.as_socket().unwrap_or(address);
+        let mut sockets = vec![first];
+        if engines.len() > 1 {
+            // Only now, when it is known that nobody else has the port.
+            sockets[0].set_reuse_port(true)?;
         }
-        // What follows is handed down to every accepted socket.
-        socket.set_tcp_nodelay(config.nodelay)?;
-        if let Some(idle) = config.keepalive {
-            let keepalive = TcpKeepalive::new()
-                .with_time(idle)
-                .with_interval(KEEPALIVE_INTERVAL)
-                .with_retries(KEEPALIVE_PROBES);
-            socket.set_tcp_keepalive(&keepalive)?;
+        for _ in 1..engines.len() {
+            sockets.push(bind_one(address, only_v6, config, true)?);
         }
-        socket.bind(&address.into())?;
-        socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
-        socket.set_nonblocking(true)?;
-        Ok(Self {
-            socket: Socket::new(socket.into(), engine)?,
-            shared: false,
-            armed: false,
-        })
+        let listening = sockets.into_iter().zip(engines).map(|(socket, engine)| {
+            socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
+            Ok(Self {
+                socket: Socket::new(socket.into(), engine)?,
+                shared: false,
+                armed: false,
+            })
+        });
+        listening.collect()
     }
 
     pub(super) fn adopt(listener: TcpListener, engine: &Engine) -> io::Result<Self> {
@@ -65,7 +62,7 @@ impl Tcp {
     }
 
     #[cfg(target_os = "linux")]
-    fn accept(&self) -> io::Result<(Transport, Address)> {
+    fn accept(&self) -> io::Result<(Incoming, Address)> {
         use rustix::net::{SocketFlags, acceptfrom_with};
         // Saves the calls that would make the socket non-blocking and ask for the peer.
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -73,29 +70,58 @@ impl Tcp {
         let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
         // A peer that is gone already may have no name any more.
         let peer = peer.unwrap_or_else(|| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0));
-        Ok((
-            self.socket.tcp(TcpStream::from(socket))?,
-            Address::Tcp(peer),
-        ))
+        Ok((incoming(TcpStream::from(socket)), Address::Tcp(peer)))
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn accept(&self) -> io::Result<(Transport, Address)> {
+    fn accept(&self) -> io::Result<(Incoming, Address)> {
         let (stream, peer) = self.socket.get_ref().accept()?;
         stream.set_nonblocking(true)?;
-        Ok((self.socket.tcp(stream)?, Address::Tcp(peer)))
+        Ok((incoming(stream), Address::Tcp(peer)))
     }
 }
 
+/// A socket that is bound, and does not listen yet.
+fn bind_one(
+    address: SocketAddr,
+    only_v6: bool,
+    config: &Config,
+    reuse_port: bool,
+) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // A port in TIME_WAIT can be bound again, on Unix no port that somebody listens on.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(reuse_port)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6)?;
+    }
+    // What follows is handed down to every accepted socket.
+    socket.set_tcp_nodelay(config.nodelay)?;
+    if let Some(idle) = config.keepalive {
+        let keepalive = TcpKeepalive::new()
+            .with_time(idle)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES);
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
+    socket.bind(&address.into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn incoming(stream: TcpStream) -> Incoming {
+    Incoming::Socket(connection::Socket::Tcp(stream))
+}
+
 impl Bound for Tcp {
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Address)>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>> {
         let mut armed = self.armed;
         let accepted = self.socket.poll_accept(&mut armed, cx, || self.accept());
         self.armed = armed;
         accepted
     }
 
-    fn try_accept(&mut self) -> io::Result<(Transport, Address)> {
+    fn try_accept(&mut self) -> io::Result<(Incoming, Address)> {
         self.accept()
     }
 
@@ -187,11 +213,11 @@ pub(super) fn bind_all(
     addresses: &[SocketAddr],
     all: &[SocketAddr],
     config: &Config,
-    engine: &Engine,
-) -> io::Result<Vec<Tcp>> {
+    engines: &[Engine],
+) -> io::Result<Vec<Vec<Tcp>>> {
     let mut last = None;
     'tries: for _ in 0..PORT_TRIES {
-        let mut bound: Vec<Tcp> = Vec::new();
+        let mut bound: Vec<Vec<Tcp>> = Vec::new();
         let mut port = 0;
         for &address in addresses {
             let any_port = address.port() == 0;
@@ -203,12 +229,12 @@ pub(super) fn bind_all(
             let only_v6 = all
                 .iter()
                 .any(|other| other.is_ipv4() && other.port() == address.port());
-            match Tcp::bind(wanted, only_v6, config, engine) {
-                Ok(listener) => {
+            match Tcp::bind(wanted, only_v6, config, engines) {
+                Ok(sockets) => {
                     if any_port && port == 0 {
-                        port = listener.socket.get_ref().local_addr()?.port();
+                        port = sockets[0].socket.get_ref().local_addr()?.port();
                     }
-                    bound.push(listener);
+                    bound.push(sockets);
                 }
                 Err(error) if is_not_ours(&error) && addresses.len() > 1 => {
                     last = Some(cannot_listen(&wanted.into(), &error));

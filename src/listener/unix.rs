@@ -10,10 +10,11 @@ use std::task::{Context, Poll};
 
 use socket2::{Domain, SockAddr, SockRef, Type};
 
-use super::{Bound, Engine, Socket, cannot_listen};
+use super::{Bound, Incoming, Socket, cannot_listen};
 use crate::address::Address;
 use crate::builder::Config;
-use crate::transport::Transport;
+use crate::connection;
+use crate::transport::Engine;
 
 #[derive(Debug)]
 pub(crate) struct Unix {
@@ -98,7 +99,7 @@ impl Unix {
         self.shut && error.raw_os_error() == Some(libc::EINVAL)
     }
 
-    fn accept(&self) -> io::Result<(Transport, Address)> {
+    fn accept(&self) -> io::Result<(Incoming, Address)> {
         #[cfg(target_os = "linux")]
         let stream = {
             use rustix::net::{SocketFlags, accept_with};
@@ -114,12 +115,12 @@ impl Unix {
         // A peer that is gone already has no name any more.
         let peer = stream.peer_addr();
         let peer = peer.map_or(Address::Unnamed, |peer| Address::from_unix(&peer));
-        Ok((self.socket.unix(stream)?, peer))
+        Ok((Incoming::Socket(connection::Socket::Unix(stream)), peer))
     }
 }
 
 impl Bound for Unix {
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Address)>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>> {
         let mut armed = self.armed;
         let accepted = self.socket.poll_accept(&mut armed, cx, || self.accept());
         self.armed = armed;
@@ -129,7 +130,7 @@ impl Bound for Unix {
         }
     }
 
-    fn try_accept(&mut self) -> io::Result<(Transport, Address)> {
+    fn try_accept(&mut self) -> io::Result<(Incoming, Address)> {
         match self.accept() {
             Err(error) if self.is_empty_queue(&error) => Err(io::ErrorKind::WouldBlock.into()),
             accepted => accepted,

@@ -2,51 +2,23 @@
 //!
 //! The sockets of such a server are registered once and edge-triggered with a poller of its own,
 //! and its handlers are tasks of a run queue of its own. One thread drives: it waits for events,
-//! and runs what they wake. The others sleep until what is there to run is worth a wake-up. Timers,
-//! files, channels and sockets of async-std and smol work in these handlers as anywhere: they bring
-//! their own reactor.
+//! and runs what they wake. The others sleep until what is there to run is worth a wake-up. Of
+//! shards each has a poller, a queue and one thread to itself. Timers, files, channels and sockets
+//! of async-std and smol work in these handlers as anywhere: they bring their own reactor.
 //!
 //! What needs a clock or a place outside the handlers stays with the runtime that the server was
 //! made with.
 
-use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
-
-use crate::runtime::Runtime;
 
 mod poller;
 mod pool;
 
 pub(crate) use self::poller::{Poller, Slot, Watch};
-pub(crate) use self::pool::{Pool, has_turn};
-
-/// A runtime whose tasks run on workers.
-#[derive(Clone)]
-pub(crate) struct OnWorkers<R> {
-    pub(crate) pool: Arc<Pool>,
-    pub(crate) runtime: R,
-}
-
-impl<R: Runtime> Runtime for OnWorkers<R> {
-    fn spawn<F>(&self, future: F)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        self.pool.spawn(future);
-    }
-
-    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static {
-        self.runtime.sleep(duration)
-    }
-
-    fn now(&self) -> Instant {
-        self.runtime.now()
-    }
-}
+pub(crate) use self::pool::{Pool, has_turn, pollers, start};
 
 /// A listening socket under a worker's poller.
 #[derive(Debug)]
@@ -67,10 +39,6 @@ impl<L: AsFd> Watched<L> {
 
     pub(crate) fn get_ref(&self) -> &L {
         &self.socket
-    }
-
-    pub(crate) fn poller(&self) -> &Arc<Poller> {
-        &self.poller
     }
 
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -41,8 +41,12 @@ const MOST_BLOCKED: usize = 256;
 
 pub(crate) struct Pool {
     poller: Arc<Poller>,
+    /// What its threads' names begin with.
+    name: String,
     /// How many threads there should be to run handlers.
     size: usize,
+    /// Its tasks cannot leave their thread, the only one.
+    rooted: bool,
     /// How long the driver looks for events before it sleeps.
     spin: Duration,
     foreign: Injector<Runnable>,
@@ -59,6 +63,86 @@ pub(crate) struct Pool {
     /// The server is closed; the threads end with the last task.
     over: AtomicBool,
     watcher: Mutex<Option<Thread>>,
+}
+
+/// One poller a shard.
+pub(crate) fn pollers(shards: usize) -> io::Result<Vec<Arc<Poller>>> {
+    (0..shards).map(|_| Poller::new().map(Arc::new)).collect()
+}
+
+/// Starts the threads that `server` was configured for, for as long as it has something to do; none
+/// where it has no pollers. With `local`, there are some in any case, and each is a shard's; where
+/// they have one listening socket, its connections are dealt out by a thread more, which no handler
+/// blocks.
+pub(crate) fn start(
+    of_listeners: &[Arc<Poller>],
+    server: &Arc<Shared>,
+    local: bool,
+) -> io::Result<Vec<Arc<Pool>>> {
+    if of_listeners.is_empty() && !local {
+        return Ok(Vec::new());
+    }
+    let workers = match server.config.workers {
+        Some(workers) => workers,
+        None => thread::available_parallelism().map_or(1, usize::from),
+    };
+    let sharded = server.config.sharded;
+    let dealers = usize::from(local && !sharded);
+    let shards = if local || sharded { workers } else { 1 };
+    let mut pollers = of_listeners.to_vec();
+    pollers.extend(self::pollers(shards + dealers - pollers.len())?);
+    let pool = |(number, poller)| {
+        let name = match &pollers[..] {
+            [_] => "gracious".to_owned(),
+            _ => format!("gracious-{number}"),
+        };
+        let serves = number >= dealers;
+        let spin = if serves {
+            server.config.spin
+        } else {
+            Duration::ZERO
+        };
+        Pool::new(poller, name, workers / shards, spin, local && serves)
+    };
+    let pools: Vec<_> = pollers.iter().cloned().enumerate().map(pool).collect();
+    // So that those that are started are ended, too, where the next cannot be.
+    server.employ(&pools, dealers);
+    for pool in &pools {
+        for _ in 0..pool.size {
+            pool.hire()?;
+        }
+    }
+    let (looked_after, server) = (pools.clone(), Arc::downgrade(server));
+    let watcher = thread::Builder::new().name("gracious-watch".into());
+    let watcher = watcher.spawn(move || look_after(&looked_after, &server))?;
+    for pool in &pools {
+        *lock(&pool.watcher) = Some(watcher.thread().clone());
+    }
+    Ok(pools)
+}
+
+/// Notices handlers that block their threads, and has the operator told of them.
+fn look_after(pools: &[Arc<Pool>], server: &Weak<Shared>) {
+    let mut seen = vec![Vec::new(); pools.len()];
+    let mut inside = Vec::new();
+    while !pools.iter().all(|pool| pool.is_over()) {
+        if pools.iter().all(|pool| pool.tasks.load(SeqCst) == 0) {
+            thread::park_timeout(Duration::from_secs(1));
+            continue;
+        }
+        thread::park_timeout(LOOK);
+        let mut blocked = false;
+        for (pool, seen) in pools.iter().zip(&mut seen) {
+            blocked |= pool.is_blocked(seen);
+        }
+        if !blocked {
+            inside.clear();
+        } else if let Some(server) = server.upgrade() {
+            // Those who are where they were at the last look.
+            server.group.name_blocked(&inside);
+            inside = server.group.inside();
+        }
+    }
 }
 
 /// A thread's place in the pool, as others see it.
@@ -97,10 +181,18 @@ pub(super) fn has_read() {
 }
 
 impl Pool {
-    pub(crate) fn new(size: usize, spin: Duration) -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self {
-            poller: Arc::new(Poller::new()?),
+    pub(crate) fn new(
+        poller: Arc<Poller>,
+        name: String,
+        size: usize,
+        spin: Duration,
+        rooted: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            poller,
+            name,
             size,
+            rooted,
             spin,
             foreign: Injector::new(),
             threads: Mutex::default(),
@@ -111,23 +203,15 @@ impl Pool {
             tasks: AtomicUsize::new(0),
             over: AtomicBool::new(false),
             watcher: Mutex::default(),
-        }))
+        })
+    }
+
+    pub(crate) fn is_rooted(&self) -> bool {
+        self.rooted
     }
 
     pub(crate) fn poller(&self) -> &Arc<Poller> {
         &self.poller
-    }
-
-    /// Starts the threads, for as long as `server` has something to do.
-    pub(crate) fn start(self: &Arc<Self>, server: &Arc<Shared>) -> io::Result<()> {
-        for _ in 0..self.size {
-            self.hire()?;
-        }
-        let (pool, server) = (self.clone(), Arc::downgrade(server));
-        let watcher = thread::Builder::new().name("gracious-watch".into());
-        let watcher = watcher.spawn(move || pool.look_after(&server))?;
-        *lock(&self.watcher) = Some(watcher.thread().clone());
-        Ok(())
     }
 
     /// The server is closed: the threads end when no task is left.
@@ -137,18 +221,32 @@ impl Pool {
     }
 
     pub(crate) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
+        let pool = self.clone();
+        let schedule = move |runnable| pool.schedule(runnable);
+        let (runnable, task) = async_task::spawn(self.counted(future), schedule);
+        task.detach();
+        runnable.schedule();
+    }
+
+    /// Spawns on the calling thread, the only one of this pool, a future that never leaves it.
+    pub(crate) fn spawn_local(self: &Arc<Self>, future: impl Future<Output = ()> + 'static) {
+        debug_assert!(self.rooted);
+        let pool = self.clone();
+        let schedule = move |runnable| pool.schedule(runnable);
+        let (runnable, task) = async_task::spawn_local(self.counted(future), schedule);
+        task.detach();
+        runnable.schedule();
+    }
+
+    fn counted<F>(self: &Arc<Self>, future: F) -> Counted<F> {
         if self.tasks.fetch_add(1, SeqCst) == 0 {
             // From now on there is something to look after.
             self.unpark_watcher();
         }
-        let counted = Counted {
+        Counted {
             future,
             count: Count(self.clone()),
-        };
-        let pool = self.clone();
-        let (runnable, task) = async_task::spawn(counted, move |runnable| pool.schedule(runnable));
-        task.detach();
-        runnable.schedule();
+        }
     }
 
     fn schedule(&self, runnable: Runnable) {
@@ -213,7 +311,7 @@ impl Pool {
             seat
         };
         let (pool, mine) = (self.clone(), seat.clone());
-        let name = format!("gracious-{}", seat.number);
+        let name = format!("{}-{}", self.name, seat.number);
         let started = thread::Builder::new().name(name).spawn(move || {
             *lock(&mine.thread) = Some(thread::current());
             let queue = Rc::new(queue);
@@ -377,41 +475,30 @@ impl Pool {
         while !self.foreign.is_empty() && self.foreign.steal_batch(queue).is_retry() {}
     }
 
-    /// Notices a handler that blocks its thread, and lets another thread take over.
-    fn look_after(self: &Arc<Self>, server: &Weak<Shared>) {
-        let mut seen: Vec<u64> = Vec::new();
-        let mut inside = Vec::new();
-        while !self.is_over() {
-            if self.tasks.load(SeqCst) == 0 {
-                thread::park_timeout(Duration::from_secs(1));
-                continue;
+    /// Whether a handler has blocked its thread since the last look, at which `seen` was seen. Lets
+    /// another thread take over.
+    fn is_blocked(self: &Arc<Self>, seen: &mut Vec<u64>) -> bool {
+        let threads = lock(&self.threads).clone();
+        seen.resize(threads.len(), 0);
+        let mut blocked = Vec::new();
+        for (seat, seen) in threads.iter().zip(seen) {
+            let turns = seat.turns.load(Relaxed);
+            if turns % 2 == 1 && turns == *seen {
+                blocked.push(seat);
             }
-            thread::park_timeout(LOOK);
-            let threads = lock(&self.threads).clone();
-            seen.resize(threads.len(), 0);
-            let mut blocked = Vec::new();
-            for (seat, seen) in threads.iter().zip(&mut seen) {
-                let turns = seat.turns.load(Relaxed);
-                if turns % 2 == 1 && turns == *seen {
-                    blocked.push(seat);
-                }
-                *seen = turns;
-            }
-            if blocked.is_empty() || blocked.len() > MOST_BLOCKED {
-                inside.clear();
-                continue;
-            }
+            *seen = turns;
+        }
+        if blocked.is_empty() || blocked.len() > MOST_BLOCKED {
+            return false;
+        }
+        if !self.rooted {
             if blocked.iter().any(|seat| self.is_driver(seat)) {
                 self.replace_driver(&threads);
             }
             // What waits behind a blocked handler is there to be taken.
             self.wake();
-            if let Some(server) = server.upgrade() {
-                // Those who are where they were at the last look.
-                server.group.name_blocked(&inside);
-                inside = server.group.inside();
-            }
         }
+        true
     }
 
     fn replace_driver(self: &Arc<Self>, threads: &[Arc<Seat>]) {
@@ -586,6 +673,11 @@ mod tests {
         }
     }
 
+    fn alone() -> Arc<Pool> {
+        let poller = Arc::new(Poller::new().unwrap());
+        Pool::new(poller, "test".into(), 1, Duration::ZERO, false)
+    }
+
     /// Runs something on the pool, and waits for it.
     fn is_run_on(pool: &Arc<Pool>) -> bool {
         let (say, said) = mpsc::channel();
@@ -596,7 +688,7 @@ mod tests {
     /// Both drivers sleep, the one that was replaced in front of its heir: it gets the wake-up.
     #[test]
     fn a_driver_that_was_replaced_takes_no_wake_up_with_it() {
-        let pool = Pool::new(1, Duration::ZERO).unwrap();
+        let pool = alone();
         let drives = |number: usize| {
             pool.driver.store(number, SeqCst);
             let threads = lock(&pool.threads).clone();
@@ -624,7 +716,7 @@ mod tests {
     /// One write for all of them, and none while the driver is awake.
     #[test]
     fn many_wake_ups_are_one_write() {
-        let pool = Pool::new(1, Duration::ZERO).unwrap();
+        let pool = alone();
         // No thread takes anything.
         for _ in 0..100 {
             pool.spawn(async {});

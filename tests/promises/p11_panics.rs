@@ -11,7 +11,7 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use gracious::{Cause, Connection, Handler};
 
 use crate::support::TestRuntime;
-use crate::support::client::{Client, echo};
+use crate::support::client::{Client, echo, taken_in};
 use crate::support::peer::{
     Counted, OnDrop, at_home, cause_of, is_cut, logged, orders, passes, settled, tell,
 };
@@ -44,6 +44,7 @@ async fn a_panic_ends_one_connection_and_no_other<R: TestRuntime>(runtime: R) {
     });
     let mut other = Client::of(&running);
     other.send("a");
+    taken_in(&running.handle(), 1);
     let mut panicking = Client::of(&running);
     panicking.send("x!");
     // What it had written arrives; its end is as orderly as any.

@@ -65,9 +65,10 @@ async fn the_eleventh_of_ten_waits_and_is_served_when_one_leaves<R: TestRuntime>
     assert_eq!(running.handle().stats().accepted, 10);
     drop(inside.remove(3));
     assert_eq!(eleventh.line(), "me");
-    let mut expected: Vec<i64> = (1..=10).collect();
-    expected.extend([-4, 11]);
-    assert_eq!(history(&events, 12).await, expected);
+    let history = history(&events, 12).await;
+    assert_eq!(history[..10], Vec::from_iter(1..=10));
+    assert!((-10..0).contains(&history[10]), "{history:?}");
+    assert_eq!(history[11], 11);
     drop((inside, eleventh));
     running.handle().shutdown();
     let report = settled(running.await);
@@ -196,15 +197,19 @@ async fn a_place_is_given_back_once<R: TestRuntime>(runtime: R) {
 async fn the_limit_can_be_raised<R: TestRuntime>(runtime: R) {
     let server = at_home(&runtime).max_connections(1).bind().await.unwrap();
     let running = server.spawn(echo);
-    let mut clients = [(); 3].map(|()| Client::of(&running));
-    assert_eq!(clients[0].ask("hello"), "hello");
-    clients[1].send("me\n");
-    hears_nothing(&mut clients[1]);
+    let mut first = Client::of(&running);
+    assert_eq!(first.ask("hello"), "hello");
+    let mut second = Client::of(&running);
+    second.send("me\n");
+    hears_nothing(&mut second);
     running.handle().set_max_connections(2).unwrap();
-    assert_eq!(clients[1].line(), "me");
+    assert_eq!(second.line(), "me");
+    let mut third = Client::of(&running);
+    third.send("me\n");
+    hears_nothing(&mut third);
     assert_eq!(running.handle().active(), 2);
     running.handle().set_max_connections(3).unwrap();
-    assert_eq!(clients[2].ask("hello"), "hello");
+    assert_eq!(third.line(), "me");
     running.handle().shutdown();
     assert_eq!(settled(running.await).completed, 3);
 }
@@ -357,8 +362,9 @@ async fn a_busy_listener_does_not_starve_the_others<R: TestRuntime>(runtime: R) 
     while order.recv().await.unwrap() != quiet {
         before += 1;
     }
+    // Not before it was its turn: of shards, each has a socket for either listener.
     assert!(
-        before <= 2,
+        before <= 3,
         "{before} of the other listener were served first"
     );
     drop(crowd);

@@ -415,7 +415,14 @@ macro_rules! alone_on_every_runtime {
         mod alone_on_workers {
             $(#[test] fn $name() {
                 let test = concat!(module_path!(), "::", stringify!($name));
-                $crate::support::client::run_alone::<$crate::support::Workers, _>(test, super::$name);
+                $crate::support::client::run_alone::<$crate::support::Workers<false>, _>(test, super::$name);
+            })*
+        }
+        #[cfg(all(target_os = "linux", feature = "async-std"))]
+        mod alone_on_shards {
+            $(#[test] fn $name() {
+                let test = concat!(module_path!(), "::", stringify!($name));
+                $crate::support::client::run_alone::<$crate::support::Workers<true>, _>(test, super::$name);
             })*
         }
         mod alone_on_an_executor_of_ones_own {

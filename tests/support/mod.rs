@@ -76,32 +76,42 @@ impl TestRuntime for Plain {
     }
 }
 
+/// Who runs the handlers of this test's servers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Engine {
+    Runtime,
+    Workers,
+    Shards,
+}
+
 thread_local! {
-    static ON_WORKERS: Cell<bool> = const { Cell::new(false) };
+    static ENGINE: Cell<Engine> = const { Cell::new(Engine::Runtime) };
 }
 
 /// Whether this test's servers have workers of their own.
 pub fn on_workers() -> bool {
-    ON_WORKERS.get()
+    ENGINE.get() != Engine::Runtime
 }
 
 /// A server to be configured, on the engine that the test is run on.
 pub fn server<R: Runtime>(runtime: R) -> Builder<R> {
     let builder = Server::with_runtime(runtime);
     #[cfg(target_os = "linux")]
-    if on_workers() {
-        return builder.workers(2);
+    match ENGINE.get() {
+        Engine::Runtime => {}
+        Engine::Workers => return builder.workers(2),
+        Engine::Shards => return builder.workers(2).sharded(true),
     }
     builder
 }
 
-/// async-std, with servers that have workers of their own.
+/// async-std, with servers that have workers of their own, sharded or not.
 #[cfg(all(target_os = "linux", feature = "async-std"))]
 #[derive(Clone)]
-pub struct Workers;
+pub struct Workers<const SHARDED: bool>;
 
 #[cfg(all(target_os = "linux", feature = "async-std"))]
-impl Runtime for Workers {
+impl<const SHARDED: bool> Runtime for Workers<SHARDED> {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, future: F) {
         gracious::AsyncStd.spawn(future);
     }
@@ -112,9 +122,13 @@ impl Runtime for Workers {
 }
 
 #[cfg(all(target_os = "linux", feature = "async-std"))]
-impl TestRuntime for Workers {
+impl<const SHARDED: bool> TestRuntime for Workers<SHARDED> {
     fn start() -> Self {
-        ON_WORKERS.set(true);
+        ENGINE.set(if SHARDED {
+            Engine::Shards
+        } else {
+            Engine::Workers
+        });
         Self
     }
 }
@@ -168,7 +182,13 @@ macro_rules! on_every_runtime {
         #[cfg(all(target_os = "linux", feature = "async-std"))]
         mod on_workers {
             $(#[test] $(#[$meta])* fn $name() {
-                $crate::support::run::<$crate::support::Workers, _>(super::$name);
+                $crate::support::run::<$crate::support::Workers<false>, _>(super::$name);
+            })*
+        }
+        #[cfg(all(target_os = "linux", feature = "async-std"))]
+        mod on_shards {
+            $(#[test] $(#[$meta])* fn $name() {
+                $crate::support::run::<$crate::support::Workers<true>, _>(super::$name);
             })*
         }
         mod on_an_executor_of_ones_own {

@@ -311,7 +311,18 @@ macro_rules! on_every_runtime_in_a_process {
         mod in_a_process_on_workers {
             $(#[test] fn $name() {
                 let name = concat!(module_path!(), "::", stringify!($name));
-                $crate::support::peer::process::<$crate::support::Workers, _>(
+                $crate::support::peer::process::<$crate::support::Workers<false>, _>(
+                    name,
+                    super::$child,
+                    super::$parent,
+                );
+            })*
+        }
+        #[cfg(all(target_os = "linux", feature = "async-std"))]
+        mod in_a_process_on_shards {
+            $(#[test] fn $name() {
+                let name = concat!(module_path!(), "::", stringify!($name));
+                $crate::support::peer::process::<$crate::support::Workers<true>, _>(
                     name,
                     super::$child,
                     super::$parent,

@@ -1,0 +1,84 @@
+//! What is asked of the servers.
+
+use benches::load::Shape;
+use benches::servers::{FLOOR, REFERENCE, Server, TakesPart};
+
+#[derive(Debug)]
+pub(crate) struct Workload {
+    pub(crate) name: &'static str,
+    pub(crate) work: Work,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Work {
+    /// So many requests in a round.
+    Traffic { shape: Shape, requests: u64 },
+    /// The load that nobody here wrote, with 50 clients.
+    RedisBenchmark { requests: u64 },
+    /// Connections that asked once and then stay: their memory, and how long a stop takes.
+    Idle,
+    /// A stop under load.
+    Interruption,
+}
+
+/// A round is about a third of a second for each server.
+pub(crate) const WORKLOADS: &[Workload] = &[
+    Workload::traffic(ONE_CLIENT, Shape::clients(1), 8_000),
+    Workload::traffic(FIFTY_CLIENTS, Shape::clients(50), 30_000),
+    Workload::traffic("500 clients", Shape::clients(500), 30_000),
+    Workload::traffic("50 clients, 16 deep", Shape::clients(50).deep(16), 400_000),
+    Workload::traffic(CHURN, Shape::clients(1).hanging_up(), 6_000),
+    Workload::traffic("churn, 50 at once", Shape::clients(50).hanging_up(), 6_000),
+    Workload {
+        name: "redis-benchmark",
+        work: Work::RedisBenchmark { requests: 30_000 },
+    },
+    Workload {
+        name: "idle",
+        work: Work::Idle,
+    },
+    Workload {
+        name: "interruption",
+        work: Work::Interruption,
+    },
+];
+
+const ONE_CLIENT: &str = "1 client";
+pub(crate) const FIFTY_CLIENTS: &str = "50 clients";
+pub(crate) const CHURN: &str = "churn, one at a time";
+
+impl Workload {
+    const fn traffic(name: &'static str, shape: Shape, requests: u64) -> Self {
+        Self {
+            name,
+            work: Work::Traffic { shape, requests },
+        }
+    }
+
+    /// The servers that its figures are compared with.
+    pub(crate) fn references(&self) -> impl Iterator<Item = &'static str> {
+        match self.work {
+            Work::Traffic { .. } | Work::RedisBenchmark { .. } => vec![REFERENCE],
+            Work::Idle => vec![REFERENCE, FLOOR],
+            Work::Interruption => vec![],
+        }
+        .into_iter()
+    }
+
+    /// What its cost is counted in.
+    pub(crate) fn unit(&self) -> &'static str {
+        match self.work {
+            Work::Traffic { shape, .. } if shape.hangs_up() => "connection",
+            _ => "request",
+        }
+    }
+
+    /// Whether that server is there for it.
+    pub(crate) fn suits(&self, server: &Server) -> bool {
+        match server.takes_part {
+            TakesPart::Always => true,
+            TakesPart::WhenIdle => matches!(self.work, Work::Idle),
+            TakesPart::WithOneClient => self.name == ONE_CLIENT,
+        }
+    }
+}

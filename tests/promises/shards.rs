@@ -1,0 +1,238 @@
+//! Shards: a listening socket, a poller and a thread a worker. That they keep the promises is shown
+//! with those, on every engine; here is what is special about them.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, ThreadId};
+
+use gracious::{Address, AsyncStd, Connection, Handle, Server};
+
+use crate::support::client::{Client, answer_once, echo, eventually, unix_address};
+use crate::support::peer::{loopback, settled};
+use crate::support::within;
+
+/// How many sockets of this machine listen on `address`.
+fn listening_on(address: &Address) -> usize {
+    const LISTEN: &str = "0A";
+    let Address::Tcp(SocketAddr::V4(address)) = address else {
+        panic!("{address} is not looked for here");
+    };
+    let hexadecimal = format!(
+        "{:08X}:{:04X}",
+        u32::from_ne_bytes(address.ip().octets()),
+        address.port()
+    );
+    let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
+    let is_meant = |line: &&str| {
+        let mut columns = line.split_whitespace().skip(1);
+        columns.next() == Some(&hexadecimal) && columns.nth(1) == Some(LISTEN)
+    };
+    sockets.lines().filter(is_meant).count()
+}
+
+fn shards(count: usize) -> gracious::Builder<AsyncStd> {
+    Server::builder().workers(count).sharded(true)
+}
+
+fn test(body: impl AsyncFnOnce() + Send + 'static) {
+    within(std::time::Duration::from_secs(30), move || {
+        async_std::task::block_on(body());
+    });
+}
+
+#[test]
+fn each_worker_listens_on_a_socket_of_its_own() {
+    test(async || {
+        let server = shards(3).listen(loopback()).bind().await.unwrap();
+        let handle = server.handle();
+        // One address all the same, for those who look at the server.
+        assert_eq!(
+            (handle.local_addrs().len(), handle.listeners().len()),
+            (1, 1)
+        );
+        let address = handle.local_addrs()[0].clone();
+        assert_eq!(listening_on(&address), 3);
+        let running = server.spawn(echo);
+        running.shutdown().await.unwrap();
+        assert_eq!(listening_on(&address), 0);
+    });
+}
+
+#[test]
+fn the_queues_of_all_its_sockets_are_a_listeners_queue() {
+    const QUEUED: usize = 20;
+    test(async || {
+        let server = shards(2).listen(loopback()).bind().await.unwrap();
+        let handle = server.handle();
+        let clients = [(); QUEUED].map(|()| Client::to(&server));
+        // The last ACK of a handshake may be under way still.
+        eventually("all queued", || {
+            handle.listeners()[0].queued == Some(QUEUED as u32)
+        });
+        let running = server.spawn(answer_once);
+        for mut client in clients {
+            client.send("hello\n");
+            assert_eq!(client.rest(), "hello\n");
+        }
+        assert_eq!(settled(running.shutdown().await).completed, QUEUED as u64);
+    });
+}
+
+/// Which threads ran handlers, and for how many connections each.
+type Served = Arc<Mutex<HashMap<ThreadId, usize>>>;
+
+async fn noting_the_thread(conn: Connection, served: Served) -> std::io::Result<()> {
+    *served
+        .lock()
+        .unwrap()
+        .entry(thread::current().id())
+        .or_default() += 1;
+    answer_once(conn).await
+}
+
+fn visit_until(handle: &Handle, mut enough: impl FnMut() -> bool) {
+    let mut visits = 0;
+    while !enough() {
+        assert!(visits < 1000, "the kernel deals out evenly enough for this");
+        visits += 1;
+        let mut client = Client::connect(&handle.local_addrs()[0]).unwrap();
+        client.send("hello\n");
+        assert_eq!(client.rest(), "hello\n");
+    }
+}
+
+#[test]
+fn every_worker_serves() {
+    test(async || {
+        let server = shards(2).listen(loopback()).bind().await.unwrap();
+        let served = Served::default();
+        let into = served.clone();
+        let running = server.spawn(move |conn| noting_the_thread(conn, into));
+        visit_until(&running.handle(), || served.lock().unwrap().len() == 2);
+        settled(running.shutdown().await);
+    });
+}
+
+#[test]
+fn what_comes_through_one_socket_is_dealt_out_in_turn() {
+    const EACH: usize = 10;
+    test(async || {
+        let adopted = TcpListener::bind("127.0.0.1:0").unwrap();
+        let sources = [shards(2).listen(unix_address()), shards(2).adopt(adopted)];
+        for builder in sources {
+            let server = builder.bind().await.unwrap();
+            let served = Served::default();
+            let into = served.clone();
+            let running = server.spawn(move |conn| noting_the_thread(conn, into));
+            for _ in 0..2 * EACH {
+                let mut client = Client::of(&running);
+                client.send("hello\n");
+                assert_eq!(client.rest(), "hello\n");
+            }
+            settled(running.shutdown().await);
+            let served = served.lock().unwrap();
+            assert_eq!(served.values().copied().collect::<Vec<_>>(), [EACH, EACH]);
+        }
+    });
+}
+
+#[test]
+fn a_connection_stays_with_its_worker() {
+    test(async || {
+        let server = shards(2).listen(loopback()).bind().await.unwrap();
+        let running = server.spawn(async |conn: Connection| {
+            let mut threads = HashSet::new();
+            for _ in 0..20 {
+                threads.insert(thread::current().id());
+                // Woken from elsewhere.
+                let (tell, told) = async_channel::bounded(1);
+                thread::spawn(move || tell.send_blocking(()));
+                told.recv().await.unwrap();
+            }
+            assert_eq!(threads.len(), 1);
+            answer_once(conn).await
+        });
+        let mut clients = [(); 4].map(|()| Client::of(&running));
+        for client in &mut clients {
+            client.send("hello\n");
+            assert_eq!(client.rest(), "hello\n");
+        }
+        assert_eq!(settled(running.shutdown().await).completed, 4);
+    });
+}
+
+#[test]
+fn a_port_that_somebody_listens_on_is_an_error_as_ever() {
+    test(async || {
+        let first = shards(2).listen(loopback()).bind().await.unwrap();
+        let address = first.local_addrs()[0].clone();
+        let error = shards(2).listen(address.clone()).bind().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        assert!(error.to_string().contains(&address.to_string()), "{error}");
+        // Nothing of the second is left, and the first is as it was.
+        assert_eq!(listening_on(&address), 2);
+        let first = first.spawn(echo);
+        assert_eq!(Client::of(&first).ask("hello"), "hello");
+        settled(first.shutdown().await);
+    });
+}
+
+#[test]
+fn a_port_can_be_shared_by_whoever_asks_for_it() {
+    test(async || {
+        fn sharing(address: &str) -> gracious::Builder<AsyncStd> {
+            shards(2).listen(address).reuse_port(true)
+        }
+        let first = sharing(loopback().as_str()).bind().await.unwrap();
+        let address = first.local_addrs()[0].clone();
+        let second = sharing(&address.to_string()).bind().await.unwrap();
+        assert_eq!(listening_on(&address), 4);
+        drop((first, second));
+        assert_eq!(listening_on(&address), 0);
+    });
+}
+
+#[test]
+fn shards_need_workers() {
+    test(async || {
+        let builder = Server::builder().listen("127.0.0.1:0").sharded(true);
+        let error = builder.bind().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert_eq!(
+            error.to_string(),
+            "sharded without workers: expected `workers(n)` beside it"
+        );
+    });
+}
+
+/// Without that, the shard that hears of a free place first would serve its own queue for ever.
+#[test]
+fn a_limit_starves_no_shard() {
+    const QUEUED: usize = 200;
+    test(async || {
+        let server = shards(2).listen(loopback()).max_connections(1);
+        let server = server.bind().await.unwrap();
+        let mut clients: Vec<_> = (0..QUEUED).map(|_| Client::to(&server)).collect();
+        for client in &mut clients {
+            client.send("hello\n");
+        }
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let threads = order.clone();
+        let running = server.spawn(async move |conn: Connection| {
+            threads.lock().unwrap().push(thread::current().id());
+            answer_once(conn).await
+        });
+        for mut client in clients {
+            assert_eq!(client.rest(), "hello\n");
+        }
+        let report = settled(running.shutdown().await);
+        assert_eq!((report.completed, report.peak), (QUEUED as u64, 1));
+        let order = order.lock().unwrap();
+        // In turn as long as both have somebody queued, which is long: the kernel deals out evenly.
+        let turns = order.windows(2).filter(|pair| pair[0] != pair[1]).count();
+        assert!(turns > QUEUED / 4, "{turns} changes in {order:?}");
+    });
+}
