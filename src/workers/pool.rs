@@ -689,36 +689,26 @@ mod tests {
     #[test]
     fn a_driver_that_was_replaced_takes_no_wake_up_with_it() {
         let pool = alone();
+        let drives = |number: usize| {
+            pool.driver.store(number, SeqCst);
+            let threads = lock(&pool.threads).clone();
+            pool.rouse(&threads[number]);
+            threads[number].unpark();
+            eventually("it says that it sleeps", || pool.sleeping.load(SeqCst));
+            // Which it does then: the kernel tells nobody.
+            thread::sleep(Duration::from_millis(20));
+        };
+        pool.driver.store(1, SeqCst);
         for _ in 0..2 {
             pool.hire().unwrap();
         }
-        let asleep = |number: usize| {
-            eventually("the other rests", || pool.resting.load(SeqCst) == 1);
-            pool.sleeping.store(false, SeqCst);
-            pool.driver.store(number, SeqCst);
-            let threads = lock(&pool.threads).clone();
-            pool.poller.wake();
-            pool.rouse(&threads[number]);
-            threads[number].unpark();
-            eventually("the driver sleeps", || pool.sleeping.load(SeqCst));
-            // It said so; now it does it.
-            thread::sleep(Duration::from_millis(20));
-        };
-        for _ in 0..3 {
-            asleep(1);
-            eventually("the other rests", || pool.resting.load(SeqCst) == 1);
-            // The other one drives as well, and then does not any more.
-            pool.sleeping.store(false, SeqCst);
-            pool.driver.store(0, SeqCst);
-            let threads = lock(&pool.threads).clone();
-            pool.rouse(&threads[0]);
-            threads[0].unpark();
-            eventually("it sleeps, too", || pool.sleeping.load(SeqCst));
-            thread::sleep(Duration::from_millis(20));
-            pool.driver.store(1, SeqCst);
-            for _ in 0..10 {
-                assert!(is_run_on(&pool), "nobody was woken for it");
-            }
+        eventually("the other rests", || pool.resting.load(SeqCst) == 1);
+        drives(1);
+        pool.sleeping.store(false, SeqCst);
+        drives(0);
+        pool.driver.store(1, SeqCst);
+        for _ in 0..10 {
+            assert!(is_run_on(&pool), "nobody was woken for it");
         }
         pool.end();
     }
