@@ -45,6 +45,8 @@ pub(crate) struct Pool {
     name: String,
     /// How many threads there should be to run handlers.
     size: usize,
+    /// Whether helpers are called: they are of no use where there is one core for all.
+    helped: bool,
     /// Its tasks cannot leave their thread, the only one.
     rooted: bool,
     /// How long the driver looks for events before it sleeps.
@@ -65,6 +67,11 @@ pub(crate) struct Pool {
     watcher: Mutex<Option<Thread>>,
 }
 
+/// How many cores this process may use.
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// One poller a shard.
 pub(crate) fn pollers(shards: usize) -> io::Result<Vec<Arc<Poller>>> {
     (0..shards).map(|_| Poller::new().map(Arc::new)).collect()
@@ -82,10 +89,7 @@ pub(crate) fn start(
     if of_listeners.is_empty() && !local {
         return Ok(Vec::new());
     }
-    let workers = match server.config.workers {
-        Some(workers) => workers,
-        None => thread::available_parallelism().map_or(1, usize::from),
-    };
+    let workers = server.config.workers.unwrap_or_else(cores);
     let sharded = server.config.sharded;
     let dealers = usize::from(local && !sharded);
     let shards = if local || sharded { workers } else { 1 };
@@ -192,6 +196,7 @@ impl Pool {
             poller,
             name,
             size,
+            helped: size > 1 && cores() > 1,
             rooted,
             spin,
             foreign: Injector::new(),
@@ -360,7 +365,7 @@ impl Pool {
         let mut pace = Pace::default();
         let mut spins = Spins::new(self.spin);
         loop {
-            let begun = (self.size > 1).then(Instant::now);
+            let begun = self.helped.then(Instant::now);
             let ran = run_own(seat, queue);
             if let Some(begun) = begun {
                 pace.note(ran, begun);
@@ -395,7 +400,7 @@ impl Pool {
             }
             self.poller.wait(batch, block);
             self.sleeping.store(false, SeqCst);
-            if self.size > 1 && pace.is_worth_a_helper(queue.len()) {
+            if self.helped && pace.is_worth_a_helper(queue.len()) {
                 self.call_a_helper();
             }
         }
@@ -587,9 +592,9 @@ struct Spins {
 
 impl Spins {
     fn new(span: Duration) -> Self {
-        let alone = thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
         Self {
-            span: if alone { Duration::ZERO } else { span },
+            // Whoever could bring something is kept from it by the look for it.
+            span: if cores() == 1 { Duration::ZERO } else { span },
             skip: 0,
             fruitless: 0,
         }

@@ -289,10 +289,12 @@ async fn one_connection_can_be_cut<R: TestRuntime>(runtime: R) {
     let events = server.handle().events();
     let running = server.spawn(echo);
     let handle = running.handle();
-    let mut clients = [(); 3].map(|()| Client::of(&running));
-    for client in &mut clients {
+    // One after the other, so that the second of them is the second to be taken in.
+    let mut clients = [(); 3].map(|()| {
+        let mut client = Client::of(&running);
         assert_eq!(client.ask("hello"), "hello");
-    }
+        client
+    });
     let id = handle.connections()[1].id;
     assert_eq!(id, 2);
     assert!(handle.abort_connection(id));

@@ -94,6 +94,9 @@ pub const SERVERS: &[Server] = &[
         gracious::on_async_std(|it| it.workers(2), futures_io::read)
     })
     .not_in_chart(),
+    Server::new("gracious workers(2), sharded", Family::Workers, || {
+        gracious::on_async_std(|it| it.workers(2).sharded(true), futures_io::fill_buf)
+    }),
     Server::new("gracious workers(1), spin", Family::Workers, || {
         gracious::on_async_std(
             |it| it.workers(1).spin(gracious::SPIN),
