@@ -55,7 +55,8 @@
 //! Sockets and timers are those of `async-io`, the reactor that async-std and smol share. The
 //! executor is a [`Runtime`], a value that can spawn and sleep: `AsyncStd`, `Smol`, or one's own.
 //! On Linux a server can bring threads of its own instead, with a poller of its own, for the same
-//! handlers at a lower price: `Builder::workers`.
+//! handlers at a lower price: `Builder::workers`, and `Server::serve_local` for handlers that are not
+//! `Send`.
 //!
 //! # The stop
 //!

@@ -32,7 +32,9 @@ const TURN: usize = 256;
 /// How many reads a task may make in one turn before the others have theirs.
 const READS: u32 = 32;
 /// What is there to run has to take this long to be worth a helper's wake-up, which takes about a
-/// tenth of it.
+/// tenth of it. On two cores that the clients share, handlers of 20 µs do half as much again with a
+/// helper, the same from 100 µs to 1 ms; 2.5 ms are more than 50 clients ever have to run. Handlers
+/// that do nothing gain nothing, and lose a few per cent where 500 clients ask at once.
 const WORTH_A_HELPER: Duration = Duration::from_micros(250);
 /// How often the threads are looked after, while there is anything to do.
 const LOOK: Duration = Duration::from_millis(50);
@@ -58,6 +60,8 @@ pub(crate) struct Pool {
     /// The driver sleeps, or is about to.
     sleeping: AtomicBool,
     hired: AtomicUsize,
+    /// The operator knows that a thread could not be started.
+    short: AtomicBool,
     /// Helpers that sleep.
     resting: AtomicUsize,
     /// Tasks that have not ended.
@@ -204,6 +208,7 @@ impl Pool {
             driver: AtomicUsize::new(0),
             sleeping: AtomicBool::new(false),
             hired: AtomicUsize::new(0),
+            short: AtomicBool::new(false),
             resting: AtomicUsize::new(0),
             tasks: AtomicUsize::new(0),
             over: AtomicBool::new(false),
@@ -512,7 +517,10 @@ impl Pool {
             None => match self.hire() {
                 Ok(seat) => seat,
                 Err(error) => {
-                    log::error!(target: "gracious", error:%; "cannot start another worker: {error}");
+                    // It is tried again at every look.
+                    if !self.short.swap(true, Relaxed) {
+                        log::error!(target: "gracious", error:%; "cannot start another worker: {error}");
+                    }
                     return;
                 }
             },
