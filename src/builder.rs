@@ -332,13 +332,14 @@ impl<R: Runtime> Builder<R> {
     /// Serves with so many threads of the server's own, instead of the runtime's; none by default.
     ///
     /// The same handlers, with the same promises, for less processor time a request: sockets are
-    /// registered once, with a poller of the server's own. One thread drives; the others sleep
-    /// until what there is to run would take it more than a quarter of a millisecond: measured, that
-    /// is as good as anything between 0.1 and 1 ms. Handlers that only move bytes are best served by
-    /// one worker; those that compute, by one a core. A handler that
-    /// blocks its thread is noticed within a tenth of a second, named in the log, and another thread
-    /// takes over. Timers, files and channels of async-std and smol work in handlers as before.
-    /// Available on Linux.
+    /// registered once, with a poller of the server's own. One thread drives; the others sleep until
+    /// what there is to run would take it more than a quarter of a millisecond: measured, that is as
+    /// good as anything between 0.1 and 1 ms. Handlers that only move bytes are best served by one
+    /// worker, those that compute by one a core.
+    ///
+    /// A handler that blocks its thread is noticed within a tenth of a second: another thread takes
+    /// over, and the log names the connection. Timers, files and channels of async-std and smol work
+    /// in handlers as before. Available on Linux.
     #[cfg(target_os = "linux")]
     pub fn workers(mut self, threads: impl Into<Option<usize>>) -> Self {
         self.config.workers = threads.into();
