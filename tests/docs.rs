@@ -32,7 +32,8 @@ fn every_promise_names_tests_that_are_run() {
 }
 
 /// The names of the tests in a file: of what is marked as one, and of what is given to a macro that
-/// makes one for each runtime, or for each number of workers. A body that was left out there is never run, and is no test.
+/// makes one for each runtime, or for each number of workers. A body that was left out there is
+/// never run, and is no test.
 fn tests(source: &str) -> HashSet<&str> {
     let marked = source.split("#[test]").skip(1).filter_map(|rest| {
         let (_, function) = rest.split_once("fn ")?;

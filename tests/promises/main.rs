@@ -8,8 +8,6 @@ mod control;
 mod introspection;
 mod limits;
 mod lingering;
-#[cfg(all(target_os = "linux", feature = "async-std"))]
-mod local_handlers;
 mod own_transport;
 mod p01_tracked;
 mod p02_one_stop;
@@ -28,7 +26,5 @@ mod p14_dropping;
 mod p15_account;
 mod scope;
 mod sets;
-#[cfg(all(target_os = "linux", feature = "async-std"))]
-mod shards;
 mod told_live;
 mod unix_sockets;

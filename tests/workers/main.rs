@@ -14,6 +14,8 @@ use crate::support::{Plain, TestRuntime};
 
 mod blocking;
 mod guests;
+mod local_handlers;
+mod shards;
 mod sockets;
 mod threads;
 

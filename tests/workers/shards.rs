@@ -8,11 +8,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, ThreadId};
 
-use gracious::{Address, AsyncStd, Connection, Handle, Server};
+use gracious::{Address, Connection, Handle, Server};
 
 use crate::support::client::{Client, answer_once, echo, eventually, unix_address};
 use crate::support::peer::{loopback, settled};
-use crate::support::within;
+use crate::support::{Plain, TestRuntime, within};
 
 /// How many sockets of this machine listen on `address`.
 fn listening_on(address: &Address) -> usize {
@@ -33,8 +33,10 @@ fn listening_on(address: &Address) -> usize {
     sockets.lines().filter(is_meant).count()
 }
 
-fn shards(count: usize) -> gracious::Builder<AsyncStd> {
-    Server::builder().workers(count).sharded(true)
+fn shards(count: usize) -> gracious::Builder<Plain> {
+    Server::with_runtime(Plain::start())
+        .workers(count)
+        .sharded(true)
 }
 
 fn test(body: impl AsyncFnOnce() + Send + 'static) {
@@ -183,7 +185,7 @@ fn a_port_that_somebody_listens_on_is_an_error_as_ever() {
 #[test]
 fn a_port_can_be_shared_by_whoever_asks_for_it() {
     test(async || {
-        fn sharing(address: &str) -> gracious::Builder<AsyncStd> {
+        fn sharing(address: &str) -> gracious::Builder<Plain> {
             shards(2).listen(address).reuse_port(true)
         }
         let first = sharing(loopback().as_str()).bind().await.unwrap();
@@ -198,7 +200,9 @@ fn a_port_can_be_shared_by_whoever_asks_for_it() {
 #[test]
 fn shards_need_workers() {
     test(async || {
-        let builder = Server::builder().listen("127.0.0.1:0").sharded(true);
+        let builder = Server::with_runtime(Plain::start())
+            .listen("127.0.0.1:0")
+            .sharded(true);
         let error = builder.bind().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert_eq!(
