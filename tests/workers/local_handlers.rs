@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use gracious::{Builder, Connection, Reason, Server};
 
-use crate::support::client::{Client, HOUR, taken_in, unix_address};
+use crate::support::client::{Client, HOUR, eventually, taken_in, unix_address};
 use crate::support::peer::{OnDrop, is_cut, loopback, settled};
 use crate::support::{Plain, TestRuntime, within};
 
@@ -272,6 +272,8 @@ fn a_blocked_worker_does_not_stop_the_others_nor_the_deadline() {
             taken_in(&running.handle(), 3);
             let mut served = Client::of(&running);
             assert_eq!(served.rest(), "x");
+            let handle = running.handle();
+            eventually("two are served", || handle.stats().completed == 2);
             // The drain is over all the same, with an account of those two.
             let report = running.shutdown().await.unwrap();
             assert_eq!(
