@@ -18,10 +18,11 @@ use crate::accept::{Blame, FAILURES_IN_A_ROW, blame};
 use crate::address::Address;
 use crate::builder::{Config, zero};
 use crate::close;
+use crate::door::{Accepted, Door};
 use crate::drain;
 use crate::events::{Cause, ServerEvent};
 use crate::group::{ConnectionInfo, Ending, Entry, Group, Record, bit};
-use crate::listener::{Bound, Incoming};
+use crate::listener::Bound;
 use crate::progress::DrainProgress;
 use crate::report::{Report, Stats};
 use crate::runtime::{Clock, Runtime};
@@ -409,76 +410,6 @@ struct Crew {
     dealers: usize,
 }
 
-#[derive(Default)]
-struct Door {
-    listeners: Vec<Listening>,
-    /// Whose turn it is to be asked first.
-    turn: usize,
-}
-
-struct Listening {
-    bound: Box<dyn Bound>,
-    /// Which of the server's addresses it listens on.
-    address: u16,
-    /// Every shard has a socket of its own for this address.
-    sharded: bool,
-}
-
-/// A peer, straight from its listener.
-struct Accepted {
-    incoming: Incoming,
-    peer: Address,
-    address: u16,
-    sharded: bool,
-}
-
-impl Door {
-    /// The next peer of any listener, who are asked in turn.
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
-        self.in_turn(|listening| {
-            let accepted = listening.bound.poll_accept(cx);
-            accepted.map(|accepted| listening.accepted(accepted))
-        })
-    }
-
-    /// The same without a wait: `Pending` where nobody is queued, and nobody will be woken.
-    fn try_accept(&mut self) -> Poll<io::Result<Accepted>> {
-        self.in_turn(|listening| match listening.try_accept() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-            accepted => Poll::Ready(accepted),
-        })
-    }
-
-    fn in_turn<T>(&mut self, mut ask: impl FnMut(&mut Listening) -> Poll<T>) -> Poll<T> {
-        let count = self.listeners.len();
-        for step in 0..count {
-            let index = (self.turn + step) % count;
-            if let Poll::Ready(answer) = ask(&mut self.listeners[index]) {
-                self.turn = index + 1;
-                return Poll::Ready(answer);
-            }
-        }
-        Poll::Pending
-    }
-}
-
-impl Listening {
-    fn try_accept(&mut self) -> io::Result<Accepted> {
-        let accepted = self.bound.try_accept();
-        self.accepted(accepted)
-    }
-
-    fn accepted(&self, accepted: io::Result<(Incoming, Address)>) -> io::Result<Accepted> {
-        let (incoming, peer) = accepted?;
-        Ok(Accepted {
-            incoming,
-            peer,
-            address: self.address,
-            sharded: self.sharded,
-        })
-    }
-}
-
 impl Shared {
     pub(crate) fn new(
         runtime: &impl Runtime,
@@ -489,25 +420,13 @@ impl Shared {
             .iter()
             .map(|sockets| sockets[0].local_addr())
             .collect::<io::Result<_>>()?;
-        let mut doors: Vec<Door> = Vec::new();
-        for (address, sockets) in listeners.into_iter().enumerate() {
-            let sharded = sockets.len() > 1;
-            doors.resize_with(doors.len().max(sockets.len()), Door::default);
-            for (door, bound) in doors.iter_mut().zip(sockets) {
-                door.listeners.push(Listening {
-                    bound,
-                    address: address as u16,
-                    sharded,
-                });
-            }
-        }
         Ok(Self {
             latch: Latch::default(),
             group: Group::new(config.max_connections),
             config,
             clock: Box::new(runtime.clone()),
             addrs,
-            doors: doors.into_iter().map(Mutex::new).collect(),
+            doors: Door::all(listeners).into_iter().map(Mutex::new).collect(),
             turn: AtomicUsize::new(0),
             gate: Mutex::new(0),
             held: Mutex::default(),

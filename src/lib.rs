@@ -116,6 +116,7 @@ mod buffer;
 mod builder;
 mod close;
 mod connection;
+mod door;
 mod drain;
 mod events;
 mod group;
