@@ -254,7 +254,8 @@ fn a_blocked_worker_does_not_stop_the_others_nor_the_deadline() {
             let server = server.bind().await.unwrap();
             let (unblock, blocked) = mpsc::channel::<()>();
             let blocked = Arc::new(Mutex::new(blocked));
-            let first = Arc::new(AtomicUsize::new(0));
+            let begun = Arc::new(AtomicUsize::new(0));
+            let first = begun.clone();
             let running = server.spawn_local(move || {
                 async move |mut conn: Connection| {
                     if first.fetch_add(1, SeqCst) == 0 {
@@ -265,7 +266,7 @@ fn a_blocked_worker_does_not_stop_the_others_nor_the_deadline() {
                 }
             });
             let mut stuck = Client::of(&running);
-            taken_in(&running.handle(), 1);
+            eventually("the first blocks", || begun.load(SeqCst) == 1);
             let mut served = Client::of(&running);
             assert_eq!(served.rest(), "x");
             let mut behind = Client::of(&running);
