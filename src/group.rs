@@ -228,7 +228,7 @@ impl Record {
         } else {
             bit::TOLD
         });
-        self.told.notify(usize::MAX);
+        notify(&self.told);
         self.wake(Who::Reader);
         if fresh {
             // The task ends the grace when its time has come.
@@ -241,7 +241,7 @@ impl Record {
         // What was detached is no longer ours to cut.
         if self.set(bit::ABORT) & (bit::ABORT | bit::DETACHED) == 0 {
             self.transport.shut();
-            self.told.notify(usize::MAX);
+            notify(&self.told);
             for who in [Who::Task, Who::Reader, Who::Writer] {
                 self.wake(who);
             }
@@ -356,7 +356,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.told.notify(usize::MAX);
+        notify(&self.told);
     }
 }
 
@@ -515,7 +515,7 @@ impl Group {
     pub(crate) fn set_max(&self, max_connections: Option<usize>) {
         self.max
             .store(max_connections.unwrap_or(usize::MAX), SeqCst);
-        self.vacancy.notify(usize::MAX);
+        notify(&self.vacancy);
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -524,7 +524,7 @@ impl Group {
 
     pub(crate) fn set_paused(&self, paused: bool) {
         self.paused.store(paused, SeqCst);
-        self.vacancy.notify(usize::MAX);
+        notify(&self.vacancy);
     }
 
     /// Takes a peer in. From here on it is counted, wherever it ends.
@@ -593,7 +593,7 @@ impl Group {
     pub(crate) fn unseat(&self, record: &Record) {
         if record.set(bit::HELD) & bit::HELD == 0 {
             self.seated.fetch_sub(1, SeqCst);
-            self.vacancy.notify(usize::MAX);
+            notify(&self.vacancy);
         }
     }
 
@@ -670,9 +670,9 @@ impl Group {
         if !told {
             self.deliver();
         }
-        self.vacancy.notify(usize::MAX);
+        notify(&self.vacancy);
         if quiet {
-            self.empty.notify(usize::MAX);
+            notify(&self.empty);
         }
         last
     }
@@ -783,8 +783,8 @@ impl Group {
 
     pub(crate) fn relieve_doorkeeper(&self) {
         self.ledger().doorkeepers -= 1;
-        self.vacancy.notify(usize::MAX);
-        self.empty.notify(usize::MAX);
+        notify(&self.vacancy);
+        notify(&self.empty);
     }
 
     /// A future that is awaited at a drain, and counted apart.
@@ -798,7 +798,7 @@ impl Group {
         let quiet = ledger.is_quiet();
         drop(ledger);
         if quiet {
-            self.empty.notify(usize::MAX);
+            notify(&self.empty);
         }
     }
 
@@ -814,7 +814,7 @@ impl Group {
             ledger.insiders += 1;
         }
         drop(ledger);
-        self.empty.notify(usize::MAX);
+        notify(&self.empty);
         true
     }
 
@@ -940,6 +940,17 @@ impl Group {
         ledger.bytes_in += entry.bytes_in;
         ledger.bytes_out += entry.bytes_out;
         Some(entry)
+    }
+}
+
+/// Notifies all who listen, if anybody does: without a listener `Event` allocates a list to find it
+/// empty.
+pub(crate) fn notify(event: &Event) {
+    // Who begins to listen looks afterwards at what was changed before this. Either that look sees
+    // it, or this one the listener.
+    fence(SeqCst);
+    if event.total_listeners() > 0 {
+        event.notify(usize::MAX);
     }
 }
 

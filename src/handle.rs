@@ -20,7 +20,7 @@ use crate::builder::{Config, zero};
 use crate::close;
 use crate::drain;
 use crate::events::{Cause, ServerEvent};
-use crate::group::{ConnectionInfo, Ending, Entry, Group, Record, bit};
+use crate::group::{ConnectionInfo, Ending, Entry, Group, Record, bit, notify};
 use crate::listener::{Bound, Incoming};
 use crate::progress::DrainProgress;
 use crate::report::{Report, Stats};
@@ -351,7 +351,7 @@ impl Inside {
             // Once quiet it stays so: nobody comes any more. So all who wait are told the same.
             if shared.door_is_closed() && shared.group.ledger().is_quiet() {
                 shared.quiet.get_or_init(|| shared.account());
-                shared.group.empty.notify(usize::MAX);
+                notify(&shared.group.empty);
             }
             if let Some(report) = shared.quiet.get() {
                 return report.clone();
@@ -852,8 +852,8 @@ impl Shared {
             let closed = std::mem::take(&mut lock(door).listeners);
             drop(closed);
         }
-        self.group.vacancy.notify(usize::MAX);
-        self.group.empty.notify(usize::MAX);
+        notify(&self.group.vacancy);
+        notify(&self.group.empty);
     }
 
     pub(crate) fn door_is_closed(&self) -> bool {
@@ -983,7 +983,7 @@ impl Shared {
         if !first {
             return;
         }
-        self.group.empty.notify(usize::MAX);
+        notify(&self.group.empty);
         log::info!(target: "gracious", "{}", self.report());
         self.publish(State::Closed);
         #[cfg(target_os = "linux")]
