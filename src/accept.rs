@@ -7,12 +7,10 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::future;
-use futures_util::{FutureExt, select_biased};
 
 use crate::group::Record;
 use crate::handle::{Shared, lock};
@@ -38,23 +36,28 @@ pub(crate) async fn accept_until(
     admit: impl Fn(Arc<Record>),
     serve: impl Fn(Arc<Record>),
 ) -> io::Result<()> {
-    let mut stop = pin!(stop.fuse());
-    let mut shortage = Shortage::default();
-    let mut taken = 0_u32;
-    loop {
-        let mut next = pin!(next_peer(shared, door, &mut shortage).fuse());
-        select_biased! {
-            () = stop => return Ok(()),
-            peer = next => match peer? {
+    let phase = shared.latch.phase();
+    let stopped = async {
+        stop.await;
+        Ok(())
+    };
+    let taking = async {
+        let mut shortage = Shortage::default();
+        let mut taken = 0_u32;
+        loop {
+            match next_peer(shared, door, &mut shortage).await? {
                 Next::New(record) => admit(record),
                 Next::Held(record) => serve(record),
-            },
+            }
+            taken = taken.wrapping_add(1);
+            // While one peer comes after the other nobody looks at `stop`, which needs a phase above
+            // the one this began in, or time.
+            if taken % IN_A_ROW == 0 || shared.latch.phase() > phase {
+                future::yield_now().await;
+            }
         }
-        taken = taken.wrapping_add(1);
-        if taken % IN_A_ROW == 0 {
-            future::yield_now().await;
-        }
-    }
+    };
+    future::or(stopped, taking).await
 }
 
 enum Next {
