@@ -276,7 +276,9 @@ impl Slot {
         Self {
             socket,
             poller,
-            readiness: AtomicU32::new(0),
+            // Who connects has mostly something to say: by the time the handler reads it is there,
+            // and a look saves the wait for the event that would say so.
+            readiness: AtomicU32::new(READ),
             shared: AtomicBool::new(false),
             key: AtomicU64::new(WAKE),
         }
