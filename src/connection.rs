@@ -337,7 +337,7 @@ impl ReadHalf {
     }
 
     /// Receives into `buf`, with nothing in the buffer.
-    #[inline]
+    #[inline(always)]
     fn poll_receive(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let record = &*self.record;
@@ -413,7 +413,7 @@ impl ReadHalf {
     }
 
     /// Accounts for what the transport said.
-    #[inline]
+    #[inline(always)]
     fn note(&mut self, received: io::Result<usize>) -> io::Result<usize> {
         let record = &*self.record;
         record.reading.store(false, Relaxed);
@@ -437,6 +437,7 @@ impl ReadHalf {
         received
     }
 
+    #[inline]
     fn wait(&mut self, cx: &Context<'_>) {
         if !self.record.reading.load(Relaxed) {
             self.record.reading.store(true, Relaxed);
@@ -445,6 +446,7 @@ impl ReadHalf {
         self.record.park(Who::Reader, cx);
     }
 
+    #[inline]
     fn take(&self, amount: usize) {
         let taken = self.record.taken.load(Relaxed) + amount as u64;
         self.record.taken.store(taken, Release);

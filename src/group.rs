@@ -169,13 +169,17 @@ impl Record {
     #[inline]
     pub(crate) fn park(&self, who: Who, cx: &Context<'_>) {
         let mine = fingerprint(cx.waker());
-        let parked = &self.parked[who as usize];
-        if parked.load(Relaxed) != mine {
-            let old = lock(&self.wakers)[who as usize].replace(cx.waker().clone());
-            parked.store(mine, Relaxed);
-            // Outside the lock, since dropping a waker can run a task's destructor.
-            drop(old);
+        if self.parked[who as usize].load(Relaxed) != mine {
+            self.park_anew(who, cx.waker(), mine);
         }
+    }
+
+    #[cold]
+    fn park_anew(&self, who: Who, waker: &Waker, mine: usize) {
+        let old = lock(&self.wakers)[who as usize].replace(waker.clone());
+        self.parked[who as usize].store(mine, Relaxed);
+        // Outside the lock, since dropping a waker can run a task's destructor.
+        drop(old);
     }
 
     /// Forgets a waker, whose owner is gone.
@@ -980,6 +984,7 @@ pub(crate) fn notify(event: &Event) {
 }
 
 /// Wakes; a waker that panics is its owner's affair, and the others are woken all the same.
+#[inline]
 pub(crate) fn wake(waker: Waker) {
     if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
         log::error!(target: "gracious", "a waker panicked");

@@ -140,7 +140,11 @@ impl Poller {
                 if let Some((tenancy, Some(record))) = tenants.slots.get(index as usize) {
                     if *tenancy == generation {
                         if let Transport::Slot(slot) = &record.transport {
-                            slot.edge(flags, |who| wakers.extend(record.waker(who)));
+                            slot.edge(flags, |who| {
+                                if let Some(waker) = record.waker(who) {
+                                    wakers.push(waker);
+                                }
+                            });
                         }
                     }
                 }
