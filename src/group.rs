@@ -628,15 +628,23 @@ impl Group {
     }
 
     /// Enters the end of a connection, whose socket is closed, into the ledger, once; `true` where
-    /// that leaves the server to be closed by whoever is last.
+    /// that leaves the server to be closed by whoever is last. Where nobody listens to what happens,
+    /// nobody asks for the `uptime`.
     pub(crate) fn close(
         &self,
         entry: Entry,
         ending: Ending,
         cause: Cause,
-        uptime: Duration,
+        uptime: impl FnOnce() -> Duration,
     ) -> bool {
         let mut ledger = self.ledger();
+        let mut age = Duration::ZERO;
+        if ledger.outbox.is_heard() {
+            // Not under the lock: the clock is somebody else's code.
+            drop(ledger);
+            age = uptime().saturating_sub(entry.accepted);
+            ledger = self.ledger();
+        }
         ledger.records.remove(&entry.id);
         *match ending {
             Ending::Completed => &mut ledger.completed,
@@ -666,7 +674,6 @@ impl Group {
         if entry.seated {
             self.seated.fetch_sub(1, SeqCst);
         }
-        let age = uptime.saturating_sub(entry.accepted);
         ledger.outbox.closed(&entry, cause, age);
         let quiet = ledger.is_quiet();
         let last = ledger.orphaned && ledger.is_empty();
@@ -741,7 +748,7 @@ impl Group {
                     straggler.waiting = Waiting::Blocked;
                 }
             }
-            self.close(entry, Ending::Aborted, Cause::Aborted, uptime);
+            self.close(entry, Ending::Aborted, Cause::Aborted, || uptime);
         }
         let mut ledger = self.ledger();
         ledger.tracked = 0;

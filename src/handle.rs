@@ -937,7 +937,7 @@ impl Shared {
 
     /// Enters the end of a connection into the ledger.
     pub(crate) fn close_connection(&self, entry: Entry, ending: Ending, cause: Cause) {
-        if self.group.close(entry, ending, cause, self.uptime()) {
+        if self.group.close(entry, ending, cause, || self.uptime()) {
             self.conclude();
         }
     }
