@@ -662,7 +662,7 @@ fn leave(record: &Record, halves: u32) {
     }
     if word & bit::READER == 0 || !record.transport.finishes_at_once() {
         // The task closes what has no halves, and ends a transport that takes its time.
-        record.wake(Who::Task);
+        record.wake_task();
     } else if word & bit::FINISHED == 0 {
         record.set(bit::FINISHED);
         // Where it fails there is no peer to tell.

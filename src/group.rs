@@ -7,6 +7,7 @@
 //! 3. Who registers a waker looks at the word again afterwards; who sets a bit of the word wakes
 //!    afterwards. One of the two sees the other.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
@@ -16,6 +17,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, fence};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::task::{Context, Poll, Waker};
+use std::thread;
 use std::time::Duration;
 
 use async_channel::Receiver;
@@ -121,6 +123,11 @@ pub(crate) struct Record {
     parked: [AtomicUsize; 3],
     /// Notified when the connection is asked to come to an end, or has come to it.
     pub(crate) told: Event,
+}
+
+thread_local! {
+    /// Whose handler this thread is in; for comparison only.
+    static HANDLED: Cell<*const Record> = const { Cell::new(std::ptr::null()) };
 }
 
 /// Whose waker.
@@ -296,8 +303,27 @@ impl Record {
         }
     }
 
+    /// What the task's thread does in the handler: it may panic.
+    #[inline]
+    pub(crate) fn handle<T>(&self, inside: impl FnOnce() -> T) -> thread::Result<T> {
+        self.step();
+        let outer = HANDLED.replace(self);
+        let done = catch_unwind(AssertUnwindSafe(inside));
+        HANDLED.set(outer);
+        self.step();
+        done
+    }
+
+    /// Has the task look at the word. In the handler it will do so in any case.
+    pub(crate) fn wake_task(&self) {
+        if !std::ptr::eq(HANDLED.get(), self) {
+            self.wake(Who::Task);
+        }
+    }
+
     /// The task's thread enters the handler, or leaves it.
-    pub(crate) fn step(&self) {
+    #[inline]
+    fn step(&self) {
         let polls = self.polls.load(Relaxed);
         self.polls.store(polls.wrapping_add(1), Relaxed);
     }
