@@ -38,22 +38,27 @@ pub(crate) async fn accept_until(
     admit: impl Fn(Arc<Record>),
     serve: impl Fn(Arc<Record>),
 ) -> io::Result<()> {
-    let mut stop = pin!(stop.fuse());
-    let mut shortage = Shortage::default();
-    let mut taken = 0_u32;
-    loop {
-        let mut next = pin!(next_peer(shared, door, &mut shortage).fuse());
-        select_biased! {
-            () = stop => return Ok(()),
-            peer = next => match peer? {
+    let phase = shared.latch.phase();
+    let taking = async {
+        let mut shortage = Shortage::default();
+        let mut taken = 0_u32;
+        loop {
+            match next_peer(shared, door, &mut shortage).await? {
                 Next::New(record) => admit(record),
                 Next::Held(record) => serve(record),
-            },
+            }
+            taken = taken.wrapping_add(1);
+            // While one peer comes after the other the race is not run again. A stop raises the phase
+            // above the one that this began in, or is a matter of time.
+            if taken % IN_A_ROW == 0 || shared.latch.phase() > phase {
+                future::yield_now().await;
+            }
         }
-        taken = taken.wrapping_add(1);
-        if taken % IN_A_ROW == 0 {
-            future::yield_now().await;
-        }
+    };
+    let (mut stop, mut taking) = (pin!(stop.fuse()), pin!(taking.fuse()));
+    select_biased! {
+        () = stop => Ok(()),
+        end = taking => end,
     }
 }
 

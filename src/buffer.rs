@@ -26,10 +26,12 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
+    #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.storage {
             Some(storage) => &storage[self.start as usize..self.end as usize],

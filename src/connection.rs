@@ -323,6 +323,27 @@ impl ReadHalf {
         }
     }
 
+    /// Receives into the buffer, which is empty. A call of its own: `fill_buf` polls once more for
+    /// what it has got, and that finds it with a few instructions.
+    #[inline(never)]
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // A connection that waits needs no buffer.
+        if self.rests(cx) {
+            return Poll::Pending;
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let received = buffer.fill(|buf| {
+            let received = self.poll_receive(cx, buf);
+            let filled = match received {
+                Poll::Ready(Ok(n)) => n,
+                _ => 0,
+            };
+            (filled, received)
+        });
+        self.buffer = buffer;
+        received
+    }
+
     /// Leaves the waker and says so, where it is known without a look that there is nothing.
     #[inline]
     fn rests(&mut self, cx: &mut Context<'_>) -> bool {
@@ -337,7 +358,7 @@ impl ReadHalf {
     }
 
     /// Receives into `buf`, with nothing in the buffer.
-    #[inline]
+    #[inline(always)]
     fn poll_receive(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let record = &*self.record;
@@ -413,7 +434,7 @@ impl ReadHalf {
     }
 
     /// Accounts for what the transport said.
-    #[inline]
+    #[inline(always)]
     fn note(&mut self, received: io::Result<usize>) -> io::Result<usize> {
         let record = &*self.record;
         record.reading.store(false, Relaxed);
@@ -437,6 +458,7 @@ impl ReadHalf {
         received
     }
 
+    #[inline]
     fn wait(&mut self, cx: &Context<'_>) {
         if !self.record.reading.load(Relaxed) {
             self.record.reading.store(true, Relaxed);
@@ -445,6 +467,7 @@ impl ReadHalf {
         self.record.park(Who::Reader, cx);
     }
 
+    #[inline]
     fn take(&self, amount: usize) {
         let taken = self.record.taken.load(Relaxed) + amount as u64;
         self.record.taken.store(taken, Release);
@@ -476,31 +499,16 @@ impl AsyncRead for ReadHalf {
 }
 
 impl AsyncBufRead for ReadHalf {
+    #[inline]
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let this = self.get_mut();
         if this.buffer.is_empty() {
-            // A connection that waits needs no buffer.
-            if this.rests(cx) {
-                return Poll::Pending;
-            }
-            let mut buffer = std::mem::take(&mut this.buffer);
-            let received = buffer.fill(|buf| {
-                let received = this.poll_receive(cx, buf);
-                (
-                    if let Poll::Ready(Ok(n)) = received {
-                        n
-                    } else {
-                        0
-                    },
-                    received,
-                )
-            });
-            this.buffer = buffer;
-            ready!(received)?;
+            ready!(this.poll_fill(cx))?;
         }
         Poll::Ready(Ok(this.buffer.bytes()))
     }
 
+    #[inline]
     fn consume(mut self: Pin<&mut Self>, amount: usize) {
         let consumed = self.buffer.consume(amount);
         self.take(consumed);
@@ -577,6 +585,7 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncBufRead for Connection {
+    #[inline]
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         Pin::new(&mut self.get_mut().reader).poll_fill_buf(cx)
     }
@@ -653,7 +662,7 @@ fn leave(record: &Record, halves: u32) {
     }
     if word & bit::READER == 0 || !record.transport.finishes_at_once() {
         // The task closes what has no halves, and ends a transport that takes its time.
-        record.wake(Who::Task);
+        record.wake_task();
     } else if word & bit::FINISHED == 0 {
         record.set(bit::FINISHED);
         // Where it fails there is no peer to tell.

@@ -114,6 +114,11 @@ impl Outbox {
         self.put(|| ServerEvent::State(state));
     }
 
+    /// Whether somebody listens, or has: that does not go back.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.heard
+    }
+
     fn put(&mut self, event: impl FnOnce() -> ServerEvent) {
         if self.heard {
             self.events.push(event());

@@ -7,7 +7,9 @@
 //! 3. Who registers a waker looks at the word again afterwards; who sets a bit of the word wakes
 //!    afterwards. One of the two sees the other.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,6 +17,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, fence};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::task::{Context, Poll, Waker};
+use std::thread;
 use std::time::Duration;
 
 use async_channel::Receiver;
@@ -122,6 +125,11 @@ pub(crate) struct Record {
     pub(crate) told: Event,
 }
 
+thread_local! {
+    /// Whose handler this thread is in; for comparison only.
+    static HANDLED: Cell<*const Record> = const { Cell::new(std::ptr::null()) };
+}
+
 /// Whose waker.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Who {
@@ -168,13 +176,17 @@ impl Record {
     #[inline]
     pub(crate) fn park(&self, who: Who, cx: &Context<'_>) {
         let mine = fingerprint(cx.waker());
-        let parked = &self.parked[who as usize];
-        if parked.load(Relaxed) != mine {
-            let old = lock(&self.wakers)[who as usize].replace(cx.waker().clone());
-            parked.store(mine, Relaxed);
-            // Outside the lock, since dropping a waker can run a task's destructor.
-            drop(old);
+        if self.parked[who as usize].load(Relaxed) != mine {
+            self.park_anew(who, cx.waker(), mine);
         }
+    }
+
+    #[cold]
+    fn park_anew(&self, who: Who, waker: &Waker, mine: usize) {
+        let old = lock(&self.wakers)[who as usize].replace(waker.clone());
+        self.parked[who as usize].store(mine, Relaxed);
+        // Outside the lock, since dropping a waker can run a task's destructor.
+        drop(old);
     }
 
     /// Forgets a waker, whose owner is gone.
@@ -228,7 +240,7 @@ impl Record {
         } else {
             bit::TOLD
         });
-        self.told.notify(usize::MAX);
+        notify(&self.told);
         self.wake(Who::Reader);
         if fresh {
             // The task ends the grace when its time has come.
@@ -241,7 +253,7 @@ impl Record {
         // What was detached is no longer ours to cut.
         if self.set(bit::ABORT) & (bit::ABORT | bit::DETACHED) == 0 {
             self.transport.shut();
-            self.told.notify(usize::MAX);
+            notify(&self.told);
             for who in [Who::Task, Who::Reader, Who::Writer] {
                 self.wake(who);
             }
@@ -291,8 +303,27 @@ impl Record {
         }
     }
 
+    /// What the task's thread does in the handler: it may panic.
+    #[inline]
+    pub(crate) fn handle<T>(&self, inside: impl FnOnce() -> T) -> thread::Result<T> {
+        self.step();
+        let outer = HANDLED.replace(self);
+        let done = catch_unwind(AssertUnwindSafe(inside));
+        HANDLED.set(outer);
+        self.step();
+        done
+    }
+
+    /// Has the task look at the word. In the handler it will do so in any case.
+    pub(crate) fn wake_task(&self) {
+        if !std::ptr::eq(HANDLED.get(), self) {
+            self.wake(Who::Task);
+        }
+    }
+
     /// The task's thread enters the handler, or leaves it.
-    pub(crate) fn step(&self) {
+    #[inline]
+    fn step(&self) {
         let polls = self.polls.load(Relaxed);
         self.polls.store(polls.wrapping_add(1), Relaxed);
     }
@@ -356,7 +387,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.told.notify(usize::MAX);
+        notify(&self.told);
     }
 }
 
@@ -430,7 +461,7 @@ pub(crate) struct Group {
 
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    records: BTreeMap<u64, Weak<Record>>,
+    records: HashMap<u64, Weak<Record>, BuildHasherDefault<Spread>>,
     /// How many of them come from one address; kept only where that is limited.
     by_peer: HashMap<IpAddr, usize>,
     accepted: u64,
@@ -515,7 +546,7 @@ impl Group {
     pub(crate) fn set_max(&self, max_connections: Option<usize>) {
         self.max
             .store(max_connections.unwrap_or(usize::MAX), SeqCst);
-        self.vacancy.notify(usize::MAX);
+        notify(&self.vacancy);
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -524,7 +555,7 @@ impl Group {
 
     pub(crate) fn set_paused(&self, paused: bool) {
         self.paused.store(paused, SeqCst);
-        self.vacancy.notify(usize::MAX);
+        notify(&self.vacancy);
     }
 
     /// Takes a peer in. From here on it is counted, wherever it ends.
@@ -593,7 +624,7 @@ impl Group {
     pub(crate) fn unseat(&self, record: &Record) {
         if record.set(bit::HELD) & bit::HELD == 0 {
             self.seated.fetch_sub(1, SeqCst);
-            self.vacancy.notify(usize::MAX);
+            notify(&self.vacancy);
         }
     }
 
@@ -623,15 +654,23 @@ impl Group {
     }
 
     /// Enters the end of a connection, whose socket is closed, into the ledger, once; `true` where
-    /// that leaves the server to be closed by whoever is last.
+    /// that leaves the server to be closed by whoever is last. Where nobody listens to what happens,
+    /// nobody asks for the `uptime`.
     pub(crate) fn close(
         &self,
         entry: Entry,
         ending: Ending,
         cause: Cause,
-        uptime: Duration,
+        uptime: impl FnOnce() -> Duration,
     ) -> bool {
         let mut ledger = self.ledger();
+        let mut age = Duration::ZERO;
+        if ledger.outbox.is_heard() {
+            // Not under the lock: the clock is somebody else's code.
+            drop(ledger);
+            age = uptime().saturating_sub(entry.accepted);
+            ledger = self.ledger();
+        }
         ledger.records.remove(&entry.id);
         *match ending {
             Ending::Completed => &mut ledger.completed,
@@ -661,7 +700,6 @@ impl Group {
         if entry.seated {
             self.seated.fetch_sub(1, SeqCst);
         }
-        let age = uptime.saturating_sub(entry.accepted);
         ledger.outbox.closed(&entry, cause, age);
         let quiet = ledger.is_quiet();
         let last = ledger.orphaned && ledger.is_empty();
@@ -670,9 +708,9 @@ impl Group {
         if !told {
             self.deliver();
         }
-        self.vacancy.notify(usize::MAX);
+        notify(&self.vacancy);
         if quiet {
-            self.empty.notify(usize::MAX);
+            notify(&self.empty);
         }
         last
     }
@@ -707,13 +745,11 @@ impl Group {
         self.ledger().records.get(&id)?.upgrade()
     }
 
-    /// Strong for a moment only: a record's last owner closes its socket.
+    /// In the order they came. Strong for a moment only: a record's last owner closes its socket.
     fn records(&self) -> Vec<Arc<Record>> {
-        self.ledger()
-            .records
-            .values()
-            .filter_map(Weak::upgrade)
-            .collect()
+        let mut records = self.ledger().records();
+        records.sort_unstable_by_key(|record| record.id);
+        records
     }
 
     /// Who is left, in the order they came.
@@ -738,7 +774,7 @@ impl Group {
                     straggler.waiting = Waiting::Blocked;
                 }
             }
-            self.close(entry, Ending::Aborted, Cause::Aborted, uptime);
+            self.close(entry, Ending::Aborted, Cause::Aborted, || uptime);
         }
         let mut ledger = self.ledger();
         ledger.tracked = 0;
@@ -783,8 +819,8 @@ impl Group {
 
     pub(crate) fn relieve_doorkeeper(&self) {
         self.ledger().doorkeepers -= 1;
-        self.vacancy.notify(usize::MAX);
-        self.empty.notify(usize::MAX);
+        notify(&self.vacancy);
+        notify(&self.empty);
     }
 
     /// A future that is awaited at a drain, and counted apart.
@@ -798,7 +834,7 @@ impl Group {
         let quiet = ledger.is_quiet();
         drop(ledger);
         if quiet {
-            self.empty.notify(usize::MAX);
+            notify(&self.empty);
         }
     }
 
@@ -814,7 +850,7 @@ impl Group {
             ledger.insiders += 1;
         }
         drop(ledger);
-        self.empty.notify(usize::MAX);
+        notify(&self.empty);
         true
     }
 
@@ -831,7 +867,7 @@ impl Group {
 
     pub(crate) fn stats(&self) -> Stats {
         let ledger = self.ledger();
-        let records: Vec<_> = ledger.records.values().filter_map(Weak::upgrade).collect();
+        let records = ledger.records();
         let stats = ledger.stats(&records);
         // The records go after the lock: the last owner of one runs destructors.
         drop(ledger);
@@ -852,7 +888,33 @@ impl Group {
     }
 }
 
+/// Hashes ids, which nobody but us chooses: one multiplication spreads them over both ends of the
+/// hash.
+#[derive(Debug, Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(self.0 ^ u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        // The golden ratio: see Knuth's multiplicative hashing.
+        self.0 = id.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 impl Ledger {
+    fn records(&self) -> Vec<Arc<Record>> {
+        self.records.values().filter_map(Weak::upgrade).collect()
+    }
+
     pub(crate) fn active(&self) -> u64 {
         self.records.len() as u64
     }
@@ -943,7 +1005,19 @@ impl Group {
     }
 }
 
+/// Notifies all who listen, if anybody does: without a listener `Event` allocates a list to find it
+/// empty.
+pub(crate) fn notify(event: &Event) {
+    // Who begins to listen looks afterwards at what was changed before this. Either that look sees
+    // it, or this one the listener.
+    fence(SeqCst);
+    if event.total_listeners() > 0 {
+        event.notify(usize::MAX);
+    }
+}
+
 /// Wakes; a waker that panics is its owner's affair, and the others are woken all the same.
+#[inline]
 pub(crate) fn wake(waker: Waker) {
     if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
         log::error!(target: "gracious", "a waker panicked");

@@ -21,7 +21,7 @@ use crate::close;
 use crate::door::{Accepted, Door};
 use crate::drain;
 use crate::events::{Cause, ServerEvent};
-use crate::group::{ConnectionInfo, Ending, Entry, Group, Record, bit};
+use crate::group::{ConnectionInfo, Ending, Entry, Group, Record, bit, notify};
 use crate::listener::Bound;
 use crate::progress::DrainProgress;
 use crate::report::{Report, Stats};
@@ -352,7 +352,7 @@ impl Inside {
             // Once quiet it stays so: nobody comes any more. So all who wait are told the same.
             if shared.door_is_closed() && shared.group.ledger().is_quiet() {
                 shared.quiet.get_or_init(|| shared.account());
-                shared.group.empty.notify(usize::MAX);
+                notify(&shared.group.empty);
             }
             if let Some(report) = shared.quiet.get() {
                 return report.clone();
@@ -771,8 +771,8 @@ impl Shared {
             let closed = std::mem::take(&mut lock(door).listeners);
             drop(closed);
         }
-        self.group.vacancy.notify(usize::MAX);
-        self.group.empty.notify(usize::MAX);
+        notify(&self.group.vacancy);
+        notify(&self.group.empty);
     }
 
     pub(crate) fn door_is_closed(&self) -> bool {
@@ -856,7 +856,7 @@ impl Shared {
 
     /// Enters the end of a connection into the ledger.
     pub(crate) fn close_connection(&self, entry: Entry, ending: Ending, cause: Cause) {
-        if self.group.close(entry, ending, cause, self.uptime()) {
+        if self.group.close(entry, ending, cause, || self.uptime()) {
             self.conclude();
         }
     }
@@ -902,7 +902,7 @@ impl Shared {
         if !first {
             return;
         }
-        self.group.empty.notify(usize::MAX);
+        notify(&self.group.empty);
         log::info!(target: "gracious", "{}", self.report());
         self.publish(State::Closed);
         #[cfg(target_os = "linux")]

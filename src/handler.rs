@@ -122,6 +122,7 @@ pin_project! {
 impl<Fut: Future<Output: Outcome>> Future for Returning<Fut> {
     type Output = io::Result<()>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(ready!(self.project().future.poll(cx)).into_result())
     }

@@ -126,9 +126,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
         }
 
         if let HandlerProj::Running { future } = this.handler.as_mut().project() {
-            record.step();
-            let polled = catch_unwind(AssertUnwindSafe(|| future.poll(cx)));
-            record.step();
+            let polled = record.handle(|| future.poll(cx));
             let ended = match polled {
                 Ok(Poll::Pending) => None,
                 Ok(Poll::Ready(Ok(()))) => Some(Ended::Returned),
@@ -244,10 +242,7 @@ pub(crate) fn finish(record: Arc<Record>, ending: Ending, cause: Cause) {
 
 /// A destructor's panic is that connection's affair, as the handler's own.
 fn drop_handler<F>(mut handler: Pin<&mut Handler<F>>, record: &Record) {
-    record.step();
-    let dropped = catch_unwind(AssertUnwindSafe(|| handler.set(Handler::Gone)));
-    record.step();
-    if let Err(panic) = dropped {
+    if let Err(panic) = record.handle(|| handler.set(Handler::Gone)) {
         log_panic(record, &*panic);
     }
 }

@@ -71,7 +71,7 @@ impl Transport {
 
     /// Reads, or arranges a wake-up. With `look`, `Pending` says that the kernel has nothing *now*;
     /// without, that nothing was reported since it last had nothing.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn poll_read(
         &self,
         armed: &mut Armed,
@@ -327,6 +327,8 @@ fn lock(io: &Mutex<Box<dyn Stream>>) -> MutexGuard<'_, Box<dyn Stream>> {
     io.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+// A call of its own: it would make what calls it too large to be inlined.
+#[inline(never)]
 fn poll_socket_read<T>(
     socket: &Async<T>,
     armed: &mut Armed,
@@ -361,6 +363,7 @@ where
     }
 }
 
+#[inline(never)]
 fn poll_socket_write<T>(
     socket: &Async<T>,
     armed: &mut Armed,

@@ -140,7 +140,11 @@ impl Poller {
                 if let Some((tenancy, Some(record))) = tenants.slots.get(index as usize) {
                     if *tenancy == generation {
                         if let Transport::Slot(slot) = &record.transport {
-                            slot.edge(flags, |who| wakers.extend(record.waker(who)));
+                            slot.edge(flags, |who| {
+                                if let Some(waker) = record.waker(who) {
+                                    wakers.push(waker);
+                                }
+                            });
                         }
                     }
                 }
@@ -276,7 +280,9 @@ impl Slot {
         Self {
             socket,
             poller,
-            readiness: AtomicU32::new(0),
+            // Who connects has mostly something to say: by the time the handler reads it is there,
+            // and a look saves the wait for the event that would say so.
+            readiness: AtomicU32::new(READ),
             shared: AtomicBool::new(false),
             key: AtomicU64::new(WAKE),
         }

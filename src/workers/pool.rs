@@ -259,6 +259,7 @@ impl Pool {
         }
     }
 
+    #[inline]
     fn schedule(&self, runnable: Runnable) {
         let mut foreign = Some(runnable);
         // A thread that is ending has no queue any more, and is as foreign as any.
@@ -651,6 +652,7 @@ pin_project! {
 impl<F: Future> Future for Counted<F> {
     type Output = F::Output;
 
+    #[inline]
     fn poll(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         self.project().future.poll(cx)
     }
