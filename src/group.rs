@@ -8,8 +8,7 @@
 //!    afterwards. One of the two sees the other.
 
 use std::cell::Cell;
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -461,7 +460,7 @@ pub(crate) struct Group {
 
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    records: HashMap<u64, Weak<Record>, BuildHasherDefault<Spread>>,
+    records: BTreeMap<u64, Weak<Record>>,
     /// How many of them come from one address; kept only where that is limited.
     by_peer: HashMap<IpAddr, usize>,
     accepted: u64,
@@ -745,11 +744,13 @@ impl Group {
         self.ledger().records.get(&id)?.upgrade()
     }
 
-    /// In the order they came. Strong for a moment only: a record's last owner closes its socket.
+    /// Strong for a moment only: a record's last owner closes its socket.
     fn records(&self) -> Vec<Arc<Record>> {
-        let mut records = self.ledger().records();
-        records.sort_unstable_by_key(|record| record.id);
-        records
+        self.ledger()
+            .records
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
     }
 
     /// Who is left, in the order they came.
@@ -867,7 +868,7 @@ impl Group {
 
     pub(crate) fn stats(&self) -> Stats {
         let ledger = self.ledger();
-        let records = ledger.records();
+        let records: Vec<_> = ledger.records.values().filter_map(Weak::upgrade).collect();
         let stats = ledger.stats(&records);
         // The records go after the lock: the last owner of one runs destructors.
         drop(ledger);
@@ -888,33 +889,7 @@ impl Group {
     }
 }
 
-/// Hashes ids, which nobody but us chooses: one multiplication spreads them over both ends of the
-/// hash.
-#[derive(Debug, Default)]
-struct Spread(u64);
-
-impl Hasher for Spread {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(self.0 ^ u64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        // The golden ratio: see Knuth's multiplicative hashing.
-        self.0 = id.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 impl Ledger {
-    fn records(&self) -> Vec<Arc<Record>> {
-        self.records.values().filter_map(Weak::upgrade).collect()
-    }
-
     pub(crate) fn active(&self) -> u64 {
         self.records.len() as u64
     }
