@@ -482,6 +482,12 @@ impl Shared {
         self.crew.get().map_or(&[], |crew| &crew.pools)
     }
 
+    /// How many pools, the first, only deal connections out.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn dealers(&self) -> usize {
+        self.crew.get().map_or(0, |crew| crew.dealers)
+    }
+
     /// Who tells about the sockets of a shard's connections.
     fn engine(&self, shard: u16) -> Engine {
         #[cfg(target_os = "linux")]

@@ -77,11 +77,7 @@ impl<R: Runtime> Host<R> {
         H: FnOnce(Connection) -> Fut + Clone + 'static,
         Fut: Future<Output: Outcome> + 'static,
     {
-        let dealers = self
-            .pools
-            .iter()
-            .take_while(|pool| !pool.is_rooted())
-            .count();
+        let dealers = shared.dealers();
         let inboxes = self.pools[dealers..].iter().map(|pool| {
             let (inbox, records) = async_channel::unbounded::<Arc<Record>>();
             let (factory, shared, pool) = (factory.clone(), shared.clone(), pool.clone());

@@ -141,7 +141,7 @@ fn look_after(pools: &[Arc<Pool>], server: &Weak<Shared>) {
         thread::park_timeout(LOOK);
         let mut blocked = false;
         for (pool, seen) in pools.iter().zip(&mut seen) {
-            blocked |= pool.is_blocked(seen);
+            blocked |= pool.relieve_blocked(seen);
         }
         if !blocked {
             inside.clear();
@@ -214,10 +214,6 @@ impl Pool {
             over: AtomicBool::new(false),
             watcher: Mutex::default(),
         })
-    }
-
-    pub(crate) fn is_rooted(&self) -> bool {
-        self.rooted
     }
 
     pub(crate) fn poller(&self) -> &Arc<Poller> {
@@ -486,9 +482,9 @@ impl Pool {
         while !self.foreign.is_empty() && self.foreign.steal_batch(queue).is_retry() {}
     }
 
-    /// Whether a handler has blocked its thread since the last look, at which `seen` was seen. Lets
-    /// another thread take over.
-    fn is_blocked(self: &Arc<Self>, seen: &mut Vec<u64>) -> bool {
+    /// Lets another thread take over where a handler has blocked its own since the last look, at
+    /// which `seen` was seen; says whether one has.
+    fn relieve_blocked(self: &Arc<Self>, seen: &mut Vec<u64>) -> bool {
         let threads = lock(&self.threads).clone();
         seen.resize(threads.len(), 0);
         let mut blocked = Vec::new();
