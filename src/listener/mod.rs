@@ -76,16 +76,24 @@ pub(crate) trait Bound: Send {
 /// A listening socket, and who tells that somebody is queued.
 #[derive(Debug)]
 pub(crate) enum Socket<L: AsFd> {
-    Reactor(Async<L>),
+    Reactor {
+        socket: Async<L>,
+        /// The reactor was asked to wake us, and its answer has not been taken yet. It is taken
+        /// first, so that a wait costs one accept that finds nobody, not two.
+        armed: bool,
+    },
     #[cfg(target_os = "linux")]
     Workers(Watched<L>),
 }
 
-impl<L: AsFd> Socket<L> {
+impl<L: AsFd + Send + Sync + 'static> Socket<L> {
     /// `socket` is in non-blocking mode.
     fn new(socket: L, engine: &Engine) -> io::Result<Self> {
         Ok(match engine {
-            Engine::Reactor => Self::Reactor(Async::new_nonblocking(socket)?),
+            Engine::Reactor => Self::Reactor {
+                socket: Async::new_nonblocking(socket)?,
+                armed: false,
+            },
             #[cfg(target_os = "linux")]
             Engine::Workers(poller) => Self::Workers(Watched::new(socket, poller.clone())?),
         })
@@ -93,34 +101,29 @@ impl<L: AsFd> Socket<L> {
 
     fn get_ref(&self) -> &L {
         match self {
-            Self::Reactor(socket) => socket.get_ref(),
+            Self::Reactor { socket, .. } => socket.get_ref(),
             #[cfg(target_os = "linux")]
             Self::Workers(socket) => socket.get_ref(),
         }
     }
 
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Reactor(socket) => socket.poll_readable(cx),
-            #[cfg(target_os = "linux")]
-            Self::Workers(socket) => socket.poll_readable(cx),
-        }
-    }
-
-    /// One poll of accept. An event that was waited for is taken first, so that a wait costs one
-    /// accept that finds nobody, not two.
+    /// One poll of accept.
     fn poll_accept<T>(
-        &self,
-        armed: &mut bool,
+        &mut self,
         cx: &mut Context<'_>,
-        accept: impl Fn() -> io::Result<T>,
+        accept: impl Fn(&L) -> io::Result<T>,
     ) -> Poll<io::Result<T>> {
+        let (socket, armed) = match self {
+            Self::Reactor { socket, armed } => (socket, armed),
+            #[cfg(target_os = "linux")]
+            Self::Workers(socket) => return socket.poll_accept(cx, accept),
+        };
         loop {
             if *armed {
-                ready!(self.poll_readable(cx))?;
+                ready!(socket.poll_readable(cx))?;
                 *armed = false;
             }
-            match accept() {
+            match accept(socket.get_ref()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => *armed = true,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 accepted => return Poll::Ready(accepted),

@@ -20,7 +20,6 @@ pub(crate) struct Tcp {
     socket: Socket<TcpListener>,
     /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
     shared: bool,
-    armed: bool,
 }
 
 impl Tcp {
@@ -46,7 +45,6 @@ impl Tcp {
             Ok(Self {
                 socket: Socket::new(socket.into(), engine)?,
                 shared: false,
-                armed: false,
             })
         });
         listening.collect()
@@ -57,28 +55,27 @@ impl Tcp {
         Ok(Self {
             socket: Socket::new(listener, engine)?,
             shared: true,
-            armed: false,
         })
     }
+}
 
-    #[cfg(target_os = "linux")]
-    fn accept(&self) -> io::Result<(Incoming, Address)> {
-        use rustix::net::{SocketFlags, acceptfrom_with};
-        // Saves the calls that would make the socket non-blocking and ask for the peer.
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let (socket, peer) = acceptfrom_with(self.socket.get_ref(), flags)?;
-        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-        // A peer that is gone already may have no name any more.
-        let peer = peer.unwrap_or_else(|| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0));
-        Ok((incoming(TcpStream::from(socket)), Address::Tcp(peer)))
-    }
+#[cfg(target_os = "linux")]
+fn accept(listener: &TcpListener) -> io::Result<(Incoming, Address)> {
+    use rustix::net::{SocketFlags, acceptfrom_with};
+    // Saves the calls that would make the socket non-blocking and ask for the peer.
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (socket, peer) = acceptfrom_with(listener, flags)?;
+    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+    // A peer that is gone already may have no name any more.
+    let peer = peer.unwrap_or_else(|| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0));
+    Ok((incoming(TcpStream::from(socket)), Address::Tcp(peer)))
+}
 
-    #[cfg(not(target_os = "linux"))]
-    fn accept(&self) -> io::Result<(Incoming, Address)> {
-        let (stream, peer) = self.socket.get_ref().accept()?;
-        stream.set_nonblocking(true)?;
-        Ok((incoming(stream), Address::Tcp(peer)))
-    }
+#[cfg(not(target_os = "linux"))]
+fn accept(listener: &TcpListener) -> io::Result<(Incoming, Address)> {
+    let (stream, peer) = listener.accept()?;
+    stream.set_nonblocking(true)?;
+    Ok((incoming(stream), Address::Tcp(peer)))
 }
 
 /// A socket that is bound, and does not listen yet.
@@ -115,14 +112,11 @@ fn incoming(stream: TcpStream) -> Incoming {
 
 impl Bound for Tcp {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>> {
-        let mut armed = self.armed;
-        let accepted = self.socket.poll_accept(&mut armed, cx, || self.accept());
-        self.armed = armed;
-        accepted
+        self.socket.poll_accept(cx, accept)
     }
 
     fn try_accept(&mut self) -> io::Result<(Incoming, Address)> {
-        self.accept()
+        accept(self.socket.get_ref())
     }
 
     fn local_addr(&self) -> io::Result<Address> {

@@ -23,7 +23,6 @@ pub(crate) struct Unix {
     file: Option<File>,
     /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
     shared: bool,
-    armed: bool,
     /// No new peers: an empty queue is an error from here on, and no readiness comes of it.
     shut: bool,
 }
@@ -56,7 +55,6 @@ impl Unix {
             socket: Socket::new(listener, engine)?,
             file: None,
             shared: true,
-            armed: false,
             shut: false,
         })
     }
@@ -84,7 +82,6 @@ impl Unix {
                 socket,
                 file,
                 shared: false,
-                armed: false,
                 shut: false,
             }),
             Err(error) => {
@@ -98,40 +95,37 @@ impl Unix {
     fn is_empty_queue(&self, error: &io::Error) -> bool {
         self.shut && error.raw_os_error() == Some(libc::EINVAL)
     }
+}
 
-    fn accept(&self) -> io::Result<(Incoming, Address)> {
-        #[cfg(target_os = "linux")]
-        let stream = {
-            use rustix::net::{SocketFlags, accept_with};
-            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            UnixStream::from(accept_with(self.socket.get_ref(), flags)?)
-        };
-        #[cfg(not(target_os = "linux"))]
-        let stream = {
-            let (stream, _) = self.socket.get_ref().accept()?;
-            stream.set_nonblocking(true)?;
-            stream
-        };
-        // A peer that is gone already has no name any more.
-        let peer = stream.peer_addr();
-        let peer = peer.map_or(Address::Unnamed, |peer| Address::from_unix(&peer));
-        Ok((Incoming::Socket(connection::Socket::Unix(stream)), peer))
-    }
+fn accept(listener: &UnixListener) -> io::Result<(Incoming, Address)> {
+    #[cfg(target_os = "linux")]
+    let stream = {
+        use rustix::net::{SocketFlags, accept_with};
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        UnixStream::from(accept_with(listener, flags)?)
+    };
+    #[cfg(not(target_os = "linux"))]
+    let stream = {
+        let (stream, _) = listener.accept()?;
+        stream.set_nonblocking(true)?;
+        stream
+    };
+    // A peer that is gone already has no name any more.
+    let peer = stream.peer_addr();
+    let peer = peer.map_or(Address::Unnamed, |peer| Address::from_unix(&peer));
+    Ok((Incoming::Socket(connection::Socket::Unix(stream)), peer))
 }
 
 impl Bound for Unix {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>> {
-        let mut armed = self.armed;
-        let accepted = self.socket.poll_accept(&mut armed, cx, || self.accept());
-        self.armed = armed;
-        match accepted {
+        match self.socket.poll_accept(cx, accept) {
             Poll::Ready(Err(error)) if self.is_empty_queue(&error) => Poll::Pending,
             accepted => accepted,
         }
     }
 
     fn try_accept(&mut self) -> io::Result<(Incoming, Address)> {
-        match self.accept() {
+        match accept(self.socket.get_ref()) {
             Err(error) if self.is_empty_queue(&error) => Err(io::ErrorKind::WouldBlock.into()),
             accepted => accepted,
         }

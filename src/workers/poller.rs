@@ -11,7 +11,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use rustix::buffer::spare_capacity;
@@ -134,7 +134,7 @@ impl Poller {
                 }
                 if index & LISTENER != 0 {
                     let watch = tenants.listeners.get((index & !LISTENER) as usize);
-                    wakers.extend(watch.and_then(|watch| watch.edge()));
+                    wakers.extend(watch.and_then(|watch| watch.report(&self.epoll)));
                     continue;
                 }
                 if let Some((tenancy, Some(record))) = tenants.slots.get(index as usize) {
@@ -200,25 +200,62 @@ impl Poller {
         drop(record);
     }
 
-    /// Registers a listener; its number for [`unwatch`](Self::unwatch) is in its watch.
-    pub(crate) fn watch(&self, listener: &impl AsFd) -> io::Result<Arc<Watch>> {
-        let watch = Arc::new(Watch::default());
-        let index = {
+    /// Registers a listener: unlike a connection it is reported as long as somebody is queued.
+    pub(crate) fn watch<L: AsFd + Send + Sync + 'static>(
+        &self,
+        listener: &Arc<L>,
+    ) -> io::Result<Arc<Watch>> {
+        let watch = {
             let mut tenants = self.tenants();
+            let index = tenants.listeners.len() as u32;
+            let listener: Weak<L> = Arc::downgrade(listener);
+            let watch = Arc::new(Watch {
+                key: u64::from(index | LISTENER),
+                state: Mutex::new(Watching {
+                    listener,
+                    reported: false,
+                    muted: false,
+                    waker: None,
+                }),
+            });
             tenants.listeners.push(watch.clone());
-            tenants.listeners.len() as u32 - 1
+            watch
         };
-        let key = u64::from(index | LISTENER);
-        let flags = EventFlags::IN | EventFlags::ET;
-        epoll::add(&self.epoll, listener, EventData::new_u64(key), flags)?;
+        let key = EventData::new_u64(watch.key);
+        epoll::add(&self.epoll, listener, key, EventFlags::IN)?;
         Ok(watch)
+    }
+
+    /// Waits until somebody may be queued at a listener.
+    pub(crate) fn poll_queued(
+        &self,
+        listener: &impl AsFd,
+        watch: &Watch,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut state = watch.state();
+        if std::mem::take(&mut state.reported) {
+            return Poll::Ready(Ok(()));
+        }
+        let old = state.waker.replace(cx.waker().clone());
+        let heard = match std::mem::take(&mut state.muted) {
+            true => watch.ask_for(&self.epoll, listener, EventFlags::IN),
+            false => Ok(()),
+        };
+        drop((state, old));
+        heard?;
+        Poll::Pending
     }
 
     /// Takes a listener out, which others may hold open. A waker that is left in its watch would
     /// keep the task, and with it the pool and this poller, for ever.
     pub(crate) fn unwatch(&self, listener: &impl AsFd, watch: &Watch) {
         let _ignored = epoll::delete(&self.epoll, listener);
-        let waker = watch.waker().take();
+        let waker = {
+            let mut state = watch.state();
+            state.listener = Weak::<OwnedFd>::new();
+            state.waker.take()
+        };
         drop(waker);
     }
 
@@ -233,34 +270,50 @@ const INPUT: EventFlags = EventFlags::IN
     .union(EventFlags::PRI)
     .union(EventFlags::ET);
 
-/// A listener's readiness.
-#[derive(Debug, Default)]
+/// Who is told that somebody is queued at a listener.
+#[derive(Debug)]
 pub(crate) struct Watch {
-    ready: AtomicBool,
-    waker: Mutex<Option<Waker>>,
+    key: u64,
+    state: Mutex<Watching>,
+}
+
+#[derive(Debug)]
+struct Watching {
+    /// Strong under the lock only, so that the listener is closed by its owner.
+    listener: Weak<dyn AsFd + Send + Sync>,
+    /// Somebody was queued, and nobody has looked since.
+    reported: bool,
+    /// Nobody waits for reports, so none are made: they would come at every wait.
+    muted: bool,
+    waker: Option<Waker>,
 }
 
 impl Watch {
-    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.ready.swap(false, SeqCst) {
-            return Poll::Ready(Ok(()));
+    /// Somebody is queued: says whom to wake.
+    fn report(&self, epoll: &OwnedFd) -> Option<Waker> {
+        let mut state = self.state();
+        if state.reported && state.waker.is_none() {
+            if let Some(listener) = state.listener.upgrade() {
+                // Of an end, which is reported in any case, the edge alone.
+                state.muted = self.ask_for(epoll, &*listener, EventFlags::ET).is_ok();
+            }
         }
-        let old = self.waker().replace(cx.waker().clone());
-        drop(old);
-        if self.ready.swap(false, SeqCst) {
-            Poll::Ready(Ok(()))
-        } else {
-            Poll::Pending
-        }
+        state.reported = true;
+        state.waker.take()
     }
 
-    fn edge(&self) -> Option<Waker> {
-        self.ready.store(true, SeqCst);
-        self.waker().take()
+    fn ask_for(
+        &self,
+        epoll: &OwnedFd,
+        listener: &(impl AsFd + ?Sized),
+        flags: EventFlags,
+    ) -> io::Result<()> {
+        let key = EventData::new_u64(self.key);
+        Ok(epoll::modify(epoll, listener, key, flags)?)
     }
 
-    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, Watching> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
