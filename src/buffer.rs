@@ -8,33 +8,36 @@ use std::cell::RefCell;
 /// What one read can bring: more than most messages, and a position in it fits 16 bits.
 const SIZE: usize = 16 * 1024;
 
-type Storage = Box<[u8; SIZE]>;
-
 /// How many empty buffers a thread keeps; beyond it they are freed.
 const SPARE: usize = 16;
 
 thread_local! {
-    static POOL: RefCell<Vec<Storage>> = const { RefCell::new(Vec::new()) };
+    static POOL: RefCell<Vec<Box<Lent>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The bytes read and not yet consumed, in a lent buffer; none while there are none.
 #[derive(Debug, Default)]
-pub(crate) struct Buffer {
-    storage: Option<Storage>,
+pub(crate) struct Buffer(Option<Box<Lent>>);
+
+/// What is lent. Where the bytes are in it goes with it: a connection that waits has no room for that
+/// either.
+#[derive(Debug)]
+struct Lent {
     start: u16,
     end: u16,
+    bytes: [u8; SIZE],
 }
 
 impl Buffer {
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.start == self.end
+        self.0.is_none()
     }
 
     #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
-        match &self.storage {
-            Some(storage) => &storage[self.start as usize..self.end as usize],
+        match &self.0 {
+            Some(lent) => &lent.bytes[lent.start as usize..lent.end as usize],
             None => &[],
         }
     }
@@ -43,14 +46,14 @@ impl Buffer {
     #[inline]
     pub(crate) fn fill<R>(&mut self, read: impl FnOnce(&mut [u8]) -> (usize, R)) -> R {
         debug_assert!(self.is_empty());
-        let mut storage = lend();
-        let (filled, result) = read(&mut storage[..]);
+        let mut lent = lend();
+        let (filled, result) = read(&mut lent.bytes);
         if filled == 0 {
-            take_back(storage);
+            take_back(lent);
         } else {
             debug_assert!(filled <= SIZE);
-            (self.start, self.end) = (0, filled as u16);
-            self.storage = Some(storage);
+            (lent.start, lent.end) = (0, filled as u16);
+            self.0 = Some(lent);
         }
         result
     }
@@ -58,13 +61,16 @@ impl Buffer {
     /// Takes `amount` bytes off the front, at most what is there; says how many it took.
     #[inline]
     pub(crate) fn consume(&mut self, amount: usize) -> usize {
-        let amount = amount.min((self.end - self.start) as usize);
-        self.start += amount as u16;
-        if self.is_empty() {
-            if let Some(storage) = self.storage.take() {
-                take_back(storage);
-            }
+        let Some(mut lent) = self.0.take() else {
+            return 0;
+        };
+        let there = (lent.end - lent.start) as usize;
+        if amount >= there {
+            take_back(lent);
+            return there;
         }
+        lent.start += amount as u16;
+        self.0 = Some(lent);
         amount
     }
 }
@@ -76,18 +82,24 @@ impl Drop for Buffer {
 }
 
 #[inline]
-fn lend() -> Storage {
+fn lend() -> Box<Lent> {
     // Where the thread is ending and its pool is gone, a buffer is simply allocated.
     let spare = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten();
-    spare.unwrap_or_else(|| Box::new([0; SIZE]))
+    spare.unwrap_or_else(|| {
+        Box::new(Lent {
+            start: 0,
+            end: 0,
+            bytes: [0; SIZE],
+        })
+    })
 }
 
 #[inline]
-fn take_back(storage: Storage) {
+fn take_back(lent: Box<Lent>) {
     let _gone = POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
         if pool.len() < SPARE {
-            pool.push(storage);
+            pool.push(lent);
         }
     });
 }

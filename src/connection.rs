@@ -18,7 +18,6 @@ use crate::address::Address;
 use crate::buffer::Buffer;
 use crate::group::{Record, Who, bit};
 use crate::handle::Handle;
-use crate::transport::Armed;
 
 /// One accepted peer: a buffered reader and a writer.
 ///
@@ -46,11 +45,6 @@ pub struct Connection {
 pub struct ReadHalf {
     record: Arc<Record>,
     buffer: Buffer,
-    armed: Armed,
-    /// A read was ended by the drain; all that follow are.
-    ended: bool,
-    /// There is no write half apart from this.
-    whole: bool,
 }
 
 /// The writing half of a [`Connection`]. Dropping it sends the peer our end.
@@ -74,9 +68,6 @@ impl Connection {
             reader: ReadHalf {
                 record,
                 buffer: Buffer::default(),
-                armed: false,
-                ended: false,
-                whole: true,
             },
         }
     }
@@ -87,9 +78,8 @@ impl Connection {
     /// the handler's outcome, when both are gone. Dropping the write half alone sends our end and
     /// leaves the peer's side open.
     #[must_use]
-    pub fn split(mut self) -> (ReadHalf, WriteHalf) {
+    pub fn split(self) -> (ReadHalf, WriteHalf) {
         self.reader.record.set(bit::SPLIT);
-        self.reader.whole = false;
         let record = self.reader.record.clone();
         (self.reader, WriteHalf { record })
     }
@@ -369,7 +359,8 @@ impl ReadHalf {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let received = record.transport.poll_read(&mut self.armed, cx, buf, false);
+            let armed = &record.read_armed;
+            let received = record.transport.poll_read(armed, cx, buf, false);
             if let Poll::Ready(received) = received {
                 return Poll::Ready(self.note(received));
             }
@@ -388,17 +379,17 @@ impl ReadHalf {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        if self.ended {
+        // Whoever has seen the end sees it again.
+        let word = self.record.word();
+        if word & (bit::PEER_ENDED | bit::DRAIN_ENDED) != 0 {
             return Poll::Ready(Ok(0));
         }
-        if self.record.has(bit::ABORT) {
+        if word & bit::ABORT != 0 {
             return Poll::Ready(Err(cut()));
         }
         // What has arrived comes first: the kernel has to say that there is nothing *now*.
-        let received = self
-            .record
-            .transport
-            .poll_read(&mut self.armed, cx, buf, true);
+        let armed = &self.record.read_armed;
+        let received = self.record.transport.poll_read(armed, cx, buf, true);
         if let Poll::Ready(received) = received {
             return Poll::Ready(self.note(received));
         }
@@ -419,7 +410,6 @@ impl ReadHalf {
         if fresh || self.record.is_busy() {
             return self.pend(cx);
         }
-        self.ended = true;
         self.record.reading.store(false, Relaxed);
         self.record.set(bit::DRAIN_ENDED);
         Poll::Ready(Ok(0))
@@ -443,8 +433,6 @@ impl ReadHalf {
             Ok(0) if record.has(bit::ABORT) => return Err(cut()),
             Ok(0) => {
                 record.set(bit::PEER_ENDED);
-                // It will say so again: nobody has to ask.
-                self.ended = true;
             }
             Ok(n) => {
                 let total = record.received.load(Relaxed) + n as u64;
@@ -529,10 +517,8 @@ fn poll_send(
         let taken = record.taken.load(Acquire);
         record.began.store(taken, Relaxed);
     }
-    let mut armed = record.write_armed.load(Relaxed);
-    let polled = record.transport.poll_write(&mut armed, cx, bufs);
-    record.write_armed.store(armed, Relaxed);
-    let Poll::Ready(sent) = polled else {
+    let armed = &record.write_armed;
+    let Poll::Ready(sent) = record.transport.poll_write(armed, cx, bufs) else {
         if !waited {
             record.writing.store(true, Release);
             record.touch();
@@ -633,10 +619,10 @@ impl Drop for ReadHalf {
     fn drop(&mut self) {
         self.record.reading.store(false, Relaxed);
         self.record.unpark(Who::Reader);
-        if self.whole {
-            leave_writer(&self.record, bit::READER | bit::WRITER);
-        } else {
+        if self.record.has(bit::SPLIT) {
             leave(&self.record, bit::READER);
+        } else {
+            leave_writer(&self.record, bit::READER | bit::WRITER);
         }
     }
 }

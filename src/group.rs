@@ -8,7 +8,7 @@
 //!    afterwards. One of the two sees the other.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,11 +23,12 @@ use async_channel::Receiver;
 use event_listener::Event;
 
 use crate::address::Address;
+use crate::by_id::ById;
 use crate::events::{Cause, Outbox, ServerEvent, Subscribers};
 use crate::handle::{Shared, lock};
 use crate::report::{AcceptErrors, Limited, Stats, Straggler, Waiting};
 use crate::shutdown::State;
-use crate::transport::Transport;
+use crate::transport::{Armed, Transport};
 
 /// The bits of a record's word.
 pub(crate) mod bit {
@@ -108,8 +109,9 @@ pub(crate) struct Record {
     pub(crate) sent: AtomicU64,
     /// What was taken when the write under way began, stored by the write half alone.
     pub(crate) began: AtomicU64,
-    /// What the write half knows of the socket's readiness.
-    pub(crate) write_armed: AtomicBool,
+    /// What each half knows of the socket's readiness, stored by it alone.
+    pub(crate) read_armed: Armed,
+    pub(crate) write_armed: Armed,
     /// A read waits, stored by the read half alone.
     pub(crate) reading: AtomicBool,
     /// A write waits, stored by the write half alone.
@@ -460,7 +462,7 @@ pub(crate) struct Group {
 
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    records: BTreeMap<u64, Weak<Record>>,
+    records: ById<Weak<Record>>,
     /// How many of them come from one address; kept only where that is limited.
     by_peer: HashMap<IpAddr, usize>,
     accepted: u64,
@@ -596,6 +598,7 @@ impl Group {
             answered: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             began: AtomicU64::new(0),
+            read_armed: AtomicBool::new(false),
             write_armed: AtomicBool::new(false),
             reading: AtomicBool::new(false),
             writing: AtomicBool::new(false),
@@ -604,7 +607,7 @@ impl Group {
             parked: Default::default(),
             told: Event::new(),
         });
-        ledger.records.insert(record.id, Arc::downgrade(&record));
+        ledger.records.push(record.id, Arc::downgrade(&record));
         ledger.peak = ledger.peak.max(ledger.records.len() as u64);
         ledger.outbox.opened(&record);
         let told = ledger.outbox.is_empty();
@@ -670,7 +673,7 @@ impl Group {
             age = uptime().saturating_sub(entry.accepted);
             ledger = self.ledger();
         }
-        ledger.records.remove(&entry.id);
+        ledger.records.remove(entry.id);
         *match ending {
             Ending::Completed => &mut ledger.completed,
             Ending::Failed => &mut ledger.failed,
@@ -741,7 +744,7 @@ impl Group {
     }
 
     pub(crate) fn find(&self, id: u64) -> Option<Arc<Record>> {
-        self.ledger().records.get(&id)?.upgrade()
+        self.ledger().records.get(id)?.upgrade()
     }
 
     /// Strong for a moment only: a record's last owner closes its socket.

@@ -114,6 +114,7 @@ mod accept;
 mod address;
 mod buffer;
 mod builder;
+mod by_id;
 mod close;
 mod connection;
 mod door;

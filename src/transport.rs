@@ -10,6 +10,8 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -40,7 +42,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// What one direction of a connection knows about its socket's readiness: the reactor was asked to
 /// wake us, and its answer has not been taken yet. Taking it first saves the call that would only
 /// find nothing, and a second one after a stale answer.
-pub(crate) type Armed = bool;
+pub(crate) type Armed = AtomicBool;
 
 /// Who tells that a socket is ready.
 #[derive(Clone, Debug)]
@@ -74,7 +76,7 @@ impl Transport {
     #[inline(always)]
     pub(crate) fn poll_read(
         &self,
-        armed: &mut Armed,
+        armed: &Armed,
         cx: &mut Context<'_>,
         buf: &mut [u8],
         look: bool,
@@ -92,7 +94,7 @@ impl Transport {
     #[inline]
     pub(crate) fn poll_write(
         &self,
-        armed: &mut Armed,
+        armed: &Armed,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
@@ -331,7 +333,7 @@ fn lock(io: &Mutex<Box<dyn Stream>>) -> MutexGuard<'_, Box<dyn Stream>> {
 #[inline(never)]
 fn poll_socket_read<T>(
     socket: &Async<T>,
-    armed: &mut Armed,
+    armed: &Armed,
     cx: &mut Context<'_>,
     buf: &mut [u8],
     look: bool,
@@ -339,9 +341,10 @@ fn poll_socket_read<T>(
 where
     for<'a> &'a T: Read,
 {
-    if *armed && !look {
-        *armed = socket.poll_readable(cx)?.is_pending();
-        if *armed {
+    if armed.load(Relaxed) && !look {
+        let pending = socket.poll_readable(cx)?.is_pending();
+        armed.store(pending, Relaxed);
+        if pending {
             // Nothing, or news that `async-io` takes for old, because it came in the very round of
             // the reactor in which it was asked for: a look costs less than another round.
             return match uninterrupted(|| socket.get_ref().read(buf)) {
@@ -356,8 +359,9 @@ where
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             received => return Poll::Ready(received),
         }
-        *armed = socket.poll_readable(cx)?.is_pending();
-        if *armed {
+        let pending = socket.poll_readable(cx)?.is_pending();
+        armed.store(pending, Relaxed);
+        if pending {
             return Poll::Pending;
         }
     }
@@ -366,16 +370,16 @@ where
 #[inline(never)]
 fn poll_socket_write<T>(
     socket: &Async<T>,
-    armed: &mut Armed,
+    armed: &Armed,
     cx: &mut Context<'_>,
     bufs: &[IoSlice<'_>],
 ) -> Poll<io::Result<usize>>
 where
     for<'a> &'a T: Write,
 {
-    if *armed {
+    if armed.load(Relaxed) {
         ready!(socket.poll_writable(cx))?;
-        *armed = false;
+        armed.store(false, Relaxed);
     }
     loop {
         let written = uninterrupted(|| match bufs {
@@ -386,8 +390,9 @@ where
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             written => return Poll::Ready(written),
         }
-        *armed = socket.poll_writable(cx)?.is_pending();
-        if *armed {
+        let pending = socket.poll_writable(cx)?.is_pending();
+        armed.store(pending, Relaxed);
+        if pending {
             return Poll::Pending;
         }
     }

@@ -1,0 +1,133 @@
+//! What has ids that only grow, in their order.
+
+/// How many gaps are always let be.
+const GAPS: usize = 32;
+
+/// A list in the order of ids. A new one comes last, any is found by halving, and one that is taken
+/// out leaves a gap; when the gaps are more than the rest they are closed, which so costs each of
+/// them one move. It takes 16 bytes for a pointer and its id, half of what a tree does.
+#[derive(Debug)]
+pub(crate) struct ById<T> {
+    entries: Vec<(u64, Option<T>)>,
+    len: usize,
+}
+
+impl<T> ById<T> {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds what has a higher id than all there were.
+    pub(crate) fn push(&mut self, id: u64, value: T) {
+        debug_assert!(self.entries.last().is_none_or(|(last, _)| *last < id));
+        self.entries.push((id, Some(value)));
+        self.len += 1;
+    }
+
+    pub(crate) fn get(&self, id: u64) -> Option<&T> {
+        let place = self.place(id)?;
+        self.entries[place].1.as_ref()
+    }
+
+    pub(crate) fn remove(&mut self, id: u64) -> Option<T> {
+        let place = self.place(id)?;
+        let removed = self.entries[place].1.take()?;
+        self.len -= 1;
+        while self
+            .entries
+            .last()
+            .is_some_and(|(_, value)| value.is_none())
+        {
+            self.entries.pop();
+        }
+        if self.entries.len() > 2 * self.len + GAPS {
+            self.close_gaps();
+        }
+        Some(removed)
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().filter_map(|(_, value)| value.as_ref())
+    }
+
+    fn place(&self, id: u64) -> Option<usize> {
+        self.entries.binary_search_by_key(&id, |(id, _)| *id).ok()
+    }
+
+    #[cold]
+    fn close_gaps(&mut self) {
+        self.entries.retain(|(_, value)| value.is_some());
+        // After many were there for once.
+        if self.entries.capacity() > 8 * (self.len + GAPS) {
+            self.entries.shrink_to(2 * self.len + GAPS);
+        }
+    }
+}
+
+impl<T> Default for ById<T> {
+    fn default() -> Self {
+        Self {
+            entries: Vec::new(),
+            len: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn assert_same(list: &ById<u64>, tree: &BTreeMap<u64, u64>) {
+        assert_eq!(list.len(), tree.len());
+        assert_eq!(list.is_empty(), tree.is_empty());
+        assert!(list.values().eq(tree.values()));
+    }
+
+    /// In orders of all kinds, against what the standard library has for it.
+    #[test]
+    fn it_holds_what_a_tree_would() {
+        let (mut list, mut tree) = (ById::default(), BTreeMap::new());
+        let mut state = 1_u64;
+        for id in 1..5000_u64 {
+            list.push(id, 10 * id);
+            tree.insert(id, 10 * id);
+            // More come than go, then the other way round.
+            for _ in 0..if id % 1000 < 500 { 1 } else { 3 } {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                let victim = 1 + (state >> 33) % id;
+                assert_eq!(list.get(victim), tree.get(&victim));
+                assert_eq!(list.remove(victim), tree.remove(&victim));
+            }
+            assert_same(&list, &tree);
+        }
+    }
+
+    #[test]
+    fn one_that_stays_does_not_keep_the_room_of_those_who_went() {
+        let mut list = ById::default();
+        list.push(0, ());
+        for id in 1..100_000 {
+            list.push(id, ());
+        }
+        for id in 1..100_000 {
+            assert_eq!(list.remove(id), Some(()));
+            assert!(list.entries.len() <= 2 * list.len() + GAPS);
+        }
+        for id in 100_000..200_000 {
+            list.push(id, ());
+            // The one before, so that there is always one behind the gap.
+            list.remove(id - 1);
+        }
+        list.remove(199_999);
+        assert_eq!((list.len(), list.get(0)), (1, Some(&())));
+        assert!(list.entries.capacity() < 1000);
+    }
+}
