@@ -14,8 +14,8 @@ use std::time::Duration;
 use futures_lite::future;
 use futures_util::{FutureExt, select_biased};
 
-use crate::group::Record;
 use crate::handle::{Shared, lock};
+use crate::record::Record;
 
 /// The first and the longest pause in a shortage, as in Go's `net/http`.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);

@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures_lite::future;
 
 use crate::buffer::Buffer;
-use crate::group::{Record, bit};
+use crate::record::{Record, bit};
 
 /// How often the kernel is asked whether the peer has taken everything: there is no event for it.
 const FIRST_LOOK: Duration = Duration::from_millis(1);

@@ -16,8 +16,8 @@ use futures_lite::Stream;
 
 use crate::address::Address;
 use crate::buffer::Buffer;
-use crate::group::{Record, Who, bit};
 use crate::handle::Handle;
+use crate::record::{Record, Who, bit};
 
 /// One accepted peer: a buffered reader and a writer.
 ///
@@ -276,7 +276,7 @@ async fn told(record: Weak<Record>) {
             let Some(record) = record.upgrade() else {
                 return;
             };
-            let told = record.told.listen();
+            let told = record.listen();
             if record.has(bit::TOLD | bit::ABORT) {
                 return;
             }

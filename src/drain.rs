@@ -14,9 +14,9 @@ use futures_lite::future;
 
 use crate::accept::{Blame, Shortage, accept_until, blame};
 use crate::connection::Connection;
-use crate::group::{Record, bit};
 use crate::handle::Shared;
 use crate::host::Host;
+use crate::record::{Record, bit};
 use crate::report::Report;
 use crate::runtime::{Runtime, sleep_until};
 use crate::shutdown::{Phase, Reason, earliest};

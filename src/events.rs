@@ -5,7 +5,8 @@ use std::time::Duration;
 use async_channel::{Receiver, Sender, TrySendError};
 
 use crate::address::Address;
-use crate::group::{Entry, Record};
+use crate::group::Entry;
+use crate::record::Record;
 use crate::shutdown::State;
 
 /// How many events wait for a receiver before it misses some.

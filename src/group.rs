@@ -2,21 +2,13 @@
 //!
 //! 1. A connection is in the ledger from the moment `accept` returned it until its socket is
 //!    closed; the ledger's counts change together, under one lock.
-//! 2. On the hot path nobody takes that lock: a half of a connection stores plain numbers of its
-//!    own into the record, and reads one word.
-//! 3. Who registers a waker looks at the word again afterwards; who sets a bit of the word wakes
-//!    afterwards. One of the two sees the other.
+//! 2. On the hot path nobody takes that lock.
 
-use std::cell::Cell;
 use std::collections::HashMap;
-use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, fence};
+use std::net::IpAddr;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
-use std::task::{Context, Poll, Waker};
-use std::thread;
 use std::time::Duration;
 
 use async_channel::Receiver;
@@ -26,394 +18,9 @@ use crate::address::Address;
 use crate::by_id::ById;
 use crate::events::{Cause, Outbox, ServerEvent, Subscribers};
 use crate::handle::{Shared, lock};
+use crate::record::{Arrival, Record, bit, notify};
 use crate::report::{AcceptErrors, Limited, Stats, Straggler, Waiting};
 use crate::shutdown::State;
-use crate::transport::{Armed, Transport};
-
-/// The bits of a record's word.
-pub(crate) mod bit {
-    /// The drain was announced to this connection.
-    pub(crate) const TOLD: u32 = 1;
-    /// It was announced before the first byte came, and the grace for that is not over.
-    pub(crate) const GRACE: u32 = 1 << 1;
-    /// The connection is cut: its handler is dropped, every operation fails.
-    pub(crate) const ABORT: u32 = 1 << 2;
-    /// A limit of time ended the connection's reads and writes.
-    pub(crate) const EXPIRED: u32 = 1 << 3;
-    /// The read half is there.
-    pub(crate) const READER: u32 = 1 << 4;
-    /// The write half is there.
-    pub(crate) const WRITER: u32 = 1 << 5;
-    /// The halves are apart and may be on two threads.
-    pub(crate) const SPLIT: u32 = 1 << 6;
-    /// The peer's end was read.
-    pub(crate) const PEER_ENDED: u32 = 1 << 7;
-    /// A read was ended by the drain.
-    pub(crate) const DRAIN_ENDED: u32 = 1 << 8;
-    /// Our end was sent.
-    pub(crate) const FINISHED: u32 = 1 << 9;
-    /// The handler watches for the drain itself; reads never end early.
-    pub(crate) const MANUAL: u32 = 1 << 10;
-    /// A busy guard has been taken once: from then on guards are what counts.
-    pub(crate) const GUARDED: u32 = 1 << 11;
-    /// Handed on to whoever detached it.
-    pub(crate) const DETACHED: u32 = 1 << 13;
-    /// Its end is in the ledger; whoever comes later does not count it again.
-    pub(crate) const COUNTED: u32 = 1 << 14;
-    /// It has no handler yet, for want of a place.
-    pub(crate) const HELD: u32 = 1 << 15;
-    /// Its handler is gone and its socket being closed.
-    pub(crate) const CLOSING: u32 = 1 << 16;
-    /// Its handler waits for the server to close.
-    pub(crate) const INSIDER: u32 = 1 << 17;
-    /// It is closed without the user's handler.
-    pub(crate) const REJECTED: u32 = 1 << 18;
-    /// Its socket needs nothing more.
-    pub(crate) const CLOSED: u32 = 1 << 20;
-    /// It counts against its peer's share.
-    pub(crate) const SHARES: u32 = 1 << 21;
-    /// The operator has been told that its handler blocks a thread.
-    pub(crate) const BLOCKED: u32 = 1 << 19;
-
-    /// What a read or a write has to look at closely.
-    pub(crate) const CUT: u32 = ABORT | EXPIRED;
-}
-
-/// What a connection shares with its server.
-#[derive(Debug)]
-pub(crate) struct Record {
-    pub(crate) id: u64,
-    pub(crate) server: Arc<Shared>,
-    peer: Peer,
-    pub(crate) transport: Transport,
-    /// Which of the server's addresses it came to.
-    address: u16,
-    /// Which of the server's pools serves it, where there are any.
-    pub(crate) shard: u16,
-    word: AtomicU32,
-    guards: AtomicU32,
-    /// How many futures of its handler wait for the server to close; changed under the ledger's
-    /// lock.
-    waits: AtomicU32,
-    /// Since the server was bound, as all times of a record, in nanoseconds.
-    accepted: u64,
-    /// When a byte last moved; kept only where a limit asks for it.
-    pub(crate) touched: AtomicU64,
-    /// Bytes read from the kernel, stored by the read half alone.
-    pub(crate) received: AtomicU64,
-    /// Bytes the handler has consumed, stored by the read half alone.
-    pub(crate) taken: AtomicU64,
-    /// What was taken when the last completed write began, stored by the write half alone.
-    pub(crate) answered: AtomicU64,
-    /// Bytes written to the kernel, stored by the write half alone.
-    pub(crate) sent: AtomicU64,
-    /// What was taken when the write under way began, stored by the write half alone.
-    pub(crate) began: AtomicU64,
-    /// What each half knows of the socket's readiness, stored by it alone.
-    pub(crate) read_armed: Armed,
-    pub(crate) write_armed: Armed,
-    /// A read waits, stored by the read half alone.
-    pub(crate) reading: AtomicBool,
-    /// A write waits, stored by the write half alone.
-    pub(crate) writing: AtomicBool,
-    /// Counted up when the task's thread enters the handler and when it leaves it, by the task
-    /// alone: odd inside.
-    polls: AtomicU32,
-    wakers: Mutex<[Option<Waker>; 3]>,
-    /// Which of them is there, each stored by its owner alone; see [`fingerprint`].
-    parked: [AtomicUsize; 3],
-    /// Notified when the connection is asked to come to an end, or has come to it.
-    pub(crate) told: Event,
-}
-
-thread_local! {
-    /// Whose handler this thread is in; for comparison only.
-    static HANDLED: Cell<*const Record> = const { Cell::new(std::ptr::null()) };
-}
-
-/// Whose waker.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Who {
-    Task,
-    Reader,
-    Writer,
-}
-
-impl Record {
-    #[inline]
-    pub(crate) fn word(&self) -> u32 {
-        self.word.load(Acquire)
-    }
-
-    #[inline]
-    pub(crate) fn has(&self, bits: u32) -> bool {
-        self.word() & bits != 0
-    }
-
-    /// Sets bits; gives the word as it was.
-    pub(crate) fn set(&self, bits: u32) -> u32 {
-        self.word.fetch_or(bits, SeqCst)
-    }
-
-    /// Clears bits; gives the word as it was.
-    pub(crate) fn clear(&self, bits: u32) -> u32 {
-        self.word.fetch_and(!bits, SeqCst)
-    }
-
-    pub(crate) fn peer(&self) -> Address {
-        match &self.peer {
-            Peer::V4(peer) => Address::Tcp(SocketAddr::V4(*peer)),
-            Peer::Other(peer) => Address::clone(peer),
-        }
-    }
-
-    pub(crate) fn local_addr(&self) -> io::Result<Address> {
-        let own = self.transport.local_addr()?;
-        Ok(own.unwrap_or_else(|| self.server.addrs()[usize::from(self.address)].clone()))
-    }
-
-    /// Leaves `cx`'s waker where those who change the word will find it. The lock is taken only
-    /// where another was left the last time.
-    #[inline]
-    pub(crate) fn park(&self, who: Who, cx: &Context<'_>) {
-        let mine = fingerprint(cx.waker());
-        if self.parked[who as usize].load(Relaxed) != mine {
-            self.park_anew(who, cx.waker(), mine);
-        }
-    }
-
-    #[cold]
-    fn park_anew(&self, who: Who, waker: &Waker, mine: usize) {
-        let old = lock(&self.wakers)[who as usize].replace(waker.clone());
-        self.parked[who as usize].store(mine, Relaxed);
-        // Outside the lock, since dropping a waker can run a task's destructor.
-        drop(old);
-    }
-
-    /// Forgets a waker, whose owner is gone.
-    pub(crate) fn unpark(&self, who: Who) {
-        if self.parked[who as usize].swap(0, Relaxed) != 0 {
-            let old = lock(&self.wakers)[who as usize].take();
-            drop(old);
-        }
-    }
-
-    #[inline]
-    pub(crate) fn waker(&self, who: Who) -> Option<Waker> {
-        self.wakers()[who as usize].clone()
-    }
-
-    pub(crate) fn wake(&self, who: Who) {
-        // Outside the lock, since a waker is somebody else's code.
-        if let Some(waker) = self.waker(who) {
-            wake(waker);
-        }
-    }
-
-    /// Waits until there may be something to read; for whoever closes a connection without halves.
-    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &self.transport {
-            #[cfg(target_os = "linux")]
-            Transport::Slot(slot) => {
-                // As long as nobody has found it empty.
-                if !slot.may_read() {
-                    self.park(Who::Reader, cx);
-                    if !slot.may_read() {
-                        return Poll::Pending;
-                    }
-                }
-                Poll::Ready(Ok(()))
-            }
-            transport => transport.poll_readable(cx),
-        }
-    }
-
-    fn wakers(&self) -> MutexGuard<'_, [Option<Waker>; 3]> {
-        lock(&self.wakers)
-    }
-
-    /// Announces the drain to this connection.
-    pub(crate) fn tell(&self, uptime: Duration) {
-        let fresh = self.received.load(Acquire) == 0
-            && self.age(uptime) < self.server.config.first_byte_grace;
-        self.set(if fresh {
-            bit::TOLD | bit::GRACE
-        } else {
-            bit::TOLD
-        });
-        notify(&self.told);
-        self.wake(Who::Reader);
-        if fresh {
-            // The task ends the grace when its time has come.
-            self.wake(Who::Task);
-        }
-    }
-
-    /// Cuts the connection under whoever holds it.
-    pub(crate) fn abort(&self) {
-        // What was detached is no longer ours to cut.
-        if self.set(bit::ABORT) & (bit::ABORT | bit::DETACHED) == 0 {
-            self.transport.shut();
-            notify(&self.told);
-            for who in [Who::Task, Who::Reader, Who::Writer] {
-                self.wake(who);
-            }
-        }
-    }
-
-    /// The first byte has had its time.
-    pub(crate) fn end_grace(&self) {
-        self.clear(bit::GRACE);
-        self.wake(Who::Reader);
-    }
-
-    /// Ends the connection's reads and writes with a time-out.
-    pub(crate) fn expire(&self) {
-        self.set(bit::EXPIRED);
-        self.wake(Who::Reader);
-        self.wake(Who::Writer);
-    }
-
-    /// A guard says that the handler is inside a message.
-    pub(crate) fn guard(&self) {
-        self.guards.fetch_add(1, SeqCst);
-        self.set(bit::GUARDED);
-    }
-
-    pub(crate) fn unguard(&self) {
-        self.guards.fetch_sub(1, SeqCst);
-        fence(SeqCst);
-        if self.has(bit::TOLD) {
-            self.wake(Who::Reader);
-        }
-    }
-
-    /// Called by the write half after it stored what it answered: at a drain the read half may be
-    /// waiting for just that.
-    #[inline]
-    pub(crate) fn answer(&self) {
-        let mut word = self.word.load(Relaxed);
-        if word & bit::SPLIT != 0 {
-            // Either this thread sees that the drain was announced, or the reader, which looks at
-            // the counts after that, sees the answer.
-            fence(SeqCst);
-            word = self.word.load(Relaxed);
-        }
-        if word & bit::TOLD != 0 {
-            self.wake(Who::Reader);
-        }
-    }
-
-    /// What the task's thread does in the handler: it may panic.
-    #[inline]
-    pub(crate) fn handle<T>(&self, inside: impl FnOnce() -> T) -> thread::Result<T> {
-        self.step();
-        let outer = HANDLED.replace(self);
-        let done = catch_unwind(AssertUnwindSafe(inside));
-        HANDLED.set(outer);
-        self.step();
-        done
-    }
-
-    /// Has the task look at the word. In the handler it will do so in any case.
-    pub(crate) fn wake_task(&self) {
-        if !std::ptr::eq(HANDLED.get(), self) {
-            self.wake(Who::Task);
-        }
-    }
-
-    /// The task's thread enters the handler, or leaves it.
-    #[inline]
-    fn step(&self) {
-        let polls = self.polls.load(Relaxed);
-        self.polls.store(polls.wrapping_add(1), Relaxed);
-    }
-
-    fn is_inside(&self) -> bool {
-        self.polls.load(Relaxed) % 2 == 1
-    }
-
-    /// Between two messages, or inside one.
-    pub(crate) fn is_busy(&self) -> bool {
-        let received = self.received.load(Acquire);
-        let word = self.word();
-        if word & bit::GUARDED != 0 {
-            return self.guards.load(SeqCst) > 0 || self.taken.load(Acquire) < received;
-        }
-        self.answered.load(Acquire) < received || self.writing.load(Acquire)
-    }
-
-    /// A byte moved, or a wait for one began.
-    #[inline]
-    pub(crate) fn touch(&self) {
-        if self.server.config.watches_idle() {
-            self.touched.store(nanos(self.server.uptime()), Relaxed);
-        }
-    }
-
-    pub(crate) fn age(&self, uptime: Duration) -> Duration {
-        uptime.saturating_sub(Duration::from_nanos(self.accepted))
-    }
-
-    /// When this connection was accepted, since the server was bound.
-    pub(crate) fn accepted(&self) -> Duration {
-        Duration::from_nanos(self.accepted)
-    }
-
-    fn waiting(&self) -> Waiting {
-        let word = self.word();
-        if word & bit::HELD != 0 {
-            Waiting::Place
-        } else if word & bit::CLOSING != 0 {
-            Waiting::Close
-        } else if self.writing.load(Relaxed) {
-            Waiting::Write
-        } else if self.reading.load(Relaxed) {
-            Waiting::Read
-        } else {
-            Waiting::Handler
-        }
-    }
-
-    fn straggler(&self, uptime: Duration) -> Straggler {
-        Straggler {
-            id: self.id,
-            peer: self.peer(),
-            age: self.age(uptime),
-            busy: self.is_busy(),
-            waiting: self.waiting(),
-        }
-    }
-}
-
-impl Drop for Record {
-    fn drop(&mut self) {
-        notify(&self.told);
-    }
-}
-
-/// A peer's address, as small as most are.
-#[derive(Debug)]
-enum Peer {
-    V4(SocketAddrV4),
-    Other(Box<Address>),
-}
-
-impl From<Address> for Peer {
-    fn from(address: Address) -> Self {
-        match address {
-            Address::Tcp(SocketAddr::V4(peer)) => Self::V4(peer),
-            other => Self::Other(Box::new(other)),
-        }
-    }
-}
-
-/// Tells one waker from another, by both its pointers in one word, which is never 0. While a waker
-/// is left in a record nobody else can have its pointers.
-fn fingerprint(waker: &Waker) -> usize {
-    let vtable = std::ptr::from_ref(waker.vtable()) as usize;
-    (waker.data() as usize) ^ vtable.rotate_left(usize::BITS / 2)
-}
 
 /// A connection as [`Handle::connections`](crate::Handle::connections) shows it.
 #[derive(Clone, Debug)]
@@ -560,13 +167,7 @@ impl Group {
     }
 
     /// Takes a peer in. From here on it is counted, wherever it ends.
-    pub(crate) fn open(
-        &self,
-        server: &Arc<Shared>,
-        transport: Transport,
-        peer: Address,
-        (address, shard): (u16, u16),
-    ) -> Arc<Record> {
+    pub(crate) fn open(&self, server: &Arc<Shared>, arrival: Arrival) -> Arc<Record> {
         let accepted = server.uptime();
         let mut ledger = self.ledger();
         ledger.accepted += 1;
@@ -580,33 +181,8 @@ impl Group {
         if ledger.cut {
             word |= bit::ABORT;
         }
-        let accepted = nanos(accepted);
-        let record = Arc::new(Record {
-            id: ledger.accepted,
-            server: server.clone(),
-            peer: Peer::from(peer),
-            transport,
-            address,
-            shard,
-            word: AtomicU32::new(word),
-            guards: AtomicU32::new(0),
-            waits: AtomicU32::new(0),
-            accepted,
-            touched: AtomicU64::new(accepted),
-            received: AtomicU64::new(0),
-            taken: AtomicU64::new(0),
-            answered: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
-            began: AtomicU64::new(0),
-            read_armed: AtomicBool::new(false),
-            write_armed: AtomicBool::new(false),
-            reading: AtomicBool::new(false),
-            writing: AtomicBool::new(false),
-            polls: AtomicU32::new(0),
-            wakers: Mutex::default(),
-            parked: Default::default(),
-            told: Event::new(),
-        });
+        let id = ledger.accepted;
+        let record = Arc::new(Record::new(id, server.clone(), arrival, word, accepted));
         ledger.records.push(record.id, Arc::downgrade(&record));
         ledger.peak = ledger.peak.max(ledger.records.len() as u64);
         ledger.outbox.opened(&record);
@@ -790,7 +366,7 @@ impl Group {
         let mut inside = Vec::new();
         for record in self.records() {
             if record.is_inside() && !record.has(bit::BLOCKED) {
-                inside.push((record.id, record.polls.load(Relaxed)));
+                inside.push((record.id, record.polls()));
             }
         }
         inside
@@ -803,7 +379,7 @@ impl Group {
             let Some(record) = self.find(id) else {
                 continue;
             };
-            if polls % 2 == 1 && record.polls.load(Relaxed) == polls {
+            if polls % 2 == 1 && record.polls() == polls {
                 record.set(bit::BLOCKED);
                 log::warn!(
                     target: "gracious", conn = record.id, peer:% = record.peer();
@@ -849,7 +425,7 @@ impl Group {
         if word & bit::COUNTED != 0 {
             return false;
         }
-        record.waits.fetch_add(1, Relaxed);
+        record.count_waits(|waits| waits + 1);
         if word & bit::INSIDER == 0 {
             ledger.insiders += 1;
         }
@@ -860,7 +436,7 @@ impl Group {
 
     pub(crate) fn leave(&self, record: &Record) {
         let mut ledger = self.ledger();
-        if record.waits.fetch_sub(1, Relaxed) > 1 {
+        if record.count_waits(|waits| waits - 1) > 0 {
             return;
         }
         // Where the connection's end has come in between, `close` takes the insider off.
@@ -981,27 +557,4 @@ impl Group {
         ledger.bytes_out += entry.bytes_out;
         Some(entry)
     }
-}
-
-/// Notifies all who listen, if anybody does: without a listener `Event` allocates a list to find it
-/// empty.
-pub(crate) fn notify(event: &Event) {
-    // Who begins to listen looks afterwards at what was changed before this. Either that look sees
-    // it, or this one the listener.
-    fence(SeqCst);
-    if event.total_listeners() > 0 {
-        event.notify(usize::MAX);
-    }
-}
-
-/// Wakes; a waker that panics is its owner's affair, and the others are woken all the same.
-#[inline]
-pub(crate) fn wake(waker: Waker) {
-    if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
-        log::error!(target: "gracious", "a waker panicked");
-    }
-}
-
-fn nanos(uptime: Duration) -> u64 {
-    u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -21,9 +21,10 @@ use crate::close;
 use crate::door::{Accepted, Door};
 use crate::drain;
 use crate::events::{Cause, ServerEvent};
-use crate::group::{ConnectionInfo, Ending, Entry, Group, Record, bit, notify};
+use crate::group::{ConnectionInfo, Ending, Entry, Group};
 use crate::listener::Bound;
 use crate::progress::DrainProgress;
+use crate::record::{Arrival, Record, bit, notify};
 use crate::report::{Report, Stats};
 use crate::runtime::{Clock, Runtime};
 use crate::shutdown::{Latch, Phase, Reason, State, earliest};
@@ -695,7 +696,13 @@ impl Shared {
             self.next_shard()
         };
         let transport = Transport::new(incoming, &self.engine(shard))?;
-        let record = self.group.open(self, transport, peer, (address, shard));
+        let arrival = Arrival {
+            transport,
+            peer,
+            address,
+            shard,
+        };
+        let record = self.group.open(self, arrival);
         // Nobody overtakes those who wait.
         if self.held_is_empty() {
             self.group.seat(&record);

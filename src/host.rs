@@ -12,12 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_channel::Receiver;
 
 use crate::connection::Connection;
-use crate::group::Record;
 #[cfg(target_os = "linux")]
 use crate::handle::Shared;
 use crate::handler::Handler;
 #[cfg(target_os = "linux")]
 use crate::handler::{Outcome, Returning};
+use crate::record::Record;
 use crate::runtime::Runtime;
 use crate::task::Task;
 #[cfg(target_os = "linux")]

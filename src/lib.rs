@@ -127,6 +127,7 @@ mod host;
 mod limits;
 mod listener;
 mod progress;
+mod record;
 mod report;
 mod runtime;
 mod server;

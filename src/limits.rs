@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::events::Cause;
-use crate::group::{Record, bit};
+use crate::record::{Record, bit};
 use crate::runtime::Sleep;
 
 /// A connection's timer, and what it has done.

@@ -16,11 +16,11 @@ use crate::address::Target;
 use crate::builder::{Builder, Config};
 use crate::connection::Connection;
 use crate::drain;
-use crate::group::Record;
 use crate::handle::{Handle, Shared};
 use crate::handler::{Handler, Outcome};
 use crate::host::Host;
 use crate::listener::{self, Source};
+use crate::record::Record;
 use crate::report::Report;
 #[cfg(feature = "async-std")]
 use crate::runtime::AsyncStd;

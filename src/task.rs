@@ -14,8 +14,9 @@ use pin_project_lite::pin_project;
 
 use crate::close::{Lingering, poll_close};
 use crate::events::Cause;
-use crate::group::{Ending, Record, Who, bit};
+use crate::group::Ending;
 use crate::limits::Limits;
+use crate::record::{Record, Who, bit};
 
 pin_project! {
     /// Drives a handler, then its connection to its end, then enters that into the ledger.
@@ -24,8 +25,6 @@ pin_project! {
         handler: Handler<F>,
         // `None` once the end is in the ledger.
         record: Option<Arc<Record>>,
-        // How the handler ended, once it has.
-        ended: Option<Ended>,
         // What few connections need, and none while its handler serves without limits.
         extra: Option<Box<Extra>>,
     }
@@ -35,7 +34,7 @@ pin_project! {
             let mut this = this.project();
             // The runtime is gone, or the server gave this task up before it was spawned.
             if let Some(record) = this.record.take() {
-                drop_handler(this.handler.as_mut(), &record);
+                drop_handler(this.handler.as_mut(), &record, None);
                 if record.has(bit::DETACHED) {
                     finish(record, Ending::Detached, Cause::Detached);
                 } else {
@@ -51,7 +50,8 @@ pin_project! {
     #[project = HandlerProj]
     enum Handler<F> {
         Running { #[pin] future: F },
-        Gone,
+        // How it ended, unless it was dropped.
+        Gone { ended: Option<Ended> },
     }
 }
 
@@ -63,6 +63,7 @@ struct Extra {
     error: String,
 }
 
+#[derive(Clone, Copy)]
 enum Ended {
     Returned,
     Failed,
@@ -74,9 +75,10 @@ impl Task<Ready<io::Result<()>>> {
     pub(crate) fn panicked(record: Arc<Record>, panic: &(dyn Any + Send)) -> Self {
         log_panic(&record, panic);
         Self {
-            handler: Handler::Gone,
+            handler: Handler::Gone {
+                ended: Some(Ended::Panicked),
+            },
             record: Some(record),
-            ended: Some(Ended::Panicked),
             extra: None,
         }
     }
@@ -87,7 +89,6 @@ impl<F: Future<Output = io::Result<()>>> Task<F> {
         Self {
             handler: Handler::Running { future: handler },
             record: Some(record),
-            ended: None,
             extra: None,
         }
     }
@@ -105,7 +106,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                     catch_unwind(AssertUnwindSafe(|| future.poll(cx).map(drop)))
                         .unwrap_or(Poll::Ready(()))
                 }
-                HandlerProj::Gone => Poll::Ready(()),
+                HandlerProj::Gone { .. } => Poll::Ready(()),
             };
         };
         record.park(Who::Task, cx);
@@ -119,7 +120,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
             this.extra.get_or_insert_default().limits.poll(record, cx);
         }
         if record.has(bit::ABORT) {
-            drop_handler(this.handler.as_mut(), record);
+            drop_handler(this.handler.as_mut(), record, None);
             let met = this.extra.take().and_then(|extra| extra.limits.met);
             end(this.record, Ending::Aborted, met.unwrap_or(Cause::Aborted));
             return Poll::Ready(());
@@ -141,15 +142,18 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                 }
             };
             if ended.is_some() {
-                drop_handler(this.handler.as_mut(), record);
-                *this.ended = ended;
+                drop_handler(this.handler.as_mut(), record, ended);
             }
         }
+        let ended = match this.handler.project() {
+            HandlerProj::Running { .. } => None,
+            HandlerProj::Gone { ended } => *ended,
+        };
 
         let word = record.word();
         if word & bit::DETACHED != 0 {
             end(this.record, Ending::Detached, Cause::Detached);
-            return if this.ended.is_some() {
+            return if ended.is_some() {
                 Poll::Ready(())
             } else {
                 Poll::Pending
@@ -173,7 +177,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                 return Poll::Pending;
             }
             record.set(bit::CLOSED | bit::FINISHED);
-            if this.ended.is_none() {
+            if ended.is_none() {
                 // Under a handler that goes on, which is what is waited for now.
                 record.transport.shut();
             }
@@ -186,7 +190,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
         if !record.has(bit::CLOSED) {
             return Poll::Pending;
         }
-        let Some(ended) = this.ended.take() else {
+        let Some(ended) = ended else {
             return Poll::Pending;
         };
         let extra = this.extra.take().map(|extra| *extra).unwrap_or_default();
@@ -241,8 +245,8 @@ pub(crate) fn finish(record: Arc<Record>, ending: Ending, cause: Cause) {
 }
 
 /// A destructor's panic is that connection's affair, as the handler's own.
-fn drop_handler<F>(mut handler: Pin<&mut Handler<F>>, record: &Record) {
-    if let Err(panic) = record.handle(|| handler.set(Handler::Gone)) {
+fn drop_handler<F>(mut handler: Pin<&mut Handler<F>>, record: &Record, ended: Option<Ended>) {
+    if let Err(panic) = record.handle(|| handler.set(Handler::Gone { ended })) {
         log_panic(record, &*panic);
     }
 }

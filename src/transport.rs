@@ -20,8 +20,8 @@ use futures_io::{AsyncRead, AsyncWrite};
 
 use crate::address::Address;
 use crate::connection::{Credentials, Socket};
-use crate::group::Record;
 use crate::listener::Incoming;
+use crate::record::Record;
 #[cfg(target_os = "linux")]
 use crate::workers::{Poller, Slot};
 

@@ -4,8 +4,8 @@
 //!    the socket empty clears the bit only if the tick is still the one it had seen before it
 //!    looked: an edge that came in between wins.
 //! 2. Who waits leaves its waker first and looks at the readiness again afterwards.
-//! 3. A key names a slot and the generation of its tenant, so an event that is left over from a
-//!    former tenant finds nobody.
+//! 3. A key names a slot and the id of its tenant, so an event that is left over from a former
+//!    tenant finds nobody.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,7 +22,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::pool;
 use crate::connection::Socket;
-use crate::group::{Record, Who, wake};
+use crate::record::{Record, Who, wake};
 use crate::transport::Transport;
 
 /// How many events one wait can bring.
@@ -54,7 +54,7 @@ pub(crate) struct Poller {
 
 #[derive(Debug, Default)]
 struct Tenants {
-    slots: Vec<(u32, Option<Arc<Record>>)>,
+    slots: Vec<Option<Arc<Record>>>,
     free: Vec<u32>,
     listeners: Vec<Arc<Watch>>,
 }
@@ -128,7 +128,7 @@ impl Poller {
             let tenants = self.tenants();
             for event in &*events {
                 let (data, flags) = (event.data, event.flags);
-                let (generation, index) = ((data.u64() >> 32) as u32, data.u64() as u32);
+                let index = data.u64() as u32;
                 if data.u64() == WAKE {
                     continue;
                 }
@@ -137,8 +137,8 @@ impl Poller {
                     wakers.extend(watch.and_then(|watch| watch.report(&self.epoll)));
                     continue;
                 }
-                if let Some((tenancy, Some(record))) = tenants.slots.get(index as usize) {
-                    if *tenancy == generation {
+                if let Some(Some(record)) = tenants.slots.get(index as usize) {
+                    if key(record, index) == data.u64() {
                         if let Transport::Slot(slot) = &record.transport {
                             slot.edge(flags, |who| {
                                 if let Some(waker) = record.waker(who) {
@@ -162,13 +162,12 @@ impl Poller {
             let index = match tenants.free.pop() {
                 Some(index) => index,
                 None => {
-                    tenants.slots.push((0, None));
+                    tenants.slots.push(None);
                     tenants.slots.len() as u32 - 1
                 }
             };
-            let place = &mut tenants.slots[index as usize];
-            place.1 = Some(record.clone());
-            u64::from(place.0) << 32 | u64::from(index)
+            tenants.slots[index as usize] = Some(record.clone());
+            key(record, index)
         };
         slot.key.store(key, Relaxed);
         let registered = epoll::add(&self.epoll, slot, EventData::new_u64(key), INPUT);
@@ -187,9 +186,7 @@ impl Poller {
         let record = {
             let mut tenants = self.tenants();
             let index = key as u32;
-            let place = &mut tenants.slots[index as usize];
-            place.0 = place.0.wrapping_add(1);
-            let record = place.1.take();
+            let record = tenants.slots[index as usize].take();
             tenants.free.push(index);
             record
         };
@@ -262,6 +259,12 @@ impl Poller {
     fn tenants(&self) -> MutexGuard<'_, Tenants> {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Names a slot and who is in it, by its id in the server: an event that is left over from another
+/// finds that it is not.
+fn key(record: &Record, index: u32) -> u64 {
+    record.id << 32 | u64::from(index)
 }
 
 /// Urgent data is asked for because of what it does to reads: see [`Slot::poll_read`].
