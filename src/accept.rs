@@ -9,13 +9,14 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use futures_lite::future;
 use futures_util::{FutureExt, select_biased};
 
-use crate::handle::{Shared, lock};
-use crate::record::Record;
+use crate::handle::Shared;
+use crate::record::{Record, nanos};
 
 /// The first and the longest pause in a shortage, as in Go's `net/http`.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -189,8 +190,8 @@ impl Shortage {
     /// Waits a while, longer each time, or until a connection of ours ends.
     pub(crate) async fn pause(&mut self, shared: &Shared, error: &io::Error) {
         let ended = shared.group.vacancy.listen();
-        let last = lock(&shared.shortage).replace(shared.uptime());
-        if last.is_none() {
+        let now = nanos(shared.uptime()).max(1);
+        if shared.shortage.swap(now, SeqCst) == 0 {
             let hint = match error.raw_os_error() {
                 Some(libc::EMFILE) => {
                     "; raise the limit of open files (`ulimit -n`) or set `max_connections` below it"
@@ -214,9 +215,14 @@ impl Shortage {
     /// Somebody could be accepted.
     fn pass(&mut self, shared: &Shared) {
         self.pause = None;
-        let mut last = lock(&shared.shortage);
-        if last.is_some_and(|last| shared.uptime().saturating_sub(last) > LAST_PAUSE) {
-            *last = None;
+        let last = shared.shortage.load(SeqCst);
+        if last == 0 {
+            return;
+        }
+        let since = shared.uptime().saturating_sub(Duration::from_nanos(last));
+        // Another door may be short again meanwhile, or have said so.
+        let over = || shared.shortage.compare_exchange(last, 0, SeqCst, SeqCst);
+        if since > LAST_PAUSE && over().is_ok() {
             log::info!(target: "gracious", "accepting again");
         }
     }

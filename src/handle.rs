@@ -5,7 +5,8 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -387,8 +388,11 @@ pub(crate) struct Shared {
     /// Those whom the limit keeps out, and that were taken in all the same: by the sweep, or while
     /// the limit was lowered.
     held: Mutex<VecDeque<Arc<Record>>>,
-    /// When we last lacked something to accept with, since the server was bound.
-    pub(crate) shortage: Mutex<Option<Duration>>,
+    /// How many they are, stored under the lock: mostly none, which then needs no lock to be known.
+    holding: AtomicUsize,
+    /// When we last lacked something to accept with, in nanoseconds since the server was bound; 0
+    /// where we do not.
+    pub(crate) shortage: AtomicU64,
     bound: Instant,
     /// Since when somebody serves this server; set, too, where nobody ever will.
     served: OnceLock<Instant>,
@@ -431,7 +435,8 @@ impl Shared {
             turn: AtomicUsize::new(0),
             gate: Mutex::new(0),
             held: Mutex::default(),
-            shortage: Mutex::default(),
+            holding: AtomicUsize::new(0),
+            shortage: AtomicU64::new(0),
             bound: Runtime::now(runtime),
             served: OnceLock::new(),
             failure: Mutex::default(),
@@ -794,7 +799,11 @@ impl Shared {
     }
 
     pub(crate) fn hold(&self, record: Arc<Record>) {
-        lock(&self.held).push_back(record);
+        {
+            let mut held = lock(&self.held);
+            held.push_back(record);
+            self.holding.store(held.len(), SeqCst);
+        }
         // Another accept loop may be faster than this one.
         if self.latch.phase() >= Phase::Aborting {
             self.turn_held_away();
@@ -802,21 +811,30 @@ impl Shared {
     }
 
     pub(crate) fn held_is_empty(&self) -> bool {
-        lock(&self.held).is_empty()
+        self.holding.load(SeqCst) == 0
     }
 
     /// Who has waited longest for a place, if there is one.
     pub(crate) fn next_held(&self) -> Option<Arc<Record>> {
+        if self.held_is_empty() {
+            return None;
+        }
         let mut held = lock(&self.held);
         if !self.group.seat(held.front()?) {
             return None;
         }
-        held.pop_front()
+        let next = held.pop_front();
+        self.holding.store(held.len(), SeqCst);
+        next
     }
 
     /// Whoever waits for a place never had a handler to drop.
     fn turn_held_away(&self) {
-        let held = std::mem::take(&mut *lock(&self.held));
+        let held = {
+            let mut held = lock(&self.held);
+            self.holding.store(0, SeqCst);
+            std::mem::take(&mut *held)
+        };
         for record in held {
             self.turn_away(record);
         }

@@ -583,6 +583,6 @@ pub(crate) fn wake(waker: Waker) {
     }
 }
 
-fn nanos(uptime: Duration) -> u64 {
+pub(crate) fn nanos(uptime: Duration) -> u64 {
     u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX)
 }

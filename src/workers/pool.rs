@@ -257,21 +257,18 @@ impl Pool {
 
     #[inline]
     fn schedule(&self, runnable: Runnable) {
-        let mut foreign = Some(runnable);
         // A thread that is ending has no queue any more, and is as foreign as any.
-        let _gone = LOCAL.try_with(|local| {
-            if let Some(local) = &*local.borrow() {
-                if std::ptr::eq(local.pool, self) {
-                    foreign
-                        .take()
-                        .into_iter()
-                        .for_each(|it| local.queue.push(it));
-                }
-            }
+        let own = LOCAL.try_with(|local| {
+            let local = local.borrow();
+            let own = local.as_ref().filter(|it| std::ptr::eq(it.pool, self));
+            own.map(|local| local.queue.clone())
         });
-        if let Some(runnable) = foreign {
-            self.foreign.push(runnable);
-            self.wake();
+        match own {
+            Ok(Some(queue)) => queue.push(runnable),
+            _ => {
+                self.foreign.push(runnable);
+                self.wake();
+            }
         }
     }
 
