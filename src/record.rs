@@ -10,8 +10,8 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
@@ -49,6 +49,8 @@ pub(crate) mod bit {
     pub(crate) const MANUAL: u32 = 1 << 10;
     /// A busy guard has been taken once: from then on guards are what counts.
     pub(crate) const GUARDED: u32 = 1 << 11;
+    /// The task is polled with another waker than at first.
+    pub(crate) const AWAY: u32 = 1 << 12;
     /// Handed on to whoever detached it.
     pub(crate) const DETACHED: u32 = 1 << 13;
     /// Its end is in the ledger; whoever comes later does not count it again.
@@ -109,25 +111,19 @@ pub(crate) struct Record {
     /// Counted up when the task's thread enters the handler and when it leaves it, by the task
     /// alone: odd inside.
     polls: AtomicU32,
-    /// Which waker the task has left, stored by it alone; see [`fingerprint`].
-    parked: AtomicUsize,
-    /// Whose waker each half has left, stored by it alone.
+    /// Where each half has left its waker, stored by it alone.
     left: [AtomicU8; 2],
-    inner: Mutex<Inner>,
-}
-
-/// What is locked.
-#[derive(Debug, Default)]
-struct Inner {
-    task: Option<Waker>,
-    more: Option<Box<More>>,
+    /// The waker with which the task was polled first. Most tasks have no other, and most halves are
+    /// polled with that of the task.
+    home: OnceLock<Waker>,
+    more: Mutex<Option<Box<More>>>,
 }
 
 /// What few connections have.
 #[derive(Debug, Default)]
 struct More {
-    /// Of halves that are polled with another waker than the task's.
-    halves: [Option<Waker>; 2],
+    /// Of those who are polled with another waker than the task's first.
+    wakers: [Option<Waker>; 3],
     /// Notified when the connection is asked to come to an end, or has come to it.
     told: Option<Arc<Event>>,
     /// Busy guards.
@@ -138,17 +134,7 @@ struct More {
     peer: Option<Address>,
 }
 
-impl Inner {
-    fn more(&mut self) -> &mut More {
-        self.more.get_or_insert_default()
-    }
-
-    /// Takes a half's own waker away.
-    fn take_own(&mut self, half: Who) -> Option<Waker> {
-        let more = self.more.as_mut()?;
-        more.halves[half as usize].take()
-    }
-}
+const NO_PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
 
 /// A peer that was accepted.
 pub(crate) struct Arrival {
@@ -171,10 +157,10 @@ pub(crate) enum Who {
     Task,
 }
 
-/// A half has left no waker, that of the task, which polls most halves, or one of its own.
-const NOBODYS: u8 = 0;
-const TASKS: u8 = 1;
-const OWN: u8 = 2;
+/// There is no waker, it is the task's first, or it is among what few have.
+const NOWHERE: u8 = 0;
+const HOME: u8 = 1;
+const AWAY: u8 = 2;
 
 impl Record {
     pub(crate) fn new(
@@ -192,7 +178,7 @@ impl Record {
                     peer: Some(other),
                     ..More::default()
                 };
-                (SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), Some(more))
+                (NO_PEER, Some(more))
             }
         };
         Self {
@@ -215,18 +201,15 @@ impl Record {
             reading: AtomicBool::new(false),
             writing: AtomicBool::new(false),
             polls: AtomicU32::new(0),
-            parked: AtomicUsize::new(0),
             left: Default::default(),
-            inner: Mutex::new(Inner {
-                task: None,
-                more: more.map(Box::new),
-            }),
+            home: OnceLock::new(),
+            more: Mutex::new(more.map(Box::new)),
         }
     }
 
     #[inline]
     pub(crate) fn word(&self) -> u32 {
-        self.word.load(Acquire)
+        self.word.load(SeqCst)
     }
 
     #[inline]
@@ -245,11 +228,7 @@ impl Record {
     }
 
     pub(crate) fn peer(&self) -> Address {
-        let other = self
-            .inner()
-            .more
-            .as_ref()
-            .and_then(|more| more.peer.clone());
+        let other = self.more().as_ref().and_then(|more| more.peer.clone());
         other.unwrap_or(Address::Tcp(SocketAddr::V4(self.peer)))
     }
 
@@ -258,79 +237,101 @@ impl Record {
         Ok(own.unwrap_or_else(|| self.server.addrs()[usize::from(self.address)].clone()))
     }
 
-    /// Leaves `cx`'s waker where those who change the word will find it. The lock is taken only
-    /// where it is not the task's, or was not the last time.
+    /// Leaves `cx`'s waker where those who change the word will find it. Where it is the task's first,
+    /// that is done with a look.
     #[inline]
     pub(crate) fn park(&self, who: Who, cx: &Context<'_>) {
-        let mine = fingerprint(cx.waker());
-        let is_tasks = self.parked.load(Relaxed) == mine;
-        let known = match who {
-            Who::Task => is_tasks,
-            half => is_tasks && self.left[half as usize].load(Relaxed) == TASKS,
-        };
-        if !known {
-            self.park_anew(who, cx.waker(), mine, is_tasks);
+        let home = self.home.get();
+        let at_home = home.is_some_and(|home| home.will_wake(cx.waker()));
+        if !at_home || self.left(who) != HOME {
+            self.park_anew(who, cx.waker(), at_home);
         }
     }
 
     #[cold]
-    fn park_anew(&self, who: Who, waker: &Waker, mine: usize, is_tasks: bool) {
-        let mut inner = self.inner();
-        let old = match who {
-            Who::Task => {
-                self.parked.store(mine, Relaxed);
-                inner.task.replace(waker.clone())
-            }
-            half if is_tasks => {
-                self.left[half as usize].store(TASKS, Relaxed);
-                inner.take_own(half)
-            }
-            half => {
-                self.left[half as usize].store(OWN, Relaxed);
-                match &mut inner.more().halves[half as usize] {
+    fn park_anew(&self, who: Who, waker: &Waker, at_home: bool) {
+        if at_home {
+            let old = self.take_away(who);
+            self.leave(who, HOME);
+            drop(old);
+        } else if matches!(who, Who::Task) && self.home.get().is_none() {
+            let _first = self.home.set(waker.clone());
+        } else {
+            let old = {
+                let mut more = self.more();
+                let place = &mut more.get_or_insert_default().wakers[who as usize];
+                match place {
                     Some(known) if known.will_wake(waker) => None,
                     place => place.replace(waker.clone()),
                 }
-            }
-        };
-        // Outside the lock, since dropping a waker can run a task's destructor.
-        drop(inner);
-        drop(old);
+            };
+            self.leave(who, AWAY);
+            // Outside the lock, since dropping a waker can run a task's destructor.
+            drop(old);
+        }
+        // Whoever wakes from here on sees it, or has changed what is looked at next.
+        fence(SeqCst);
     }
 
-    /// Forgets a waker, whose owner is gone.
+    /// Forgets a waker, whose owner is gone. The task's first stays: a task that has ended takes no
+    /// notice of it.
     pub(crate) fn unpark(&self, who: Who) {
-        let own = match who {
-            Who::Task => self.parked.swap(0, Relaxed) != 0,
-            half => self.left[half as usize].swap(NOBODYS, Relaxed) == OWN,
-        };
-        if own {
-            let old = match who {
-                Who::Task => self.inner().task.take(),
-                half => self.inner().take_own(half),
-            };
+        if self.left(who) == AWAY {
+            let old = self.take_away(who);
             drop(old);
+        }
+        if !matches!(who, Who::Task) {
+            self.leave(who, NOWHERE);
         }
     }
 
+    fn take_away(&self, who: Who) -> Option<Waker> {
+        let mut more = self.more();
+        more.as_mut()?.wakers[who as usize].take()
+    }
+
     #[inline]
-    pub(crate) fn waker(&self, who: Who) -> Option<Waker> {
-        let inner = self.inner();
-        let left = match who {
-            Who::Task => TASKS,
-            half => self.left[half as usize].load(Relaxed),
-        };
-        match left {
-            TASKS => inner.task.clone(),
-            OWN => inner.more.as_ref()?.halves[who as usize].clone(),
+    fn left(&self, who: Who) -> u8 {
+        match self.left.get(who as usize) {
+            Some(left) => left.load(SeqCst),
+            None if self.has(bit::AWAY) => AWAY,
+            None => HOME,
+        }
+    }
+
+    fn leave(&self, who: Who, place: u8) {
+        match self.left.get(who as usize) {
+            Some(left) => left.store(place, SeqCst),
+            None if place == AWAY => drop(self.set(bit::AWAY)),
+            None => drop(self.clear(bit::AWAY)),
+        }
+    }
+
+    /// The waker that the task was polled with first, where it is that one's, too.
+    #[inline]
+    pub(crate) fn home(&self, who: Who) -> Option<&Waker> {
+        match self.left(who) {
+            HOME => self.home.get(),
+            _ => None,
+        }
+    }
+
+    /// Another waker.
+    pub(crate) fn away(&self, who: Who) -> Option<Waker> {
+        match self.left(who) {
+            AWAY => self.more().as_ref()?.wakers[who as usize].clone(),
             _ => None,
         }
     }
 
     pub(crate) fn wake(&self, who: Who) {
-        // Outside the lock, since a waker is somebody else's code.
-        if let Some(waker) = self.waker(who) {
-            wake(waker);
+        // Whoever parks from here on sees what was changed before this.
+        fence(SeqCst);
+        if let Some(home) = self.home(who) {
+            wake_by_ref(home);
+        } else if let Some(away) = self.away(who) {
+            // Outside the lock, since a waker is somebody else's code.
+            wake_by_ref(&away);
         }
     }
 
@@ -352,24 +353,21 @@ impl Record {
         }
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        lock(&self.inner)
+    fn more(&self) -> MutexGuard<'_, Option<Box<More>>> {
+        lock(&self.more)
     }
 
     /// Begins to listen for the announcement of an end; whether there has been one is to be looked
     /// at afterwards.
     pub(crate) fn listen(&self) -> EventListener {
-        let mut inner = self.inner();
-        inner.more().told.get_or_insert_default().listen()
+        let mut more = self.more();
+        let told = &mut more.get_or_insert_default().told;
+        told.get_or_insert_default().listen()
     }
 
     /// Tells whoever listens for that.
     fn announce(&self) {
-        let told = self
-            .inner()
-            .more
-            .as_ref()
-            .and_then(|more| more.told.clone());
+        let told = self.more().as_ref().and_then(|more| more.told.clone());
         if let Some(told) = told {
             notify(&told);
         }
@@ -419,12 +417,12 @@ impl Record {
 
     /// A guard says that the handler is inside a message.
     pub(crate) fn guard(&self) {
-        self.inner().more().guards += 1;
+        self.more().get_or_insert_default().guards += 1;
         self.set(bit::GUARDED);
     }
 
     pub(crate) fn unguard(&self) {
-        self.inner().more().guards -= 1;
+        self.more().get_or_insert_default().guards -= 1;
         if self.has(bit::TOLD) {
             self.wake(Who::Reader);
         }
@@ -491,16 +489,13 @@ impl Record {
     }
 
     fn is_guarded(&self) -> bool {
-        self.inner()
-            .more
-            .as_ref()
-            .is_some_and(|more| more.guards > 0)
+        self.more().as_ref().is_some_and(|more| more.guards > 0)
     }
 
     /// One more future of its handler waits for the server to close, or one less. Says how many do.
     pub(crate) fn count_waits(&self, change: impl FnOnce(u32) -> u32) -> u32 {
-        let mut inner = self.inner();
-        let waits = &mut inner.more().waits;
+        let mut more = self.more();
+        let waits = &mut more.get_or_insert_default().waits;
         *waits = change(*waits);
         *waits
     }
@@ -550,18 +545,11 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(told) = inner.more.take().and_then(|more| more.told) {
+        let more = self.more.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(told) = more.take().and_then(|more| more.told) {
             notify(&told);
         }
     }
-}
-
-/// Tells one waker from another, by both its pointers in one word, which is never 0. While a waker
-/// is left in a record nobody else can have its pointers.
-fn fingerprint(waker: &Waker) -> usize {
-    let vtable = std::ptr::from_ref(waker.vtable()) as usize;
-    (waker.data() as usize) ^ vtable.rotate_left(usize::BITS / 2)
 }
 
 /// Notifies all who listen, if anybody does: without a listener `Event` allocates a list to find it
@@ -577,8 +565,8 @@ pub(crate) fn notify(event: &Event) {
 
 /// Wakes; a waker that panics is its owner's affair, and the others are woken all the same.
 #[inline]
-pub(crate) fn wake(waker: Waker) {
-    if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
+pub(crate) fn wake_by_ref(waker: &Waker) {
+    if catch_unwind(AssertUnwindSafe(|| waker.wake_by_ref())).is_err() {
         log::error!(target: "gracious", "a waker panicked");
     }
 }

@@ -22,7 +22,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::pool;
 use crate::connection::Socket;
-use crate::record::{Record, Who, wake};
+use crate::record::{Record, Who, wake_by_ref};
 use crate::transport::Transport;
 
 /// How many events one wait can bring.
@@ -141,8 +141,10 @@ impl Poller {
                     if key(record, index) == data.u64() {
                         if let Transport::Slot(slot) = &record.transport {
                             slot.edge(flags, |who| {
-                                if let Some(waker) = record.waker(who) {
-                                    wakers.push(waker);
+                                match record.home(who) {
+                                    // Of a task of the pool's, which this only queues.
+                                    Some(home) => home.wake_by_ref(),
+                                    None => wakers.extend(record.away(who)),
                                 }
                             });
                         }
@@ -151,7 +153,9 @@ impl Poller {
             }
         }
         // After the lock, since a waker is somebody else's code.
-        wakers.drain(..).for_each(wake);
+        for waker in wakers.drain(..) {
+            wake_by_ref(&waker);
+        }
         events.len()
     }
 
