@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use benches::load::{Interrupted, Load, Shape};
-use benches::machine;
+use benches::machine::{self, OnFirstCore};
 use benches::process::ServerProcess;
 use benches::servers::{FLOOR, REFERENCE, Server, TakesPart};
 use jiff::Zoned;
@@ -61,6 +61,10 @@ pub(crate) fn measure(
         interruptions: Vec::new(),
     };
     for workload in workloads {
+        if pinned && workload.is_apart() {
+            eprintln!("{} is left out: there is one core for all", workload.name);
+            continue;
+        }
         let takes_part = |server: &&Server| {
             // There is no core to spin on where there is one for all.
             let spins_in_vain = pinned && server.takes_part == TakesPart::WithOneClient;
@@ -74,9 +78,13 @@ pub(crate) fn measure(
             plan.rounds
         );
         match workload.work {
-            Work::Traffic { shape, requests } => {
+            Work::Traffic {
+                shape,
+                requests,
+                apart,
+            } => {
                 let requests = plan.requests(requests);
-                let round = |turn| traffic(&servers, shape, requests, turn);
+                let round = |turn| traffic(&servers, shape, apart, requests, turn);
                 results
                     .measurements
                     .push(costs(workload, &servers, plan, round)?);
@@ -153,6 +161,7 @@ const TURNS: usize = 3;
 fn traffic(
     servers: &[&'static Server],
     shape: Shape,
+    apart: bool,
     requests: u64,
     round: usize,
 ) -> io::Result<Vec<Found>> {
@@ -160,8 +169,10 @@ fn traffic(
     // New processes for each round, since a process can be lucky with where its memory is.
     let mut sides = servers
         .iter()
-        .map(|server| about(server, || Side::start(server, shape, requests)))
+        .map(|server| about(server, || Side::start(server, shape, apart, requests)))
         .collect::<io::Result<Vec<_>>>()?;
+    // Not sooner: a server is started on all cores.
+    let _place = apart.then(OnFirstCore::new).transpose()?;
     for turn in 0..TURNS {
         for index in order(servers.len(), round + turn) {
             about(servers[index], || sides[index].spend(requests))?;
@@ -184,9 +195,15 @@ struct Side {
 }
 
 impl Side {
-    fn start(server: &Server, shape: Shape, requests: u64) -> io::Result<Self> {
+    fn start(server: &Server, shape: Shape, apart: bool, requests: u64) -> io::Result<Self> {
         let server = ServerProcess::start(server)?;
         let mut load = Load::open(server.address(), shape)?;
+        // It has its threads by now, and has seen more than one core: where there is one, nobody
+        // spins.
+        if apart {
+            server.move_to(&machine::other_cores()?)?;
+        }
+        let _place = apart.then(OnFirstCore::new).transpose()?;
         // What is done once is not the price of a request.
         load.run(requests / 4)?;
         Ok(Self {

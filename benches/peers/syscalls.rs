@@ -31,7 +31,10 @@ pub(crate) fn print(
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     for workload in workloads.iter().filter(|it| COUNTED.contains(&it.name)) {
-        let Work::Traffic { shape, requests } = workload.work else {
+        let Work::Traffic {
+            shape, requests, ..
+        } = workload.work
+        else {
             continue;
         };
         println!("system calls per {}, {}", workload.unit(), workload.name);

@@ -12,7 +12,12 @@ pub(crate) struct Workload {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Work {
     /// So many requests in a round.
-    Traffic { shape: Shape, requests: u64 },
+    Traffic {
+        shape: Shape,
+        requests: u64,
+        /// The load has the first core, and the server the others.
+        apart: bool,
+    },
     /// The load that nobody here wrote, with 50 clients.
     RedisBenchmark { requests: u64 },
     /// Connections that asked once and then stay: their memory, and how long a stop takes.
@@ -24,6 +29,8 @@ pub(crate) enum Work {
 /// A round is about a third of a second for each server.
 pub(crate) const WORKLOADS: &[Workload] = &[
     Workload::traffic(ONE_CLIENT, Shape::clients(1), 8_000),
+    // Longer: a server that spun in vain leaves that off for thousands of requests, and begins again.
+    Workload::traffic(A_CORE_EACH, Shape::clients(1), 24_000).apart(),
     Workload::traffic(FIFTY_CLIENTS, Shape::clients(50), 30_000),
     Workload::traffic("500 clients", Shape::clients(500), 30_000),
     Workload::traffic("50 clients, 16 deep", Shape::clients(50).deep(16), 400_000),
@@ -44,6 +51,9 @@ pub(crate) const WORKLOADS: &[Workload] = &[
 ];
 
 const ONE_CLIENT: &str = "1 client";
+/// Left to itself, the scheduler has one client and its server share a core, or not: the costs of
+/// the two differ by far, and so do two runs.
+const A_CORE_EACH: &str = "1 client, a core each";
 pub(crate) const FIFTY_CLIENTS: &str = "50 clients";
 pub(crate) const CHURN: &str = "churn, one at a time";
 
@@ -51,8 +61,24 @@ impl Workload {
     const fn traffic(name: &'static str, shape: Shape, requests: u64) -> Self {
         Self {
             name,
-            work: Work::Traffic { shape, requests },
+            work: Work::Traffic {
+                shape,
+                requests,
+                apart: false,
+            },
         }
+    }
+
+    const fn apart(mut self) -> Self {
+        if let Work::Traffic { apart, .. } = &mut self.work {
+            *apart = true;
+        }
+        self
+    }
+
+    /// Whether it is about the load and the server each having a core.
+    pub(crate) fn is_apart(&self) -> bool {
+        matches!(self.work, Work::Traffic { apart: true, .. })
     }
 
     /// The servers that its figures are compared with.
@@ -78,7 +104,7 @@ impl Workload {
         match server.takes_part {
             TakesPart::Always => true,
             TakesPart::WhenIdle => matches!(self.work, Work::Idle),
-            TakesPart::WithOneClient => self.name == ONE_CLIENT,
+            TakesPart::WithOneClient => matches!(self.name, ONE_CLIENT | A_CORE_EACH),
         }
     }
 }

@@ -27,6 +27,43 @@ pub fn is_pinned() -> bool {
     sched_getaffinity(None).is_ok_and(|cores| cores.count() == 1)
 }
 
+/// While it exists, this thread stays on the first of the cores it may use.
+#[derive(Debug)]
+pub struct OnFirstCore {
+    before: CpuSet,
+}
+
+impl OnFirstCore {
+    /// Moves this thread there. What it starts from then on may use that core only.
+    ///
+    /// # Errors
+    /// Those of `sched_setaffinity`.
+    pub fn new() -> io::Result<Self> {
+        let before = sched_getaffinity(None)?;
+        sched_setaffinity(None, &first_core()?)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for OnFirstCore {
+    fn drop(&mut self) {
+        // These were allowed before, and a thread that stays where it is does no harm.
+        let _ = sched_setaffinity(None, &self.before);
+    }
+}
+
+/// All cores we may use but the first.
+///
+/// # Errors
+/// Those of `sched_getaffinity`.
+pub fn other_cores() -> io::Result<CpuSet> {
+    let mut cores = sched_getaffinity(None)?;
+    if let Some(first) = (0..CpuSet::MAX_CPU).find(|core| cores.is_set(*core)) {
+        cores.unset(first);
+    }
+    Ok(cores)
+}
+
 /// The first core we may use.
 fn first_core() -> io::Result<CpuSet> {
     let allowed = sched_getaffinity(None)?;

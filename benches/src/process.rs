@@ -7,8 +7,11 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::time::ClockId;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::servers::Server;
 
@@ -64,12 +67,11 @@ impl ServerProcess {
         let address = line.trim_end().parse().map_err(|_| {
             io::Error::other(format!("{} did not say where it listens", server.name))
         })?;
-        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
         Ok(Self {
             input: child.stdin.take(),
+            clock: ClockId::pid_cpu_clock_id(pid_of(&child))?,
             child,
             address,
-            clock: ClockId::pid_cpu_clock_id(pid)?,
         })
     }
 
@@ -86,7 +88,8 @@ impl ServerProcess {
     /// The time its threads have run, those included that have ended, once it has come to rest.
     ///
     /// The load has its replies before the server is done with them: it has yet to wait for the
-    /// next request, or to close. And the count of a running thread lags behind.
+    /// next request, or to close. And the count of a running thread lags behind, and that of one
+    /// that waits for a core stands still.
     ///
     /// # Errors
     /// `TimedOut` for a server that does not come to rest.
@@ -94,8 +97,9 @@ impl ServerProcess {
         let start = Instant::now();
         let mut last = None;
         loop {
+            let asleep = self.is_asleep()?;
             let now = Duration::from(self.clock.now()?);
-            if last.replace(now) == Some(now) {
+            if last.replace(now) == Some(now) && asleep {
                 return Ok(now);
             }
             if start.elapsed() > RESTLESS {
@@ -104,6 +108,22 @@ impl ServerProcess {
             }
             thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Whether none of its threads has a core or waits for one.
+    fn is_asleep(&self) -> io::Result<bool> {
+        for thread in fs::read_dir(format!("/proc/{}/task", self.id()))? {
+            // One that has ended since is asleep for good.
+            let Ok(stat) = fs::read_to_string(thread?.path().join("stat")) else {
+                continue;
+            };
+            // The state follows the name, which may have parentheses in it.
+            let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+            if state.starts_with(['R', 'D']) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Its memory that is not swapped out, once it has come to rest and allocated all that it will.
@@ -118,6 +138,51 @@ impl ServerProcess {
         number.map_or(Err(io::ErrorKind::InvalidData.into()), |number| {
             Ok(number * 1024)
         })
+    }
+
+    /// Has its threads, and those they will start, run on these cores only.
+    ///
+    /// # Errors
+    /// Those of `sched_setaffinity`.
+    pub fn move_to(&self, cores: &CpuSet) -> io::Result<()> {
+        for thread in fs::read_dir(format!("/proc/{}/task", self.id()))? {
+            let id = thread?.file_name().to_str().and_then(|id| id.parse().ok());
+            sched_setaffinity(id.and_then(Pid::from_raw), cores)?;
+        }
+        Ok(())
+    }
+
+    /// Halts all its threads, until it is [resumed](Self::resume).
+    ///
+    /// # Errors
+    /// Those of the signal.
+    pub fn pause(&self) -> io::Result<()> {
+        kill(self.pid(), Signal::SIGSTOP)?;
+        // Until then, a thread may still wake up for what is sent to it.
+        waitid(Id::Pid(self.pid()), WaitPidFlag::WSTOPPED)?;
+        Ok(())
+    }
+
+    /// Lets it go on after a [pause](Self::pause).
+    ///
+    /// # Errors
+    /// Those of the signal.
+    pub fn resume(&self) -> io::Result<()> {
+        Ok(kill(self.pid(), Signal::SIGCONT)?)
+    }
+
+    /// Ends it without a stop, by a signal that it knows nothing of.
+    ///
+    /// # Errors
+    /// Those of the signal.
+    pub fn terminate(mut self) -> io::Result<()> {
+        kill(self.pid(), Signal::SIGTERM)?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    fn pid(&self) -> nix::unistd::Pid {
+        pid_of(&self.child)
     }
 
     /// Asks it to stop, in the way that is its own.
@@ -144,6 +209,10 @@ impl ServerProcess {
             PidfdFlags::empty(),
         )?)
     }
+}
+
+fn pid_of(child: &Child) -> nix::unistd::Pid {
+    nix::unistd::Pid::from_raw(child.id() as i32)
 }
 
 impl Drop for ServerProcess {
