@@ -1,8 +1,7 @@
 //! Readiness, edge by edge: a socket is registered once, for its whole life.
 //!
-//! 1. An edge sets a bit of the socket's readiness and counts its tick up, then wakes. Who finds
-//!    the socket empty clears the bit only if the tick is still the one it had seen before it
-//!    looked: an edge that came in between wins.
+//! 1. An edge counts a tick up, then wakes. Who finds the socket empty notes the tick that it had
+//!    seen before it looked: as long as there is no other, there is nothing to read.
 //! 2. Who waits leaves its waker first and looks at the readiness again afterwards.
 //! 3. A key names a slot and the id of its tenant, so an event that is left over from a former
 //!    tenant finds nobody.
@@ -10,7 +9,7 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -28,16 +27,18 @@ use crate::transport::Transport;
 /// How many events one wait can bring.
 const EVENTS: usize = 1024;
 
-/// There may be something to read.
-const READ: u32 = 1;
 /// The peer has ended, or the connection is broken: what is read comes to an end.
-const END: u32 = 1 << 1;
+const END: u32 = 1;
 /// There was no room to write.
-const FULL: u32 = 1 << 2;
+const FULL: u32 = 1 << 1;
 /// Room to write is reported.
-const ROOM: u32 = 1 << 3;
+const ROOM: u32 = 1 << 2;
+/// Somebody has a duplicate of the descriptor.
+const SHARED: u32 = 1 << 3;
 /// One edge.
-const TICK: u32 = 1 << 8;
+const TICK: u32 = 1 << 4;
+/// A number of edges that there never is.
+const NEVER: u32 = u32::MAX;
 
 /// Marks the key of a listener.
 const LISTENER: u32 = 1 << 31;
@@ -195,7 +196,7 @@ impl Poller {
             record
         };
         // A descriptor that somebody duplicated outlives the close.
-        if slot.shared.load(SeqCst) {
+        if slot.readiness.load(SeqCst) & SHARED != 0 {
             let _ignored = epoll::delete(&self.epoll, slot);
         }
         drop(record);
@@ -330,8 +331,8 @@ pub(crate) struct Slot {
     socket: Socket,
     poller: Arc<Poller>,
     readiness: AtomicU32,
-    /// Somebody has a duplicate of the descriptor.
-    shared: AtomicBool,
+    /// How many edges there had been when the socket was found empty, stored by who reads alone.
+    drained: AtomicU32,
     key: AtomicU64,
 }
 
@@ -340,10 +341,10 @@ impl Slot {
         Self {
             socket,
             poller,
+            readiness: AtomicU32::new(0),
             // Who connects has mostly something to say: by the time the handler reads it is there,
             // and a look saves the wait for the event that would say so.
-            readiness: AtomicU32::new(READ),
-            shared: AtomicBool::new(false),
+            drained: AtomicU32::new(NEVER),
             key: AtomicU64::new(WAKE),
         }
     }
@@ -358,7 +359,7 @@ impl Slot {
 
     /// Notes that a duplicate of the descriptor will outlive this one.
     pub(crate) fn share(&self) {
-        self.shared.store(true, SeqCst);
+        self.readiness.fetch_or(SHARED, SeqCst);
         // Whoever dismissed it before that did not know.
         if self.key.load(SeqCst) == WAKE {
             let _ignored = epoll::delete(&self.poller.epoll, self);
@@ -371,7 +372,7 @@ impl Slot {
     pub(crate) fn poll_read(&self, buf: &mut [u8], look: bool) -> Poll<io::Result<usize>> {
         loop {
             let seen = self.readiness.load(Acquire);
-            if seen & READ == 0 && !look {
+            if !look && self.is_drained(seen) {
                 return Poll::Pending;
             }
             match rustix::net::recv(&self.socket, &mut *buf, RecvFlags::empty()) {
@@ -382,15 +383,14 @@ impl Slot {
                     // socket, where a read stops after a message that carries descriptors.
                     let short = n > 0 && n < buf.len() && seen & END == 0;
                     if short && matches!(self.socket, Socket::Tcp(_)) {
-                        self.settle(seen, seen & !READ);
+                        self.drained.store(seen / TICK, Relaxed);
                     }
                     return Poll::Ready(Ok(n));
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    if self.settle(seen, seen & !READ) {
-                        return Poll::Pending;
-                    }
+                    self.drained.store(seen / TICK, Relaxed);
+                    return Poll::Pending;
                 }
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
@@ -400,7 +400,12 @@ impl Slot {
     /// Whether a read is worth trying.
     #[inline]
     pub(crate) fn may_read(&self) -> bool {
-        self.readiness.load(SeqCst) & READ != 0
+        !self.is_drained(self.readiness.load(SeqCst))
+    }
+
+    #[inline]
+    fn is_drained(&self, readiness: u32) -> bool {
+        readiness / TICK == self.drained.load(Relaxed)
     }
 
     /// Writes what fits. On `Pending` the caller leaves its waker and asks
@@ -424,7 +429,7 @@ impl Slot {
             match sent {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    if self.settle(seen, seen | FULL | ROOM) {
+                    if self.fill(seen) {
                         if seen & ROOM == 0 {
                             // Asked for by the first who needs it; room there is now is an edge.
                             self.ask_for_room()?;
@@ -462,7 +467,7 @@ impl Slot {
             .intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI);
         let readable = ended || flags.contains(EventFlags::IN);
         let writable = flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
-        let set = if ended { READ | END } else { READ } * u32::from(readable);
+        let set = END * u32::from(ended);
         let clear = FULL * u32::from(writable);
         let mut seen = self.readiness.load(Relaxed);
         while let Err(newer) = self.readiness.compare_exchange_weak(
@@ -482,26 +487,21 @@ impl Slot {
         }
     }
 
-    /// Stores what was found out, unless there has been an edge since `seen`; `false` then.
-    ///
-    /// The other half may have changed its own bit, which is no edge.
-    #[inline]
-    fn settle(&self, seen: u32, found: u32) -> bool {
-        let changed = seen ^ found;
+    /// Notes that there was no room, unless there has been an edge since `seen`; `false` then.
+    fn fill(&self, seen: u32) -> bool {
+        let filled = seen | FULL | ROOM;
         let mut now = seen;
-        loop {
-            if now / TICK != seen / TICK {
-                return false;
-            }
-            let next = now & !changed | found & changed;
+        // Somebody may have set a bit of their own, which is no edge.
+        while now / TICK == seen / TICK {
             match self
                 .readiness
-                .compare_exchange_weak(now, next, SeqCst, Acquire)
+                .compare_exchange_weak(now, now | filled, SeqCst, Acquire)
             {
                 Ok(_) => return true,
                 Err(newer) => now = newer,
             }
         }
+        false
     }
 }
 

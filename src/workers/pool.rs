@@ -19,7 +19,7 @@ use std::task::{Context, Poll};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use async_task::Runnable;
+use async_task::{Builder, Runnable};
 use crossbeam_deque::{Injector, Steal, Stealer, Worker};
 use pin_project_lite::pin_project;
 
@@ -41,6 +41,10 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How many threads may be blocked by handlers at once, before that is left alone.
 const MOST_BLOCKED: usize = 256;
 
+/// A task that can be run. It knows its pool as what goes with it: a scheduler that owned it would
+/// have to be kept alive, with two locked instructions, whenever it is called.
+type Job = Runnable<Arc<Pool>>;
+
 pub(crate) struct Pool {
     poller: Arc<Poller>,
     /// What its threads' names begin with.
@@ -53,7 +57,7 @@ pub(crate) struct Pool {
     rooted: bool,
     /// How long the driver looks for events before it sleeps.
     spin: Duration,
-    foreign: Injector<Runnable>,
+    foreign: Injector<Job>,
     threads: Mutex<Vec<Arc<Seat>>>,
     /// The number of the thread that drives.
     driver: AtomicUsize,
@@ -156,7 +160,7 @@ fn look_after(pools: &[Arc<Pool>], server: &Weak<Shared>) {
 /// A thread's place in the pool, as others see it.
 struct Seat {
     number: usize,
-    stealer: Stealer<Runnable>,
+    stealer: Stealer<Job>,
     /// Counted up at the beginning and at the end of every task: odd inside one.
     turns: AtomicU64,
     resting: AtomicBool,
@@ -167,7 +171,7 @@ struct Seat {
 struct Local {
     /// For comparison only.
     pool: *const Pool,
-    queue: Rc<Worker<Runnable>>,
+    queue: Rc<Worker<Job>>,
 }
 
 thread_local! {
@@ -227,21 +231,19 @@ impl Pool {
     }
 
     pub(crate) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
-        let pool = self.clone();
-        let schedule = move |runnable| pool.schedule(runnable);
-        let (runnable, task) = async_task::spawn(self.counted(future), schedule);
+        let future = self.counted(future);
+        let (job, task) = builder(self).spawn(|_| future, schedule);
         task.detach();
-        runnable.schedule();
+        job.schedule();
     }
 
     /// Spawns on the calling thread, the only one of this pool, a future that never leaves it.
     pub(crate) fn spawn_local(self: &Arc<Self>, future: impl Future<Output = ()> + 'static) {
         debug_assert!(self.rooted);
-        let pool = self.clone();
-        let schedule = move |runnable| pool.schedule(runnable);
-        let (runnable, task) = async_task::spawn_local(self.counted(future), schedule);
+        let future = self.counted(future);
+        let (job, task) = builder(self).spawn_local(|_| future, schedule);
         task.detach();
-        runnable.schedule();
+        job.schedule();
     }
 
     fn counted<F>(self: &Arc<Self>, future: F) -> Counted<F> {
@@ -252,23 +254,6 @@ impl Pool {
         Counted {
             future,
             count: Count(self.clone()),
-        }
-    }
-
-    #[inline]
-    fn schedule(&self, runnable: Runnable) {
-        // A thread that is ending has no queue any more, and is as foreign as any.
-        let own = LOCAL.try_with(|local| {
-            let local = local.borrow();
-            let own = local.as_ref().filter(|it| std::ptr::eq(it.pool, self));
-            own.map(|local| local.queue.clone())
-        });
-        match own {
-            Ok(Some(queue)) => queue.push(runnable),
-            _ => {
-                self.foreign.push(runnable);
-                self.wake();
-            }
         }
     }
 
@@ -342,7 +327,7 @@ impl Pool {
     }
 
     /// A thread's life.
-    fn work(&self, seat: &Seat, queue: &Worker<Runnable>) {
+    fn work(&self, seat: &Seat, queue: &Worker<Job>) {
         let mut batch = Batch::new();
         while !self.is_over() {
             if self.is_driver(seat) {
@@ -360,7 +345,7 @@ impl Pool {
     }
 
     /// Waits for events and runs what they wake, as long as it is this thread's role.
-    fn drive(&self, seat: &Seat, queue: &Worker<Runnable>, batch: &mut Batch) {
+    fn drive(&self, seat: &Seat, queue: &Worker<Job>, batch: &mut Batch) {
         let mut pace = Pace::default();
         let mut spins = Spins::new(self.spin);
         loop {
@@ -381,8 +366,8 @@ impl Pool {
             }
             self.take_foreign(queue);
             if queue.is_empty() {
-                if let Some(runnable) = self.take_from_others(seat, queue) {
-                    run(seat, runnable);
+                if let Some(job) = self.take_from_others(seat, queue) {
+                    run(seat, job);
                     continue;
                 }
             }
@@ -406,7 +391,7 @@ impl Pool {
     }
 
     /// Runs what others have not begun, then sleeps until it is called.
-    fn help(&self, seat: &Seat, queue: &Worker<Runnable>) {
+    fn help(&self, seat: &Seat, queue: &Worker<Job>) {
         loop {
             loop {
                 run_own(seat, queue);
@@ -414,8 +399,8 @@ impl Pool {
                     continue;
                 }
                 match self.take_from_others(seat, queue) {
-                    Some(runnable) => {
-                        run(seat, runnable);
+                    Some(job) => {
+                        run(seat, job);
                     }
                     None => break,
                 }
@@ -457,7 +442,7 @@ impl Pool {
     }
 
     /// Takes some of another thread's queue into this one's, and gives the first of it.
-    fn take_from_others(&self, seat: &Seat, queue: &Worker<Runnable>) -> Option<Runnable> {
+    fn take_from_others(&self, seat: &Seat, queue: &Worker<Job>) -> Option<Job> {
         // Nobody else has anything where all others rest.
         if self.resting.load(Relaxed) + 1 >= self.hired.load(Relaxed) {
             return None;
@@ -466,7 +451,7 @@ impl Pool {
         for other in threads.iter().filter(|other| other.number != seat.number) {
             loop {
                 match other.stealer.steal_batch_and_pop(queue) {
-                    Steal::Success(runnable) => return Some(runnable),
+                    Steal::Success(job) => return Some(job),
                     Steal::Empty => break,
                     Steal::Retry => {}
                 }
@@ -475,7 +460,7 @@ impl Pool {
         None
     }
 
-    fn take_foreign(&self, queue: &Worker<Runnable>) {
+    fn take_foreign(&self, queue: &Worker<Job>) {
         while !self.foreign.is_empty() && self.foreign.steal_batch(queue).is_retry() {}
     }
 
@@ -540,26 +525,48 @@ impl Seat {
     }
 }
 
+fn builder(pool: &Arc<Pool>) -> Builder<Arc<Pool>> {
+    Builder::new().metadata(pool.clone())
+}
+
+fn schedule(job: Job) {
+    let pool = Arc::as_ptr(job.metadata());
+    // A thread that is ending has no queue any more, and is as foreign as any.
+    let own = LOCAL.try_with(|local| {
+        let local = local.borrow();
+        let own = local.as_ref().filter(|it| std::ptr::eq(it.pool, pool));
+        own.map(|local| local.queue.clone())
+    });
+    match own {
+        Ok(Some(queue)) => queue.push(job),
+        _ => {
+            let pool = job.metadata().clone();
+            pool.foreign.push(job);
+            pool.wake();
+        }
+    }
+}
+
 /// Says what that was of a thread's turn.
-fn run(seat: &Seat, runnable: Runnable) -> usize {
+fn run(seat: &Seat, job: Job) -> usize {
     let turns = seat.turns.load(Relaxed);
     seat.turns.store(turns + 1, Relaxed);
     READS_LEFT.with(|left| left.set(READS));
     // What panics here is not a handler: those are caught where they are polled.
-    let _caught = catch_unwind(AssertUnwindSafe(|| runnable.run()));
+    let _caught = catch_unwind(AssertUnwindSafe(|| job.run()));
     let left = READS_LEFT.with(|left| left.replace(u32::MAX));
     seat.turns.store(turns + 2, Relaxed);
     if left == 0 { READS as usize } else { 1 }
 }
 
 /// Runs what is in this thread's queue, up to a turn; says how many.
-fn run_own(seat: &Seat, queue: &Worker<Runnable>) -> usize {
+fn run_own(seat: &Seat, queue: &Worker<Job>) -> usize {
     let (mut ran, mut spent) = (0, 0);
     while spent < TURN {
-        let Some(runnable) = queue.pop() else {
+        let Some(job) = queue.pop() else {
             break;
         };
-        spent += run(seat, runnable);
+        spent += run(seat, job);
         ran += 1;
     }
     ran
