@@ -62,11 +62,11 @@ mod counts {
     /// A limit is a quarter above what was counted when it was set: compilers and dependencies
     /// differ, and a hot path that grows is noticed. Lower it when the path gets shorter.
     const SUBJECTS: &[Subject] = &[
-        Subject::request("gracious workers(1)", 1_250),
-        Subject::request("gracious workers(1), read", 1_060),
-        Subject::connection("gracious workers(1)", 7_400),
+        Subject::request("gracious workers(1)", 1_130),
+        Subject::request("gracious workers(1), read", 960),
+        Subject::connection("gracious workers(1)", 6_740),
         Subject::request("gracious async-std", 2_530),
-        Subject::connection("gracious async-std", 13_250),
+        Subject::connection("gracious async-std", 12_660),
     ];
 
     impl Subject {

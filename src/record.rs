@@ -251,9 +251,8 @@ impl Record {
     #[cold]
     fn park_anew(&self, who: Who, waker: &Waker, at_home: bool) {
         if at_home {
-            let old = self.take_away(who);
+            self.unpark(who);
             self.leave(who, HOME);
-            drop(old);
         } else if matches!(who, Who::Task) && self.home.get().is_none() {
             let _first = self.home.set(waker.clone());
         } else {
