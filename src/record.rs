@@ -573,3 +573,16 @@ pub(crate) fn wake_by_ref(waker: &Waker) {
 pub(crate) fn nanos(uptime: Duration) -> u64 {
     u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(all(test, target_os = "linux", target_pointer_width = "64"))]
+mod tests {
+    use super::*;
+    use crate::connection::Connection;
+
+    /// What every idle connection costs; a handler's future holds its connection twice.
+    #[test]
+    fn a_record_and_a_connection_are_small() {
+        assert!(size_of::<Record>() <= 168, "{}", size_of::<Record>());
+        assert!(size_of::<Connection>() <= 16, "{}", size_of::<Connection>());
+    }
+}
