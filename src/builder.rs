@@ -363,7 +363,8 @@ impl<R: Runtime> Builder<R> {
     /// How long a [worker](Self::workers) looks for events before it sleeps; 0 by default.
     ///
     /// Some 50 µs spare a few clients the time that an idle core takes to wake up, and cost the core
-    /// meanwhile. It leaves off by itself while that finds nothing or the core is wanted elsewhere.
+    /// meanwhile: one client is answered more than three times as often where it and the server have
+    /// a core each. It leaves off by itself while that finds nothing or the core is wanted elsewhere.
     #[cfg(target_os = "linux")]
     pub fn spin(mut self, span: impl Into<Option<Duration>>) -> Self {
         self.config.spin = span.into().unwrap_or_default();

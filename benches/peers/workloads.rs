@@ -30,7 +30,7 @@ pub(crate) enum Work {
 pub(crate) const WORKLOADS: &[Workload] = &[
     Workload::traffic(ONE_CLIENT, Shape::clients(1), 8_000),
     // Longer: a server that spun in vain leaves that off for thousands of requests, and begins again.
-    Workload::traffic(A_CORE_EACH, Shape::clients(1), 24_000).apart(),
+    Workload::traffic(A_CORE_EACH, Shape::clients(1).sleepless(), 24_000).apart(),
     Workload::traffic(FIFTY_CLIENTS, Shape::clients(50), 30_000),
     Workload::traffic("500 clients", Shape::clients(500), 30_000),
     Workload::traffic("50 clients, 16 deep", Shape::clients(50).deep(16), 400_000),
@@ -52,7 +52,8 @@ pub(crate) const WORKLOADS: &[Workload] = &[
 
 const ONE_CLIENT: &str = "1 client";
 /// Left to itself, the scheduler has one client and its server share a core, or not: the costs of
-/// the two differ by far, and so do two runs.
+/// the two differ by far, and so do two runs. And a client that sleeps has to wake up for each reply,
+/// which takes as long as it does for the server.
 const A_CORE_EACH: &str = "1 client, a core each";
 pub(crate) const FIFTY_CLIENTS: &str = "50 clients";
 pub(crate) const CHURN: &str = "churn, one at a time";

@@ -18,6 +18,7 @@ pub struct Shape {
     clients: usize,
     depth: u64,
     hang_up: bool,
+    sleepless: bool,
 }
 
 impl Shape {
@@ -28,6 +29,7 @@ impl Shape {
             clients,
             depth: 1,
             hang_up: false,
+            sleepless: false,
         }
     }
 
@@ -42,6 +44,16 @@ impl Shape {
     pub const fn hanging_up(self) -> Self {
         Self {
             hang_up: true,
+            ..self
+        }
+    }
+
+    /// The load never sleeps, so that nobody waits for it to wake up: for servers that have another
+    /// core.
+    #[must_use]
+    pub const fn sleepless(self) -> Self {
+        Self {
+            sleepless: true,
             ..self
         }
     }
@@ -112,8 +124,9 @@ impl Load {
         let mut unanswered = requests as usize * PONG.len();
         let mut events = Vec::with_capacity(1024);
         let mut replies = [0; 1024];
+        let timeout = self.shape.sleepless.then(Timespec::default);
         while unanswered > 0 {
-            epoll::wait(&self.epoll, spare_capacity(&mut events), None)?;
+            epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref())?;
             for event in events.drain(..) {
                 let index = event.data.u64() as usize;
                 let client = self.clients[index].as_mut().expect("it is connected");
