@@ -44,7 +44,9 @@ impl<T> ById<T> {
         {
             self.entries.pop();
         }
-        if self.entries.len() > 2 * self.len + GAPS {
+        // Also of room, after many were there for once.
+        let gaps = self.entries.len() > 2 * self.len + GAPS;
+        if gaps || self.entries.capacity() > 8 * (self.len + GAPS) {
             self.close_gaps();
         }
         Some(removed)
@@ -61,7 +63,6 @@ impl<T> ById<T> {
     #[cold]
     fn close_gaps(&mut self) {
         self.entries.retain(|(_, value)| value.is_some());
-        // After many were there for once.
         if self.entries.capacity() > 8 * (self.len + GAPS) {
             self.entries.shrink_to(2 * self.len + GAPS);
         }
@@ -108,6 +109,20 @@ mod tests {
             }
             assert_same(&list, &tree);
         }
+    }
+
+    /// Those who came last go first, and leave no gaps.
+    #[test]
+    fn room_is_given_back_in_whatever_order_they_go() {
+        let mut list = ById::default();
+        for id in 0..100_000 {
+            list.push(id, ());
+        }
+        for id in (0..100_000).rev() {
+            assert_eq!(list.remove(id), Some(()));
+        }
+        assert!(list.is_empty());
+        assert!(list.entries.capacity() < 1000);
     }
 
     #[test]

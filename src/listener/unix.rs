@@ -23,7 +23,7 @@ pub(crate) struct Unix {
     file: Option<File>,
     /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
     shared: bool,
-    /// No new peers: an empty queue is an error from here on, and no readiness comes of it.
+    /// No new peers: the queue is what it is, and reported as ready even when it is empty.
     shut: bool,
 }
 
@@ -91,7 +91,7 @@ impl Unix {
         }
     }
 
-    /// After `SHUT_RD` an empty queue is EINVAL.
+    /// After `SHUT_RD` an empty queue is EINVAL on some systems.
     fn is_empty_queue(&self, error: &io::Error) -> bool {
         self.shut && error.raw_os_error() == Some(libc::EINVAL)
     }
@@ -116,12 +116,41 @@ fn accept(listener: &UnixListener) -> io::Result<(Incoming, Address)> {
     Ok((Incoming::Socket(connection::Socket::Unix(stream)), peer))
 }
 
+/// What TCP says of a listener that another who holds it has shut: Linux has it look like a queue
+/// that is empty, and ready for ever.
+fn was_shut(listener: &UnixListener) -> Option<io::Error> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut state = [PollFd::new(listener, PollFlags::RDHUP)];
+        poll(&mut state, Some(&Timespec::default())).ok()?;
+        let shut = state[0].revents().contains(PollFlags::RDHUP);
+        shut.then(|| io::Error::from_raw_os_error(libc::EINVAL))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _nobody_tells = listener;
+        None
+    }
+}
+
 impl Bound for Unix {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>> {
-        match self.socket.poll_accept(cx, accept) {
-            Poll::Ready(Err(error)) if self.is_empty_queue(&error) => Poll::Pending,
-            accepted => accepted,
+        if self.shut {
+            // Nobody will come any more.
+            return match self.try_accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+                accepted => Poll::Ready(accepted),
+            };
         }
+        let shared = self.shared;
+        self.socket
+            .poll_accept(cx, |listener| match accept(listener) {
+                Err(error) if shared && error.kind() == io::ErrorKind::WouldBlock => {
+                    Err(was_shut(listener).unwrap_or(error))
+                }
+                accepted => accepted,
+            })
     }
 
     fn try_accept(&mut self) -> io::Result<(Incoming, Address)> {

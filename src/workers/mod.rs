@@ -154,6 +154,18 @@ mod tests {
         }
     }
 
+    /// As another process that shares the listener may do; that cannot be turned off.
+    #[test]
+    fn nor_is_a_listener_that_was_shut() {
+        let (poller, watched, _address) = listening();
+        let shared = socket2::SockRef::from(watched.get_ref());
+        shared.shutdown(std::net::Shutdown::Both).unwrap();
+        let mut batch = Batch::new();
+        let told = (0..100).map(|_| poller.wait(&mut batch, false));
+        let told = told.sum::<usize>();
+        assert!((1..4).contains(&told), "{told} reports");
+    }
+
     #[test]
     fn as_many_are_taken_at_once_as_come_at_once() {
         let (poller, mut watched, address) = listening();

@@ -239,13 +239,13 @@ impl Poller {
         if std::mem::take(&mut state.reported) {
             return Poll::Ready(Ok(()));
         }
+        if state.muted {
+            watch.ask_for(&self.epoll, listener, EventFlags::IN)?;
+            state.muted = false;
+        }
         let old = state.waker.replace(cx.waker().clone());
-        let heard = match std::mem::take(&mut state.muted) {
-            true => watch.ask_for(&self.epoll, listener, EventFlags::IN),
-            false => Ok(()),
-        };
-        drop((state, old));
-        heard?;
+        drop(state);
+        drop(old);
         Poll::Pending
     }
 
@@ -300,9 +300,9 @@ impl Watch {
     /// Somebody is queued: says whom to wake.
     fn report(&self, epoll: &OwnedFd) -> Option<Waker> {
         let mut state = self.state();
-        if state.reported && state.waker.is_none() {
+        if state.reported && state.waker.is_none() && !state.muted {
             if let Some(listener) = state.listener.upgrade() {
-                // Of an end, which is reported in any case, the edge alone.
+                // Of an end, which is reported in any case, the edge alone; asking is one more.
                 state.muted = self.ask_for(epoll, &*listener, EventFlags::ET).is_ok();
             }
         }

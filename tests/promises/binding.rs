@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use gracious::{Address, Connection, Socket};
+use gracious::{Address, Adopted, Connection, Reason, Socket};
 use socket2::SockRef;
 
 use crate::support::TestRuntime;
@@ -33,6 +33,7 @@ crate::on_every_runtime!(
     what_is_set_on_the_listener_is_set_on_its_connections,
     a_blocking_listener_made_elsewhere_is_served_and_stops,
     an_adopted_listener_that_others_hold_stays_open_for_them,
+    an_adopted_listener_that_somebody_else_shuts_stops_the_server,
     an_adopted_unix_listener_keeps_its_path
 );
 
@@ -406,6 +407,34 @@ async fn an_adopted_listener_that_others_hold_stays_open_for_them<R: TestRuntime
     assert_eq!(waiting.ask("hello"), "hello");
     running.handle().shutdown();
     assert_eq!(settled(running.await).completed, 1);
+}
+
+async fn an_adopted_listener_that_somebody_else_shuts_stops_the_server<R: TestRuntime>(runtime: R) {
+    let tcp = TcpListener::bind(loopback()).unwrap();
+    let path = unix_path();
+    let unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let others = [
+        socket2::Socket::from(tcp.try_clone().unwrap()),
+        socket2::Socket::from(unix.try_clone().unwrap()),
+    ];
+    for (listener, other) in [Adopted::from(tcp), Adopted::from(unix)]
+        .into_iter()
+        .zip(others)
+    {
+        let server = crate::support::server(runtime.clone()).adopt(listener);
+        let running = server.bind().await.unwrap().spawn(echo);
+        let mut client = Client::of(&running);
+        assert_eq!(client.ask("hello"), "hello");
+        let handle = running.handle();
+        other.shutdown(std::net::Shutdown::Both).unwrap();
+        let error = running.await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        let report = handle.closed().await;
+        assert!(matches!(report.reason, Reason::Listener(_)), "{report}");
+        // Who was inside is drained as ever.
+        assert_eq!((client.rest(), report.completed), (String::new(), 1));
+    }
+    std::fs::remove_file(path).unwrap();
 }
 
 async fn an_adopted_unix_listener_keeps_its_path<R: TestRuntime>(runtime: R) {

@@ -14,7 +14,7 @@ use gracious::Address;
 use crate::support::TestRuntime;
 use crate::support::client::{Client, Visit, echo, eventually, visit};
 use crate::support::peer::at_home;
-use crate::support::peer::{Process, settled};
+use crate::support::peer::{Process, passes, settled};
 
 crate::on_every_runtime!(a_peer_that_is_gone_before_it_is_accepted_harms_nobody);
 
@@ -27,6 +27,7 @@ crate::on_every_runtime_in_a_process!(
         stops_at_the_deadline_of_a_shortage;
     many_short_connections_in_a_shortage_do_not_fill_the_log: short_of_descriptors,
         comes_and_goes_in_a_shortage;
+    a_door_that_nobody_can_come_through_takes_no_processor_time: shut_doors, passes;
 );
 
 async fn a_peer_that_is_gone_before_it_is_accepted_harms_nobody<R: TestRuntime>(runtime: R) {
@@ -48,6 +49,49 @@ async fn a_peer_that_is_gone_before_it_is_accepted_harms_nobody<R: TestRuntime>(
     let report = settled(running.await);
     assert_eq!(report.completed + report.failed, report.accepted);
     assert!(report.completed >= 1);
+}
+
+/// The kernel reports as ready what was shut, for as long as it is open.
+#[cfg(target_os = "linux")]
+async fn shut_doors<R: TestRuntime>(runtime: R) {
+    use std::net::{Shutdown, TcpListener};
+
+    use crate::support::client::{on, unix_address};
+    use crate::support::peer::{cpu_time, loopback};
+
+    const A_WHILE: Duration = Duration::from_secs(1);
+    // In circles it would be nearly all of it.
+    let takes_little = async |what: &str| {
+        let before = cpu_time();
+        runtime.sleep(A_WHILE).await;
+        let used = cpu_time() - before;
+        assert!(used < A_WHILE / 3, "{what}: it used {used:?}");
+    };
+
+    // By ourselves, and kept for those whose handshake is under way.
+    let server = on(&unix_address(), runtime.clone()).sweep(20 * A_WHILE);
+    let running = server.bind().await.unwrap().spawn(echo);
+    assert_eq!(Client::of(&running).ask("hello"), "hello");
+    running.handle().shutdown();
+    takes_little("a sweep").await;
+    running.handle().abort();
+    settled(running.await);
+
+    // By another who holds the listener, while nobody here is to be taken in.
+    let listener = TcpListener::bind(loopback()).unwrap();
+    let other = listener.try_clone().unwrap();
+    let server = crate::support::server(runtime.clone()).adopt(listener);
+    let server = server.max_connections(1).bind().await.unwrap();
+    let running = server.spawn(echo);
+    let mut client = Client::of(&running);
+    assert_eq!(client.ask("hello"), "hello");
+    socket2::SockRef::from(&other)
+        .shutdown(Shutdown::Both)
+        .unwrap();
+    takes_little("a full server").await;
+    // Then it is found out.
+    drop(client);
+    assert!(running.await.is_err());
 }
 
 /// How many connections the child has descriptors for.
