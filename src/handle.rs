@@ -700,7 +700,7 @@ impl Shared {
         } else {
             self.next_shard()
         };
-        let transport = Transport::new(incoming, &self.engine(shard))?;
+        let transport = Transport::new(incoming, self.engine(shard))?;
         let arrival = Arrival {
             transport,
             peer,

@@ -55,12 +55,12 @@ pub(crate) enum Engine {
 }
 
 impl Transport {
-    pub(crate) fn new(incoming: Incoming, engine: &Engine) -> io::Result<Self> {
+    pub(crate) fn new(incoming: Incoming, engine: Engine) -> io::Result<Self> {
         Ok(match (incoming, engine) {
             (Incoming::Own(io), _) => Self::Own(Mutex::new(io)),
             #[cfg(target_os = "linux")]
             (Incoming::Socket(socket), Engine::Workers(poller)) => {
-                Self::Slot(Slot::new(socket, poller.clone()))
+                Self::Slot(Slot::new(socket, poller))
             }
             (Incoming::Socket(Socket::Tcp(stream)), Engine::Reactor) => {
                 Self::Tcp(Async::new_nonblocking(stream)?)

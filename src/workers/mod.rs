@@ -23,7 +23,7 @@ pub(crate) use self::pool::{Pool, has_turn, pollers, start};
 /// How many peers may be expected at once.
 const MOST_EXPECTED: u32 = 64;
 /// How often as many came as were expected, before twice as many are.
-const BEFORE_MORE: u32 = 16;
+const BEFORE_MORE: u32 = 8;
 
 /// A listening socket under a worker's poller.
 ///
