@@ -341,17 +341,13 @@ fn poll_socket_read<T>(
 where
     for<'a> &'a T: Read,
 {
-    if armed.load(Relaxed) && !look {
-        let pending = socket.poll_readable(cx)?.is_pending();
-        armed.store(pending, Relaxed);
-        if pending {
-            // Nothing, or news that `async-io` takes for old, because it came in the very round of
-            // the reactor in which it was asked for: a look costs less than another round.
-            return match uninterrupted(|| socket.get_ref().read(buf)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-                received => Poll::Ready(received),
-            };
-        }
+    if armed.load(Relaxed) && !look && arm(armed, socket.poll_readable(cx))? {
+        // Nothing, or news that `async-io` takes for old, because it came in the very round of the
+        // reactor in which it was asked for: a look costs less than another round.
+        return match uninterrupted(|| socket.get_ref().read(buf)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            received => Poll::Ready(received),
+        };
     }
     loop {
         // Also after a short read: a peer on the same core has mostly answered by now.
@@ -359,9 +355,7 @@ where
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             received => return Poll::Ready(received),
         }
-        let pending = socket.poll_readable(cx)?.is_pending();
-        armed.store(pending, Relaxed);
-        if pending {
+        if arm(armed, socket.poll_readable(cx))? {
             return Poll::Pending;
         }
     }
@@ -390,12 +384,17 @@ where
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             written => return Poll::Ready(written),
         }
-        let pending = socket.poll_writable(cx)?.is_pending();
-        armed.store(pending, Relaxed);
-        if pending {
+        if arm(armed, socket.poll_writable(cx))? {
             return Poll::Pending;
         }
     }
+}
+
+/// Notes whether the reactor will wake us, and says so.
+fn arm(armed: &Armed, ready: Poll<io::Result<()>>) -> io::Result<bool> {
+    let pending = ready?.is_pending();
+    armed.store(pending, Relaxed);
+    Ok(pending)
 }
 
 fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {

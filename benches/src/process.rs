@@ -147,7 +147,11 @@ impl ServerProcess {
     pub fn move_to(&self, cores: &CpuSet) -> io::Result<()> {
         for thread in fs::read_dir(format!("/proc/{}/task", self.id()))? {
             let id = thread?.file_name().to_str().and_then(|id| id.parse().ok());
-            sched_setaffinity(id.and_then(Pid::from_raw), cores)?;
+            // Without an id it would be the calling thread that is moved.
+            let id = id
+                .and_then(Pid::from_raw)
+                .ok_or(io::ErrorKind::InvalidData)?;
+            sched_setaffinity(Some(id), cores)?;
         }
         Ok(())
     }

@@ -489,13 +489,12 @@ impl Slot {
 
     /// Notes that there was no room, unless there has been an edge since `seen`; `false` then.
     fn fill(&self, seen: u32) -> bool {
-        let filled = seen | FULL | ROOM;
         let mut now = seen;
         // Somebody may have set a bit of their own, which is no edge.
         while now / TICK == seen / TICK {
             match self
                 .readiness
-                .compare_exchange_weak(now, now | filled, SeqCst, Acquire)
+                .compare_exchange_weak(now, now | FULL | ROOM, SeqCst, Acquire)
             {
                 Ok(_) => return true,
                 Err(newer) => now = newer,
