@@ -27,26 +27,26 @@ const READS: usize = 16;
 pub(crate) type Lingering = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Brings a connection without halves to its end.
-pub(crate) fn poll_close(
-    record: &Arc<Record>,
-    lingering: &mut Option<Lingering>,
-    cx: &mut Context<'_>,
-) -> Poll<()> {
-    let lingering = match lingering {
-        Some(lingering) => lingering,
-        None => match at_once(record) {
-            Found::End => {
-                seal(record);
-                return Poll::Ready(());
-            }
-            found => lingering.insert(Box::pin(linger(record.clone(), found))),
-        },
+pub(crate) fn poll_close(record: &Arc<Record>, cx: &mut Context<'_>) -> Poll<()> {
+    // Most connections close at once, and allocate nothing for it.
+    let found = if record.has(bit::CLOSING) {
+        Found::Nothing
+    } else {
+        at_once(record)
     };
-    let closed = lingering.as_mut().poll(cx);
-    if closed.is_ready() {
-        seal(record);
+    if found != Found::End {
+        let begin = || -> Lingering { Box::pin(linger(record.clone(), found)) };
+        let closed = record.with_extra(|extra| {
+            let lingering = extra.lingering.get_or_insert_with(begin);
+            lingering.as_mut().poll(cx)
+        });
+        if closed.is_pending() {
+            record.set(bit::CLOSING);
+            return Poll::Pending;
+        }
     }
-    closed
+    seal(record);
+    Poll::Ready(())
 }
 
 /// The last act before the close: nothing may come after the last look for input, because input that
@@ -175,7 +175,7 @@ fn discard(record: &Record) -> Found {
     for _ in 0..READS {
         let mut buffer = Buffer::default();
         let read = buffer.fill(|buf| {
-            let read = record.transport.try_read(buf);
+            let read = record.transport.try_read(record.word(), buf);
             (*read.as_ref().unwrap_or(&0), read)
         });
         match read {

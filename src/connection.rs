@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -17,7 +17,7 @@ use futures_lite::Stream;
 use crate::address::Address;
 use crate::buffer::Buffer;
 use crate::handle::Handle;
-use crate::record::{Record, Who, bit};
+use crate::record::{Half, Record, Who, bit};
 
 /// One accepted peer: a buffered reader and a writer.
 ///
@@ -299,7 +299,7 @@ impl Drop for Busy {
 }
 
 /// What a read has to look at closely.
-const SPECIAL: u32 = bit::TOLD | bit::PEER_ENDED | bit::CUT;
+const SPECIAL: u64 = bit::TOLD | bit::PEER_ENDED | bit::CUT;
 
 impl ReadHalf {
     /// Reads line by line; see [`Lines`].
@@ -308,7 +308,6 @@ impl ReadHalf {
         Lines {
             reader: self,
             line: Vec::new(),
-            untaken: 0,
             done: false,
         }
     }
@@ -337,8 +336,10 @@ impl ReadHalf {
     /// Leaves the waker and says so, where it is known without a look that there is nothing.
     #[inline]
     fn rests(&mut self, cx: &mut Context<'_>) -> bool {
-        let is_quiet =
-            |record: &Record| record.word() & SPECIAL == 0 && !record.transport.may_read();
+        let is_quiet = |record: &Record| {
+            let word = record.word();
+            word & SPECIAL == 0 && !record.transport.may_read(word)
+        };
         if !is_quiet(&self.record) {
             return false;
         }
@@ -352,21 +353,23 @@ impl ReadHalf {
     fn poll_receive(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let record = &*self.record;
-            if record.word() & SPECIAL != 0 {
+            let word = record.word();
+            if word & SPECIAL != 0 {
                 return self.poll_receive_specially(cx, buf);
             }
             if !record.transport.has_turn() {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let armed = &record.read_armed;
-            let received = record.transport.poll_read(armed, cx, buf, false);
+            let transport = &record.transport;
+            let received = transport.poll_read(word, &record.reader, cx, buf, false);
             if let Poll::Ready(received) = received {
                 return Poll::Ready(self.note(received));
             }
             self.wait(cx);
             let record = &*self.record;
-            if record.word() & SPECIAL == 0 && !record.transport.missed(true) {
+            let word = record.word();
+            if word & SPECIAL == 0 && !record.transport.missed(word, true) {
                 return Poll::Pending;
             }
         }
@@ -388,8 +391,9 @@ impl ReadHalf {
             return Poll::Ready(Err(cut()));
         }
         // What has arrived comes first: the kernel has to say that there is nothing *now*.
-        let armed = &self.record.read_armed;
-        let received = self.record.transport.poll_read(armed, cx, buf, true);
+        let record = &*self.record;
+        let transport = &record.transport;
+        let received = transport.poll_read(word, &record.reader, cx, buf, true);
         if let Poll::Ready(received) = received {
             return Poll::Ready(self.note(received));
         }
@@ -410,14 +414,14 @@ impl ReadHalf {
         if fresh || self.record.is_busy() {
             return self.pend(cx);
         }
-        self.record.reading.store(false, Relaxed);
+        self.record.reader.clear(Half::WAITS);
         self.record.set(bit::DRAIN_ENDED);
         Poll::Ready(Ok(0))
     }
 
     /// Waits on, unless an event came before the waker that was left for it.
     fn pend<T>(&self, cx: &Context<'_>) -> Poll<T> {
-        if self.record.transport.missed(true) {
+        if self.record.transport.missed(self.record.word(), true) {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
@@ -427,38 +431,36 @@ impl ReadHalf {
     #[inline(always)]
     fn note(&mut self, received: io::Result<usize>) -> io::Result<usize> {
         let record = &*self.record;
-        record.reading.store(false, Relaxed);
-        match received {
-            // The end that the cut itself has made is not the peer's.
-            Ok(0) if record.has(bit::ABORT) => return Err(cut()),
-            Ok(0) => {
-                record.set(bit::PEER_ENDED);
-            }
-            Ok(n) => {
-                let total = record.received.load(Relaxed) + n as u64;
-                record.received.store(total, Release);
-                record.touch();
-            }
-            // Cut while the read was under way.
-            Err(_) if record.has(bit::ABORT) => return Err(cut()),
-            Err(_) => {}
+        if let Ok(bytes @ 1..) = received {
+            record.receive(bytes);
+            return received;
+        }
+        record.reader.clear(Half::WAITS);
+        // The end that a cut has made is not the peer's, and an error then mostly came of it.
+        if record.has(bit::ABORT) {
+            return Err(cut());
+        }
+        if received.is_ok() {
+            record.set(bit::PEER_ENDED);
         }
         received
     }
 
     #[inline]
     fn wait(&mut self, cx: &Context<'_>) {
-        if !self.record.reading.load(Relaxed) {
-            self.record.reading.store(true, Relaxed);
+        if !self.record.reader.has(Half::WAITS) {
+            self.record.reader.set(Half::WAITS);
             self.record.touch();
         }
         self.record.park(Who::Reader, cx);
     }
 
+    /// Something was consumed.
     #[inline]
-    fn take(&self, amount: usize) {
-        let taken = self.record.taken.load(Relaxed) + amount as u64;
-        self.record.taken.store(taken, Release);
+    fn take(&self) {
+        if self.buffer.is_empty() {
+            self.record.take();
+        }
     }
 }
 
@@ -481,7 +483,7 @@ impl AsyncRead for ReadHalf {
             buf[..n].copy_from_slice(&bytes[..n]);
             this.buffer.consume(n)
         };
-        this.take(n);
+        this.take();
         Poll::Ready(Ok(n))
     }
 }
@@ -498,8 +500,8 @@ impl AsyncBufRead for ReadHalf {
 
     #[inline]
     fn consume(mut self: Pin<&mut Self>, amount: usize) {
-        let consumed = self.buffer.consume(amount);
-        self.take(consumed);
+        self.buffer.consume(amount);
+        self.take();
     }
 }
 
@@ -512,45 +514,46 @@ fn poll_send(
     if record.has(bit::CUT) {
         return Poll::Ready(Err(cut_or_expired(record)));
     }
-    let waited = record.writing.load(Relaxed);
-    if !waited {
-        let taken = record.taken.load(Acquire);
-        record.began.store(taken, Relaxed);
-    }
-    let armed = &record.write_armed;
-    let Poll::Ready(sent) = record.transport.poll_write(armed, cx, bufs) else {
+    let waited = record.writer.has(Half::WAITS);
+    let taken = record.taken();
+    let transport = &record.transport;
+    let Poll::Ready(sent) = transport.poll_write(record, cx, bufs) else {
         if !waited {
-            record.writing.store(true, Release);
+            record.writer.set(Half::WAITS);
+            // In this order: as long as it waits, nothing counts as answered.
+            record.answer(taken);
             record.touch();
         }
         record.park(Who::Writer, cx);
-        if record.has(bit::CUT) {
+        let word = record.word();
+        if word & bit::CUT != 0 {
             return Poll::Ready(Err(cut_or_expired(record)));
         }
-        if record.transport.missed(false) {
+        if transport.missed(word, false) {
             cx.waker().wake_by_ref();
         }
         return Poll::Pending;
     };
     if waited {
-        record.writing.store(false, Release);
+        record.writer.clear(Half::WAITS);
     }
-    match sent {
+    let sent = match sent {
         Ok(n) => {
             let total = record.sent.load(Relaxed) + n as u64;
             record.sent.store(total, Relaxed);
-            let began = record.began.load(Relaxed);
-            record.answered.store(began, Release);
+            // What this answers was said when it began.
+            if !waited {
+                record.answer(taken);
+            }
             record.touch();
-            record.answer();
-            Poll::Ready(Ok(n))
+            Ok(n)
         }
-        Err(error) => {
-            // It waits no longer, which is what a reader may be waiting for.
-            record.answer();
-            Poll::Ready(Err(if record.has(bit::ABORT) { cut() } else { error }))
-        }
-    }
+        Err(_) if record.has(bit::ABORT) => Err(cut()),
+        Err(error) => Err(error),
+    };
+    // Also where it failed: it waits no longer.
+    record.written();
+    Poll::Ready(sent)
 }
 
 /// Sends the peer our end, which `close` of other sockets of this world does not.
@@ -617,32 +620,33 @@ writes!(WriteHalf, self => self.record);
 
 impl Drop for ReadHalf {
     fn drop(&mut self) {
-        self.record.reading.store(false, Relaxed);
-        self.record.unpark(Who::Reader);
+        self.record.reader.clear(Half::WAITS);
+        self.record.unpark_away(Who::Reader);
         if self.record.has(bit::SPLIT) {
-            leave(&self.record, bit::READER);
+            leave(&self.record, bit::READER | bit::READER_HOME);
         } else {
-            leave_writer(&self.record, bit::READER | bit::WRITER);
+            let writer = bit::WRITER | bit::WRITER_HOME;
+            leave_writer(&self.record, bit::READER | bit::READER_HOME | writer);
         }
     }
 }
 
 impl Drop for WriteHalf {
     fn drop(&mut self) {
-        leave_writer(&self.record, bit::WRITER);
+        leave_writer(&self.record, bit::WRITER | bit::WRITER_HOME);
     }
 }
 
-fn leave_writer(record: &Record, halves: u32) {
+fn leave_writer(record: &Record, bits: u64) {
     // A write that was waiting will not be completed.
-    record.writing.store(false, Release);
-    record.unpark(Who::Writer);
-    leave(record, halves);
+    record.writer.clear(Half::WAITS);
+    record.unpark_away(Who::Writer);
+    leave(record, bits);
 }
 
 /// A half is gone. The last one leaves the close to the task.
-fn leave(record: &Record, halves: u32) {
-    let word = record.clear(halves) & !halves;
+fn leave(record: &Record, bits: u64) {
+    let word = record.clear(bits) & !bits;
     if word & (bit::DETACHED | bit::WRITER) != 0 {
         return;
     }
@@ -673,8 +677,6 @@ fn leave(record: &Record, halves: u32) {
 pub struct Lines {
     reader: ReadHalf,
     line: Vec<u8>,
-    /// How many bytes of `line` count as unread.
-    untaken: usize,
     done: bool,
 }
 
@@ -730,10 +732,8 @@ impl Lines {
             }
             self.line.extend_from_slice(&bytes[..length]);
             // Half a line is unread still, as far as the drain is concerned: it is taken whole.
-            self.untaken += self
-                .reader
-                .buffer
-                .consume(length + usize::from(end.is_some()));
+            let buffer = &mut self.reader.buffer;
+            buffer.consume(length + usize::from(end.is_some()));
             if end.is_some() {
                 return Poll::Ready(Some(self.take_line()));
             }
@@ -741,7 +741,7 @@ impl Lines {
     }
 
     fn take_line(&mut self) -> io::Result<String> {
-        self.reader.take(std::mem::take(&mut self.untaken));
+        self.reader.take();
         let mut line = std::mem::take(&mut self.line);
         if line.last() == Some(&b'\r') {
             line.pop();

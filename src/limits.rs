@@ -69,9 +69,12 @@ impl Limits {
             }
         }
         if let Some(limit) = config.idle_timeout.filter(|_| !expired) {
-            let waits = record.reading.load(Relaxed) || record.writing.load(Relaxed);
-            let touched = Duration::from_nanos(record.touched.load(Relaxed));
-            let over = if waits { touched } else { uptime }.saturating_add(limit);
+            let since = if record.waits() {
+                record.touched()
+            } else {
+                uptime
+            };
+            let over = since.saturating_add(limit);
             if over <= uptime {
                 self.expire(record, Cause::IdleTimeout);
                 return next;

@@ -9,9 +9,9 @@ use std::cell::Cell;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, fence};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
@@ -21,57 +21,68 @@ use event_listener::{Event, EventListener};
 use crate::address::Address;
 use crate::handle::{Shared, lock};
 use crate::report::{Straggler, Waiting};
-use crate::transport::{Armed, Transport};
+use crate::task::Extra;
+use crate::transport::Transport;
 
-/// The bits of a record's word.
+/// The bits of a record's word, the lower half. The upper is the readiness of its socket, where a
+/// worker's poller tells that: what a read has to know is one load.
 pub(crate) mod bit {
     /// The drain was announced to this connection.
-    pub(crate) const TOLD: u32 = 1;
+    pub(crate) const TOLD: u64 = 1;
     /// It was announced before the first byte came, and the grace for that is not over.
-    pub(crate) const GRACE: u32 = 1 << 1;
+    pub(crate) const GRACE: u64 = 1 << 1;
     /// The connection is cut: its handler is dropped, every operation fails.
-    pub(crate) const ABORT: u32 = 1 << 2;
+    pub(crate) const ABORT: u64 = 1 << 2;
     /// A limit of time ended the connection's reads and writes.
-    pub(crate) const EXPIRED: u32 = 1 << 3;
+    pub(crate) const EXPIRED: u64 = 1 << 3;
     /// The read half is there.
-    pub(crate) const READER: u32 = 1 << 4;
+    pub(crate) const READER: u64 = 1 << 4;
     /// The write half is there.
-    pub(crate) const WRITER: u32 = 1 << 5;
+    pub(crate) const WRITER: u64 = 1 << 5;
     /// The halves are apart and may be on two threads.
-    pub(crate) const SPLIT: u32 = 1 << 6;
+    pub(crate) const SPLIT: u64 = 1 << 6;
     /// The peer's end was read.
-    pub(crate) const PEER_ENDED: u32 = 1 << 7;
+    pub(crate) const PEER_ENDED: u64 = 1 << 7;
     /// A read was ended by the drain.
-    pub(crate) const DRAIN_ENDED: u32 = 1 << 8;
+    pub(crate) const DRAIN_ENDED: u64 = 1 << 8;
     /// Our end was sent.
-    pub(crate) const FINISHED: u32 = 1 << 9;
+    pub(crate) const FINISHED: u64 = 1 << 9;
     /// The handler watches for the drain itself; reads never end early.
-    pub(crate) const MANUAL: u32 = 1 << 10;
+    pub(crate) const MANUAL: u64 = 1 << 10;
     /// A busy guard has been taken once: from then on guards are what counts.
-    pub(crate) const GUARDED: u32 = 1 << 11;
+    pub(crate) const GUARDED: u64 = 1 << 11;
     /// The task is polled with another waker than at first.
-    pub(crate) const AWAY: u32 = 1 << 12;
+    pub(crate) const AWAY: u64 = 1 << 12;
     /// Handed on to whoever detached it.
-    pub(crate) const DETACHED: u32 = 1 << 13;
+    pub(crate) const DETACHED: u64 = 1 << 13;
     /// Its end is in the ledger; whoever comes later does not count it again.
-    pub(crate) const COUNTED: u32 = 1 << 14;
+    pub(crate) const COUNTED: u64 = 1 << 14;
     /// It has no handler yet, for want of a place.
-    pub(crate) const HELD: u32 = 1 << 15;
+    pub(crate) const HELD: u64 = 1 << 15;
     /// Its handler is gone and its socket being closed.
-    pub(crate) const CLOSING: u32 = 1 << 16;
+    pub(crate) const CLOSING: u64 = 1 << 16;
     /// Its handler waits for the server to close.
-    pub(crate) const INSIDER: u32 = 1 << 17;
+    pub(crate) const INSIDER: u64 = 1 << 17;
     /// It is closed without the user's handler.
-    pub(crate) const REJECTED: u32 = 1 << 18;
+    pub(crate) const REJECTED: u64 = 1 << 19;
     /// Its socket needs nothing more.
-    pub(crate) const CLOSED: u32 = 1 << 20;
-    /// It counts against its peer's share.
-    pub(crate) const SHARES: u32 = 1 << 21;
+    pub(crate) const CLOSED: u64 = 1 << 20;
     /// The operator has been told that its handler blocks a thread.
-    pub(crate) const BLOCKED: u32 = 1 << 19;
+    pub(crate) const BLOCKED: u64 = 1 << 21;
+    /// It counts against its peer's share.
+    pub(crate) const SHARES: u64 = 1 << 22;
+    /// The read half waits with the task's first waker.
+    pub(crate) const READER_HOME: u64 = 1 << 23;
+    /// It waits with another.
+    pub(crate) const READER_AWAY: u64 = 1 << 24;
+    /// The same of the write half.
+    pub(crate) const WRITER_HOME: u64 = 1 << 25;
+    pub(crate) const WRITER_AWAY: u64 = 1 << 26;
+    /// The peer came with its IPv4 address as one of IPv6, as to a dual-stack listener.
+    pub(crate) const MAPPED: u64 = 1 << 27;
 
     /// What a read or a write has to look at closely.
-    pub(crate) const CUT: u32 = ABORT | EXPIRED;
+    pub(crate) const CUT: u64 = ABORT | EXPIRED;
 }
 
 /// What a connection shares with its server.
@@ -80,48 +91,79 @@ pub(crate) struct Record {
     pub(crate) id: u64,
     pub(crate) server: Arc<Shared>,
     pub(crate) transport: Transport,
-    /// The peer; those that have no such address are among what few have.
-    peer: SocketAddrV4,
-    /// Which of the server's addresses it came to.
-    address: u16,
-    /// Which of the server's pools serves it, where there are any.
-    pub(crate) shard: u16,
-    word: AtomicU32,
+    pub(crate) word: AtomicU64,
     /// Since the server was bound, as all times of a record, in nanoseconds.
     accepted: u64,
-    /// When a byte last moved; kept only where a limit asks for it.
-    pub(crate) touched: AtomicU64,
     /// Bytes read from the kernel, stored by the read half alone.
     pub(crate) received: AtomicU64,
-    /// Bytes the handler has consumed, stored by the read half alone.
-    pub(crate) taken: AtomicU64,
-    /// What was taken when the last completed write began, stored by the write half alone.
-    pub(crate) answered: AtomicU64,
+    /// What had been received, and consumed, when the last write began that was completed or waits;
+    /// stored by the write half alone.
+    answered: AtomicU64,
     /// Bytes written to the kernel, stored by the write half alone.
     pub(crate) sent: AtomicU64,
-    /// What was taken when the write under way began, stored by the write half alone.
-    pub(crate) began: AtomicU64,
-    /// What each half knows of the socket's readiness, stored by it alone.
-    pub(crate) read_armed: Armed,
-    pub(crate) write_armed: Armed,
-    /// A read waits, stored by the read half alone.
-    pub(crate) reading: AtomicBool,
-    /// A write waits, stored by the write half alone.
-    pub(crate) writing: AtomicBool,
-    /// Counted up when the task's thread enters the handler and when it leaves it, by the task
-    /// alone: odd inside.
-    polls: AtomicU32,
-    /// Where each half has left its waker, stored by it alone.
-    left: [AtomicU8; 2],
     /// The waker with which the task was polled first. Most tasks have no other, and most halves are
     /// polled with that of the task.
     home: OnceLock<Waker>,
-    more: Mutex<Option<Box<More>>>,
+    more: OnceLock<Box<More>>,
+    /// The peer; an address that is longer is among what few have.
+    peer: SocketAddrV4,
+    /// Which of the server's addresses it came to.
+    address: u16,
+    /// Counted up when the task's thread enters the handler and when it leaves it, by the task
+    /// alone: odd inside.
+    polls: AtomicU32,
+    /// Which of the server's pools serves it, where there are any.
+    pub(crate) shard: u16,
+    pub(crate) reader: Half,
+    pub(crate) writer: Half,
+}
+
+/// What one half of a connection says of itself, stored by it alone.
+#[derive(Debug, Default)]
+pub(crate) struct Half(AtomicU8);
+
+impl Half {
+    /// It waits.
+    pub(crate) const WAITS: u8 = 1;
+    /// The reactor was asked to wake it, and its answer has not been taken yet. Taking it first saves
+    /// the call that would only find nothing, and a second one after a stale answer.
+    pub(crate) const ARMED: u8 = 1 << 1;
+    /// The handler has not consumed all it received.
+    const UNTAKEN: u8 = 1 << 2;
+
+    #[inline]
+    pub(crate) fn has(&self, bits: u8) -> bool {
+        self.0.load(Acquire) & bits != 0
+    }
+
+    #[inline]
+    pub(crate) fn set(&self, bits: u8) {
+        self.change(0, bits);
+    }
+
+    #[inline]
+    pub(crate) fn clear(&self, bits: u8) {
+        self.change(bits, 0);
+    }
+
+    #[inline]
+    fn change(&self, clear: u8, set: u8) {
+        self.0.store(self.0.load(Relaxed) & !clear | set, Release);
+    }
 }
 
 /// What few connections have.
 #[derive(Debug, Default)]
 struct More {
+    /// The peer, where the record has no room for it.
+    peer: Option<Address>,
+    /// When a byte last moved; kept only where a limit asks for it.
+    touched: AtomicU64,
+    kept: OnceLock<Box<Mutex<Kept>>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
     /// Of those who are polled with another waker than the task's first.
     wakers: [Option<Waker>; 3],
     /// Notified when the connection is asked to come to an end, or has come to it.
@@ -130,11 +172,36 @@ struct More {
     guards: u32,
     /// How many futures of its handler wait for the server to close.
     waits: u32,
-    /// The peer, where it has no IPv4 address.
-    peer: Option<Address>,
+    /// The task's own, while it does not use it.
+    extra: Option<Box<Extra>>,
 }
 
+/// In place of one that has no address.
 const NO_PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+
+/// A peer's address as most have it, with what to set in the record's word, or as it is.
+fn shorten(peer: Address) -> Result<(SocketAddrV4, u64), Address> {
+    let short = match &peer {
+        Address::Unnamed => return Ok((NO_PEER, 0)),
+        Address::Tcp(SocketAddr::V4(peer)) => Some((*peer, 0)),
+        Address::Tcp(SocketAddr::V6(peer)) if peer.flowinfo() == 0 && peer.scope_id() == 0 => {
+            let mapped = peer.ip().to_ipv4_mapped();
+            mapped.map(|ip| (SocketAddrV4::new(ip, peer.port()), bit::MAPPED))
+        }
+        _ => None,
+    };
+    short.filter(|(short, _)| *short != NO_PEER).ok_or(peer)
+}
+
+fn lengthen(peer: SocketAddrV4, word: u64) -> Address {
+    if peer == NO_PEER {
+        Address::Unnamed
+    } else if word & bit::MAPPED != 0 {
+        Address::Tcp((peer.ip().to_ipv6_mapped(), peer.port()).into())
+    } else {
+        Address::Tcp(peer.into())
+    }
+}
 
 /// A peer that was accepted.
 pub(crate) struct Arrival {
@@ -157,79 +224,95 @@ pub(crate) enum Who {
     Task,
 }
 
-/// There is no waker, it is the task's first, or it is among what few have.
-const NOWHERE: u8 = 0;
-const HOME: u8 = 1;
-const AWAY: u8 = 2;
+impl Who {
+    /// Says that it waits with the task's first waker. The task has that as long as it has no other.
+    const fn home(self) -> u64 {
+        match self {
+            Self::Reader => bit::READER_HOME,
+            Self::Writer => bit::WRITER_HOME,
+            Self::Task => 0,
+        }
+    }
+
+    /// Says that it waits with another.
+    const fn away(self) -> u64 {
+        match self {
+            Self::Reader => bit::READER_AWAY,
+            Self::Writer => bit::WRITER_AWAY,
+            Self::Task => bit::AWAY,
+        }
+    }
+
+    /// Whether a word says that it waits with the task's first waker.
+    const fn is_home(self, word: u64) -> bool {
+        word & (self.home() | self.away()) == self.home()
+    }
+}
 
 impl Record {
     pub(crate) fn new(
         id: u64,
         server: Arc<Shared>,
         arrival: Arrival,
-        word: u32,
+        word: u64,
         accepted: Duration,
     ) -> Self {
         let accepted = nanos(accepted);
-        let (peer, more) = match arrival.peer {
-            Address::Tcp(SocketAddr::V4(peer)) => (peer, None),
-            other => {
-                let more = More {
-                    peer: Some(other),
-                    ..More::default()
-                };
-                (NO_PEER, Some(more))
-            }
+        let (peer, mapped, other) = match shorten(arrival.peer) {
+            Ok((peer, mapped)) => (peer, mapped, None),
+            Err(other) => (NO_PEER, 0, Some(other)),
         };
+        let more = OnceLock::new();
+        if other.is_some() || server.config.watches_idle() {
+            let _first = more.set(Box::new(More {
+                peer: other,
+                touched: AtomicU64::new(accepted),
+                ..More::default()
+            }));
+        }
         Self {
             id,
             server,
             transport: arrival.transport,
-            peer,
-            address: arrival.address,
-            shard: arrival.shard,
-            word: AtomicU32::new(word),
+            word: AtomicU64::new(word | mapped),
             accepted,
-            touched: AtomicU64::new(accepted),
             received: AtomicU64::new(0),
-            taken: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             sent: AtomicU64::new(0),
-            began: AtomicU64::new(0),
-            read_armed: AtomicBool::new(false),
-            write_armed: AtomicBool::new(false),
-            reading: AtomicBool::new(false),
-            writing: AtomicBool::new(false),
-            polls: AtomicU32::new(0),
-            left: Default::default(),
             home: OnceLock::new(),
-            more: Mutex::new(more.map(Box::new)),
+            more,
+            peer,
+            address: arrival.address,
+            polls: AtomicU32::new(0),
+            shard: arrival.shard,
+            reader: Half::default(),
+            writer: Half::default(),
         }
     }
 
     #[inline]
-    pub(crate) fn word(&self) -> u32 {
+    pub(crate) fn word(&self) -> u64 {
         self.word.load(SeqCst)
     }
 
     #[inline]
-    pub(crate) fn has(&self, bits: u32) -> bool {
+    pub(crate) fn has(&self, bits: u64) -> bool {
         self.word() & bits != 0
     }
 
     /// Sets bits; gives the word as it was.
-    pub(crate) fn set(&self, bits: u32) -> u32 {
+    pub(crate) fn set(&self, bits: u64) -> u64 {
         self.word.fetch_or(bits, SeqCst)
     }
 
     /// Clears bits; gives the word as it was.
-    pub(crate) fn clear(&self, bits: u32) -> u32 {
+    pub(crate) fn clear(&self, bits: u64) -> u64 {
         self.word.fetch_and(!bits, SeqCst)
     }
 
     pub(crate) fn peer(&self) -> Address {
-        let other = self.more().as_ref().and_then(|more| more.peer.clone());
-        other.unwrap_or(Address::Tcp(SocketAddr::V4(self.peer)))
+        let other = self.more.get().and_then(|more| more.peer.clone());
+        other.unwrap_or_else(|| lengthen(self.peer, self.word()))
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<Address> {
@@ -243,7 +326,7 @@ impl Record {
     pub(crate) fn park(&self, who: Who, cx: &Context<'_>) {
         let home = self.home.get();
         let at_home = home.is_some_and(|home| home.will_wake(cx.waker()));
-        if !at_home || self.left(who) != HOME {
+        if !at_home || !who.is_home(self.word()) {
             self.park_anew(who, cx.waker(), at_home);
         }
     }
@@ -251,20 +334,20 @@ impl Record {
     #[cold]
     fn park_anew(&self, who: Who, waker: &Waker, at_home: bool) {
         if at_home {
-            self.unpark(who);
-            self.leave(who, HOME);
+            self.set(who.home());
+            self.unpark_away(who);
         } else if matches!(who, Who::Task) && self.home.get().is_none() {
             let _first = self.home.set(waker.clone());
         } else {
             let old = {
-                let mut more = self.more();
-                let place = &mut more.get_or_insert_default().wakers[who as usize];
+                let mut kept = self.kept();
+                let place = &mut kept.wakers[who as usize];
                 match place {
                     Some(known) if known.will_wake(waker) => None,
                     place => place.replace(waker.clone()),
                 }
             };
-            self.leave(who, AWAY);
+            self.set(who.away());
             // Outside the lock, since dropping a waker can run a task's destructor.
             drop(old);
         }
@@ -272,54 +355,37 @@ impl Record {
         fence(SeqCst);
     }
 
-    /// Forgets a waker, whose owner is gone. The task's first stays: a task that has ended takes no
-    /// notice of it.
-    pub(crate) fn unpark(&self, who: Who) {
-        if self.left(who) == AWAY {
-            let old = self.take_away(who);
-            drop(old);
-        }
-        if !matches!(who, Who::Task) {
-            self.leave(who, NOWHERE);
-        }
-    }
-
-    fn take_away(&self, who: Who) -> Option<Waker> {
-        let mut more = self.more();
-        more.as_mut()?.wakers[who as usize].take()
-    }
-
+    /// Forgets a waker that is not the task's first, whose owner is gone or waits with that.
     #[inline]
-    fn left(&self, who: Who) -> u8 {
-        match self.left.get(who as usize) {
-            Some(left) => left.load(SeqCst),
-            None if self.has(bit::AWAY) => AWAY,
-            None => HOME,
+    pub(crate) fn unpark_away(&self, who: Who) {
+        if self.has(who.away()) {
+            self.take_away(who);
         }
     }
 
-    fn leave(&self, who: Who, place: u8) {
-        match self.left.get(who as usize) {
-            Some(left) => left.store(place, SeqCst),
-            None if place == AWAY => drop(self.set(bit::AWAY)),
-            None => drop(self.clear(bit::AWAY)),
-        }
+    #[cold]
+    fn take_away(&self, who: Who) {
+        self.clear(who.away());
+        let old = self.kept().wakers[who as usize].take();
+        drop(old);
     }
 
     /// The waker that the task was polled with first, where it is that one's, too.
     #[inline]
     pub(crate) fn home(&self, who: Who) -> Option<&Waker> {
-        match self.left(who) {
-            HOME => self.home.get(),
-            _ => None,
+        if who.is_home(self.word()) {
+            self.home.get()
+        } else {
+            None
         }
     }
 
     /// Another waker.
     pub(crate) fn away(&self, who: Who) -> Option<Waker> {
-        match self.left(who) {
-            AWAY => self.more().as_ref()?.wakers[who as usize].clone(),
-            _ => None,
+        if self.has(who.away()) {
+            self.kept().wakers[who as usize].clone()
+        } else {
+            None
         }
     }
 
@@ -340,9 +406,9 @@ impl Record {
             #[cfg(target_os = "linux")]
             Transport::Slot(slot) => {
                 // As long as nobody has found it empty.
-                if !slot.may_read() {
+                if !slot.may_read(self.word()) {
                     self.park(Who::Reader, cx);
-                    if !slot.may_read() {
+                    if !slot.may_read(self.word()) {
                         return Poll::Pending;
                     }
                 }
@@ -352,21 +418,42 @@ impl Record {
         }
     }
 
-    fn more(&self) -> MutexGuard<'_, Option<Box<More>>> {
-        lock(&self.more)
+    fn more(&self) -> &More {
+        self.more.get_or_init(Box::default)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        lock(self.more().kept.get_or_init(Box::default))
+    }
+
+    /// The same, unless there is nothing yet.
+    fn kept_so_far(&self) -> Option<MutexGuard<'_, Kept>> {
+        Some(lock(self.more.get()?.kept.get()?))
+    }
+
+    /// Does something with what the task has beside its handler, which most need not have. Not under
+    /// the lock: timers and wakers are somebody else's code.
+    pub(crate) fn with_extra<T>(&self, with: impl FnOnce(&mut Extra) -> T) -> T {
+        let mut extra = self.take_extra().unwrap_or_default();
+        let done = with(&mut extra);
+        self.kept().extra = Some(extra);
+        done
+    }
+
+    /// Takes that away.
+    pub(crate) fn take_extra(&self) -> Option<Box<Extra>> {
+        self.kept_so_far()?.extra.take()
     }
 
     /// Begins to listen for the announcement of an end; whether there has been one is to be looked
     /// at afterwards.
     pub(crate) fn listen(&self) -> EventListener {
-        let mut more = self.more();
-        let told = &mut more.get_or_insert_default().told;
-        told.get_or_insert_default().listen()
+        self.kept().told.get_or_insert_default().listen()
     }
 
     /// Tells whoever listens for that.
     fn announce(&self) {
-        let told = self.more().as_ref().and_then(|more| more.told.clone());
+        let told = self.kept_so_far().and_then(|kept| kept.told.clone());
         if let Some(told) = told {
             notify(&told);
         }
@@ -416,21 +503,55 @@ impl Record {
 
     /// A guard says that the handler is inside a message.
     pub(crate) fn guard(&self) {
-        self.more().get_or_insert_default().guards += 1;
+        self.kept().guards += 1;
         self.set(bit::GUARDED);
     }
 
     pub(crate) fn unguard(&self) {
-        self.more().get_or_insert_default().guards -= 1;
+        self.kept().guards -= 1;
         if self.has(bit::TOLD) {
             self.wake(Who::Reader);
         }
     }
 
-    /// Called by the write half after it stored what it answered: at a drain the read half may be
-    /// waiting for just that.
+    /// Called by the read half, which waits no longer: so many bytes came.
     #[inline]
-    pub(crate) fn answer(&self) {
+    pub(crate) fn receive(&self, bytes: usize) {
+        // First, for whoever sees the count.
+        self.reader.change(Half::WAITS, Half::UNTAKEN);
+        let total = self.received.load(Relaxed) + bytes as u64;
+        self.received.store(total, Release);
+        self.touch();
+    }
+
+    /// Called by the read half: its handler has consumed all there was.
+    #[inline]
+    pub(crate) fn take(&self) {
+        self.reader.clear(Half::UNTAKEN);
+    }
+
+    /// Called by the write half, which begins to write: how much of what was received it will have
+    /// answered.
+    #[inline]
+    pub(crate) fn taken(&self) -> u64 {
+        // What comes after this is not answered.
+        let received = self.received.load(Acquire);
+        if self.reader.has(Half::UNTAKEN) {
+            return self.answered.load(Relaxed);
+        }
+        received
+    }
+
+    /// Called by the write half: so much is answered by what it has written, or will be by what it
+    /// waits to write.
+    #[inline]
+    pub(crate) fn answer(&self, taken: u64) {
+        self.answered.store(taken, Release);
+    }
+
+    /// Called by the write half after a write: at a drain the read half may be waiting for just that.
+    #[inline]
+    pub(crate) fn written(&self) {
         let mut word = self.word.load(Relaxed);
         if word & bit::SPLIT != 0 {
             // Either this thread sees that the drain was announced, or the reader, which looks at
@@ -479,32 +600,37 @@ impl Record {
 
     /// Between two messages, or inside one.
     pub(crate) fn is_busy(&self) -> bool {
-        let received = self.received.load(Acquire);
-        let word = self.word();
-        if word & bit::GUARDED != 0 {
-            return self.is_guarded() || self.taken.load(Acquire) < received;
+        if self.has(bit::GUARDED) {
+            return self.kept().guards > 0 || self.reader.has(Half::UNTAKEN);
         }
-        self.answered.load(Acquire) < received || self.writing.load(Acquire)
-    }
-
-    fn is_guarded(&self) -> bool {
-        self.more().as_ref().is_some_and(|more| more.guards > 0)
+        let received = self.received.load(Acquire);
+        self.answered.load(Acquire) < received || self.writer.has(Half::WAITS)
     }
 
     /// One more future of its handler waits for the server to close, or one less. Says how many do.
     pub(crate) fn count_waits(&self, change: impl FnOnce(u32) -> u32) -> u32 {
-        let mut more = self.more();
-        let waits = &mut more.get_or_insert_default().waits;
-        *waits = change(*waits);
-        *waits
+        let mut kept = self.kept();
+        kept.waits = change(kept.waits);
+        kept.waits
     }
 
     /// A byte moved, or a wait for one began.
     #[inline]
     pub(crate) fn touch(&self) {
         if self.server.config.watches_idle() {
-            self.touched.store(nanos(self.server.uptime()), Relaxed);
+            let now = nanos(self.server.uptime());
+            self.more().touched.store(now, Relaxed);
         }
+    }
+
+    /// When that was.
+    pub(crate) fn touched(&self) -> Duration {
+        Duration::from_nanos(self.more().touched.load(Relaxed))
+    }
+
+    /// Whether either half waits for its peer.
+    pub(crate) fn waits(&self) -> bool {
+        self.reader.has(Half::WAITS) || self.writer.has(Half::WAITS)
     }
 
     pub(crate) fn age(&self, uptime: Duration) -> Duration {
@@ -522,9 +648,9 @@ impl Record {
             Waiting::Place
         } else if word & bit::CLOSING != 0 {
             Waiting::Close
-        } else if self.writing.load(Relaxed) {
+        } else if self.writer.has(Half::WAITS) {
             Waiting::Write
-        } else if self.reading.load(Relaxed) {
+        } else if self.reader.has(Half::WAITS) {
             Waiting::Read
         } else {
             Waiting::Handler
@@ -544,10 +670,8 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let more = self.more.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(told) = more.take().and_then(|more| more.told) {
-            notify(&told);
-        }
+        // Whoever listens has nothing more to be told.
+        self.announce();
     }
 }
 
@@ -574,15 +698,45 @@ pub(crate) fn nanos(uptime: Duration) -> u64 {
     u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX)
 }
 
-#[cfg(all(test, target_os = "linux", target_pointer_width = "64"))]
+#[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::Connection;
 
-    /// What every idle connection costs; a handler's future holds its connection twice.
+    /// What every idle connection costs beside its handler's future, which holds the connection.
     #[test]
+    #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
     fn a_record_and_a_connection_are_small() {
-        assert!(size_of::<Record>() <= 168, "{}", size_of::<Record>());
+        use crate::connection::Connection;
+        assert!(size_of::<Record>() <= 136, "{}", size_of::<Record>());
         assert!(size_of::<Connection>() <= 16, "{}", size_of::<Connection>());
+    }
+
+    #[test]
+    fn an_address_that_was_shortened_is_what_it_was() {
+        let is_short = |address: &Address| match shorten(address.clone()) {
+            Ok((peer, word)) => {
+                assert_eq!(lengthen(peer, word), *address);
+                true
+            }
+            Err(same) => {
+                assert_eq!(same, *address);
+                false
+            }
+        };
+        for short in ["127.0.0.1:80", "0.0.0.0:1", "[::ffff:10.1.2.3]:65535"] {
+            assert!(is_short(&Address::Tcp(short.parse().unwrap())), "{short}");
+        }
+        assert!(is_short(&Address::Unnamed));
+        let others = [
+            "[::1]:80",
+            "[::ffff:10.1.2.3%7]:80",
+            "[::ffff:0.0.0.0]:0",
+            "0.0.0.0:0",
+        ];
+        for other in others {
+            assert!(!is_short(&Address::Tcp(other.parse().unwrap())), "{other}");
+        }
+        assert!(!is_short(&Address::Unix("a.sock".into())));
+        assert!(!is_short(&Address::Custom("a peer".into())));
     }
 }

@@ -25,8 +25,6 @@ pin_project! {
         handler: Handler<F>,
         // `None` once the end is in the ledger.
         record: Option<Arc<Record>>,
-        // What few connections need, and none while its handler serves without limits.
-        extra: Option<Box<Extra>>,
     }
 
     impl<F> PinnedDrop for Task<F> {
@@ -55,10 +53,11 @@ pin_project! {
     }
 }
 
+/// What few connections need, and none while its handler serves without limits.
 #[derive(Default)]
-struct Extra {
+pub(crate) struct Extra {
     limits: Limits,
-    lingering: Option<Lingering>,
+    pub(crate) lingering: Option<Lingering>,
     /// What the handler failed with.
     error: String,
 }
@@ -79,7 +78,6 @@ impl Task<Ready<io::Result<()>>> {
                 ended: Some(Ended::Panicked),
             },
             record: Some(record),
-            extra: None,
         }
     }
 }
@@ -89,7 +87,6 @@ impl<F: Future<Output = io::Result<()>>> Task<F> {
         Self {
             handler: Handler::Running { future: handler },
             record: Some(record),
-            extra: None,
         }
     }
 }
@@ -117,11 +114,11 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
             return self.poll(cx);
         }
         if word & bit::ABORT == 0 && (word & bit::GRACE != 0 || record.server.config.is_timed()) {
-            this.extra.get_or_insert_default().limits.poll(record, cx);
+            record.with_extra(|extra| extra.limits.poll(record, cx));
         }
         if record.has(bit::ABORT) {
             drop_handler(this.handler.as_mut(), record, None);
-            let met = this.extra.take().and_then(|extra| extra.limits.met);
+            let met = record.take_extra().and_then(|extra| extra.limits.met);
             end(this.record, Ending::Aborted, met.unwrap_or(Cause::Aborted));
             return Poll::Ready(());
         }
@@ -133,7 +130,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                 Ok(Poll::Ready(Ok(()))) => Some(Ended::Returned),
                 Ok(Poll::Ready(Err(error))) => {
                     log_failure(record, &error);
-                    this.extra.get_or_insert_default().error = error.to_string();
+                    record.with_extra(|extra| extra.error = error.to_string());
                     Some(Ended::Failed)
                 }
                 Err(panic) => {
@@ -160,20 +157,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
             };
         }
         if word & (bit::READER | bit::WRITER) == 0 && word & bit::CLOSED == 0 {
-            let closed = match this.extra {
-                // Most connections close at once, and allocate nothing for it.
-                None => {
-                    let mut lingering = None;
-                    let closed = poll_close(record, &mut lingering, cx);
-                    if closed.is_pending() {
-                        this.extra.get_or_insert_default().lingering = lingering;
-                    }
-                    closed
-                }
-                Some(extra) => poll_close(record, &mut extra.lingering, cx),
-            };
-            if closed.is_pending() {
-                record.set(bit::CLOSING);
+            if poll_close(record, cx).is_pending() {
                 return Poll::Pending;
             }
             record.set(bit::CLOSED | bit::FINISHED);
@@ -193,7 +177,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
         let Some(ended) = ended else {
             return Poll::Pending;
         };
-        let extra = this.extra.take().map(|extra| *extra).unwrap_or_default();
+        let extra = record.take_extra().map(|extra| *extra).unwrap_or_default();
         let (ending, cause) = ended.account(record, extra.error);
         end(this.record, ending, extra.limits.met.unwrap_or(cause));
         Poll::Ready(())
@@ -230,8 +214,10 @@ fn end(record: &mut Option<Arc<Record>>, ending: Ending, cause: Cause) {
 
 /// Closes the socket, then counts the end.
 pub(crate) fn finish(record: Arc<Record>, ending: Ending, cause: Cause) {
-    record.unpark(Who::Task);
-    record.transport.dismiss();
+    record.unpark_away(Who::Task);
+    // A connection that lingers knows itself.
+    drop(record.take_extra());
+    record.transport.dismiss(record.has(bit::DETACHED));
     let Some(entry) = record.server.group.begin_end(&record) else {
         return;
     };
@@ -281,10 +267,28 @@ fn log_failure(record: &Record, error: &io::Error) {
     );
 }
 
+impl fmt::Debug for Extra {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Extra").finish_non_exhaustive()
+    }
+}
+
 impl<F> fmt::Debug for Task<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Task")
             .field("record", &self.record)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What every idle connection costs beside its handler's own future.
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn a_task_adds_two_words_to_its_handler() {
+        assert_eq!(size_of::<Task<[u64; 6]>>(), size_of::<[u64; 8]>());
     }
 }

@@ -10,8 +10,6 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -21,7 +19,7 @@ use futures_io::{AsyncRead, AsyncWrite};
 use crate::address::Address;
 use crate::connection::{Credentials, Socket};
 use crate::listener::Incoming;
-use crate::record::Record;
+use crate::record::{Half, Record};
 #[cfg(target_os = "linux")]
 use crate::workers::{Poller, Slot};
 
@@ -31,18 +29,13 @@ pub(crate) enum Transport {
     /// Either of them, with a worker's poller.
     #[cfg(target_os = "linux")]
     Slot(Slot),
-    Own(Mutex<Box<dyn Stream>>),
+    Own(Box<Mutex<dyn Stream>>),
 }
 
 /// A transport of the user's own.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-/// What one direction of a connection knows about its socket's readiness: the reactor was asked to
-/// wake us, and its answer has not been taken yet. Taking it first saves the call that would only
-/// find nothing, and a second one after a stale answer.
-pub(crate) type Armed = AtomicBool;
 
 /// Who tells that a socket is ready.
 #[derive(Clone, Debug)]
@@ -57,7 +50,7 @@ pub(crate) enum Engine {
 impl Transport {
     pub(crate) fn new(incoming: Incoming, engine: Engine) -> io::Result<Self> {
         Ok(match (incoming, engine) {
-            (Incoming::Own(io), _) => Self::Own(Mutex::new(io)),
+            (Incoming::Own(io), _) => Self::Own(io),
             #[cfg(target_os = "linux")]
             (Incoming::Socket(socket), Engine::Workers(poller)) => {
                 Self::Slot(Slot::new(socket, poller))
@@ -71,48 +64,50 @@ impl Transport {
         })
     }
 
-    /// Reads, or arranges a wake-up. With `look`, `Pending` says that the kernel has nothing *now*;
-    /// without, that nothing was reported since it last had nothing.
+    /// Reads, or arranges a wake-up; `word` is its record's as it was last seen. With `look`,
+    /// `Pending` says that the kernel has nothing *now*; without, that nothing was reported since it
+    /// last had nothing.
     #[inline(always)]
     pub(crate) fn poll_read(
         &self,
-        armed: &Armed,
+        word: u64,
+        reader: &Half,
         cx: &mut Context<'_>,
         buf: &mut [u8],
         look: bool,
     ) -> Poll<io::Result<usize>> {
         match self {
-            Self::Tcp(socket) => poll_socket_read(socket, armed, cx, buf, look),
-            Self::Unix(socket) => poll_socket_read(socket, armed, cx, buf, look),
+            Self::Tcp(socket) => poll_socket_read(socket, reader, cx, buf, look),
+            Self::Unix(socket) => poll_socket_read(socket, reader, cx, buf, look),
             #[cfg(target_os = "linux")]
-            Self::Slot(slot) => slot.poll_read(buf, look),
-            Self::Own(io) => Pin::new(&mut **lock(io)).poll_read(cx, buf),
+            Self::Slot(slot) => slot.poll_read(word, buf, look),
+            Self::Own(io) => Pin::new(&mut *lock(io)).poll_read(cx, buf),
         }
     }
 
-    /// Writes what fits, or arranges a wake-up.
+    /// Writes what fits, or arranges a wake-up; `record` is whose transport this is.
     #[inline]
     pub(crate) fn poll_write(
         &self,
-        armed: &Armed,
+        record: &Record,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self {
-            Self::Tcp(socket) => poll_socket_write(socket, armed, cx, bufs),
-            Self::Unix(socket) => poll_socket_write(socket, armed, cx, bufs),
+            Self::Tcp(socket) => poll_socket_write(socket, &record.writer, cx, bufs),
+            Self::Unix(socket) => poll_socket_write(socket, &record.writer, cx, bufs),
             #[cfg(target_os = "linux")]
-            Self::Slot(slot) => slot.poll_write(bufs),
+            Self::Slot(slot) => slot.poll_write(record, bufs),
             Self::Own(io) => match bufs {
-                [buf] => Pin::new(&mut **lock(io)).poll_write(cx, buf),
-                bufs => Pin::new(&mut **lock(io)).poll_write_vectored(cx, bufs),
+                [buf] => Pin::new(&mut *lock(io)).poll_write(cx, buf),
+                bufs => Pin::new(&mut *lock(io)).poll_write_vectored(cx, bufs),
             },
         }
     }
 
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Own(io) => Pin::new(&mut **lock(io)).poll_flush(cx),
+            Self::Own(io) => Pin::new(&mut *lock(io)).poll_flush(cx),
             // What the kernel took needs no flush.
             _ => Poll::Ready(Ok(())),
         }
@@ -120,10 +115,10 @@ impl Transport {
 
     /// Whether a look for something to read may find it. One that asks a reactor has to look.
     #[inline]
-    pub(crate) fn may_read(&self) -> bool {
+    pub(crate) fn may_read(&self, word: u64) -> bool {
         match self {
             #[cfg(target_os = "linux")]
-            Self::Slot(slot) => slot.may_read(),
+            Self::Slot(slot) => slot.may_read(word),
             _ => true,
         }
     }
@@ -131,12 +126,12 @@ impl Transport {
     /// Whether an event came between a `Pending` and the waker that was left for it. A reactor
     /// that is handed the waker with the poll misses none.
     #[inline]
-    pub(crate) fn missed(&self, reader: bool) -> bool {
+    pub(crate) fn missed(&self, word: u64, reader: bool) -> bool {
         match self {
             #[cfg(target_os = "linux")]
-            Self::Slot(slot) if reader => slot.may_read(),
+            Self::Slot(slot) if reader => slot.may_read(word),
             #[cfg(target_os = "linux")]
-            Self::Slot(slot) => slot.may_write(),
+            Self::Slot(_) => Slot::may_write(word),
             _ => false,
         }
     }
@@ -160,18 +155,20 @@ impl Transport {
         }
     }
 
-    /// Ends that.
-    pub(crate) fn dismiss(&self) {
+    /// Ends that; `shared` where the socket outlives its record.
+    pub(crate) fn dismiss(&self, shared: bool) {
         #[cfg(target_os = "linux")]
         if let Self::Slot(slot) = self {
-            slot.poller().dismiss(slot);
+            slot.poller().dismiss(slot, shared);
         }
+        #[cfg(not(target_os = "linux"))]
+        let _of_a_poller = shared;
     }
 
     /// Ends our side of the conversation: the peer reads to the end and sees it.
     pub(crate) fn poll_finish(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Own(io) => Pin::new(&mut **lock(io)).poll_close(cx),
+            Self::Own(io) => Pin::new(&mut *lock(io)).poll_close(cx),
             _ => Poll::Ready(self.shutdown(Shutdown::Write)),
         }
     }
@@ -201,12 +198,12 @@ impl Transport {
     }
 
     /// Reads once, without arranging anything.
-    pub(crate) fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn try_read(&self, word: u64, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(socket) => uninterrupted(|| socket.get_ref().read(buf)),
             Self::Unix(socket) => uninterrupted(|| socket.get_ref().read(buf)),
             #[cfg(target_os = "linux")]
-            Self::Slot(slot) => match slot.poll_read(buf, true) {
+            Self::Slot(slot) => match slot.poll_read(word, buf, true) {
                 Poll::Ready(read) => read,
                 Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
             },
@@ -280,13 +277,10 @@ impl Transport {
             Self::Tcp(socket) => socket.get_ref().try_clone().map(Socket::Tcp),
             Self::Unix(socket) => socket.get_ref().try_clone().map(Socket::Unix),
             #[cfg(target_os = "linux")]
-            Self::Slot(slot) => {
-                slot.share();
-                match slot.socket() {
-                    Socket::Tcp(socket) => socket.try_clone().map(Socket::Tcp),
-                    Socket::Unix(socket) => socket.try_clone().map(Socket::Unix),
-                }
-            }
+            Self::Slot(slot) => match slot.socket() {
+                Socket::Tcp(socket) => socket.try_clone().map(Socket::Tcp),
+                Socket::Unix(socket) => socket.try_clone().map(Socket::Unix),
+            },
             Self::Own(_) => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 "only a TCP or Unix connection can be detached: this one runs over a transport of its own",
@@ -325,7 +319,7 @@ impl fmt::Debug for Transport {
     }
 }
 
-fn lock(io: &Mutex<Box<dyn Stream>>) -> MutexGuard<'_, Box<dyn Stream>> {
+fn lock(io: &Mutex<dyn Stream>) -> MutexGuard<'_, dyn Stream + 'static> {
     io.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -333,7 +327,7 @@ fn lock(io: &Mutex<Box<dyn Stream>>) -> MutexGuard<'_, Box<dyn Stream>> {
 #[inline(never)]
 fn poll_socket_read<T>(
     socket: &Async<T>,
-    armed: &Armed,
+    reader: &Half,
     cx: &mut Context<'_>,
     buf: &mut [u8],
     look: bool,
@@ -341,7 +335,7 @@ fn poll_socket_read<T>(
 where
     for<'a> &'a T: Read,
 {
-    if armed.load(Relaxed) && !look && arm(armed, socket.poll_readable(cx))? {
+    if reader.has(Half::ARMED) && !look && arm(reader, socket.poll_readable(cx))? {
         // Nothing, or news that `async-io` takes for old, because it came in the very round of the
         // reactor in which it was asked for: a look costs less than another round.
         return match uninterrupted(|| socket.get_ref().read(buf)) {
@@ -355,7 +349,7 @@ where
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             received => return Poll::Ready(received),
         }
-        if arm(armed, socket.poll_readable(cx))? {
+        if arm(reader, socket.poll_readable(cx))? {
             return Poll::Pending;
         }
     }
@@ -364,16 +358,16 @@ where
 #[inline(never)]
 fn poll_socket_write<T>(
     socket: &Async<T>,
-    armed: &Armed,
+    writer: &Half,
     cx: &mut Context<'_>,
     bufs: &[IoSlice<'_>],
 ) -> Poll<io::Result<usize>>
 where
     for<'a> &'a T: Write,
 {
-    if armed.load(Relaxed) {
+    if writer.has(Half::ARMED) {
         ready!(socket.poll_writable(cx))?;
-        armed.store(false, Relaxed);
+        writer.clear(Half::ARMED);
     }
     loop {
         let written = uninterrupted(|| match bufs {
@@ -384,16 +378,20 @@ where
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             written => return Poll::Ready(written),
         }
-        if arm(armed, socket.poll_writable(cx))? {
+        if arm(writer, socket.poll_writable(cx))? {
             return Poll::Pending;
         }
     }
 }
 
 /// Notes whether the reactor will wake us, and says so.
-fn arm(armed: &Armed, ready: Poll<io::Result<()>>) -> io::Result<bool> {
+fn arm(half: &Half, ready: Poll<io::Result<()>>) -> io::Result<bool> {
     let pending = ready?.is_pending();
-    armed.store(pending, Relaxed);
+    if pending {
+        half.set(Half::ARMED);
+    } else {
+        half.clear(Half::ARMED);
+    }
     Ok(pending)
 }
 

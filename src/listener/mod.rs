@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::Mutex;
 use std::task::{Context, Poll, ready};
 
 use async_io::Async;
@@ -52,7 +53,7 @@ pub trait Listener: Send + 'static {
 pub(crate) enum Incoming {
     /// In non-blocking mode.
     Socket(crate::connection::Socket),
-    Own(Box<dyn Stream>),
+    Own(Box<Mutex<dyn Stream>>),
 }
 
 /// A bound listener, whatever it is.

@@ -4,8 +4,8 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use futures_lite::future;
@@ -143,7 +143,7 @@ fn own<I>(accepted: io::Result<(I, Address)>) -> io::Result<(Incoming, Address)>
 where
     I: futures_io::AsyncRead + futures_io::AsyncWrite + Unpin + Send + 'static,
 {
-    accepted.map(|(io, peer)| (Incoming::Own(Box::new(io)), peer))
+    accepted.map(|(io, peer)| (Incoming::Own(Box::new(Mutex::new(io))), peer))
 }
 
 /// A panic of the user's ends the listener, not the server's task.

@@ -22,26 +22,32 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use super::pool;
 use crate::connection::Socket;
 use crate::record::{Record, Who, wake_by_ref};
-use crate::transport::Transport;
 
 /// How many events one wait can bring.
 const EVENTS: usize = 1024;
 
+// The upper half of a record's word.
+
 /// The peer has ended, or the connection is broken: what is read comes to an end.
-const END: u32 = 1;
+const END: u64 = 1 << 32;
 /// There was no room to write.
-const FULL: u32 = 1 << 1;
+const FULL: u64 = 1 << 33;
 /// Room to write is reported.
-const ROOM: u32 = 1 << 2;
-/// Somebody has a duplicate of the descriptor.
-const SHARED: u32 = 1 << 3;
+const ROOM: u64 = 1 << 34;
 /// One edge.
-const TICK: u32 = 1 << 4;
+const TICK: u64 = 1 << 35;
 /// A number of edges that there never is.
 const NEVER: u32 = u32::MAX;
 
+/// How many edges there have been.
+fn ticks(word: u64) -> u32 {
+    (word / TICK) as u32
+}
+
 /// Marks the key of a listener.
 const LISTENER: u32 = 1 << 31;
+/// No place among the tenants.
+const NOWHERE: u32 = u32::MAX;
 /// The key of the poller's own wake-up.
 const WAKE: u64 = u64::MAX;
 
@@ -140,15 +146,13 @@ impl Poller {
                 }
                 if let Some(Some(record)) = tenants.slots.get(index as usize) {
                     if key(record, index) == data.u64() {
-                        if let Transport::Slot(slot) = &record.transport {
-                            slot.edge(flags, |who| {
-                                match record.home(who) {
-                                    // Of a task of the pool's, which this only queues.
-                                    Some(home) => home.wake_by_ref(),
-                                    None => wakers.extend(record.away(who)),
-                                }
-                            });
-                        }
+                        edge(&record.word, flags, |who| {
+                            match record.home(who) {
+                                // Of a task of the pool's, which this only queues.
+                                Some(home) => home.wake_by_ref(),
+                                None => wakers.extend(record.away(who)),
+                            }
+                        });
                     }
                 }
             }
@@ -174,29 +178,28 @@ impl Poller {
             tenants.slots[index as usize] = Some(record.clone());
             key(record, index)
         };
-        slot.key.store(key, Relaxed);
+        slot.index.store(key as u32, Relaxed);
         let registered = epoll::add(&self.epoll, slot, EventData::new_u64(key), INPUT);
         if registered.is_err() {
-            self.dismiss(slot);
+            self.dismiss(slot, false);
         }
         Ok(registered?)
     }
 
-    /// Forgets a connection. Closing its socket takes it out of the epoll.
-    pub(crate) fn dismiss(&self, slot: &Slot) {
-        let key = slot.key.swap(WAKE, SeqCst);
-        if key == WAKE {
+    /// Forgets a connection. Closing its socket takes it out of the epoll, unless it is `shared`:
+    /// a descriptor that somebody duplicated outlives the close.
+    pub(crate) fn dismiss(&self, slot: &Slot, shared: bool) {
+        let index = slot.index.swap(NOWHERE, SeqCst);
+        if index == NOWHERE {
             return;
         }
         let record = {
             let mut tenants = self.tenants();
-            let index = key as u32;
             let record = tenants.slots[index as usize].take();
             tenants.free.push(index);
             record
         };
-        // A descriptor that somebody duplicated outlives the close.
-        if slot.readiness.load(SeqCst) & SHARED != 0 {
+        if shared {
             let _ignored = epoll::delete(&self.epoll, slot);
         }
         drop(record);
@@ -325,15 +328,15 @@ impl Watch {
     }
 }
 
-/// A connection's socket and its readiness.
+/// A connection's socket, and what is known of its readiness beside its record's word.
 #[derive(Debug)]
 pub(crate) struct Slot {
     socket: Socket,
     poller: Arc<Poller>,
-    readiness: AtomicU32,
     /// How many edges there had been when the socket was found empty, stored by who reads alone.
     drained: AtomicU32,
-    key: AtomicU64,
+    /// Its place among the tenants.
+    index: AtomicU32,
 }
 
 impl Slot {
@@ -341,11 +344,10 @@ impl Slot {
         Self {
             socket,
             poller,
-            readiness: AtomicU32::new(0),
             // Who connects has mostly something to say: by the time the handler reads it is there,
             // and a look saves the wait for the event that would say so.
             drained: AtomicU32::new(NEVER),
-            key: AtomicU64::new(WAKE),
+            index: AtomicU32::new(NOWHERE),
         }
     }
 
@@ -357,24 +359,19 @@ impl Slot {
         &self.poller
     }
 
-    /// Notes that a duplicate of the descriptor will outlive this one.
-    pub(crate) fn share(&self) {
-        self.readiness.fetch_or(SHARED, SeqCst);
-        // Whoever dismissed it before that did not know.
-        if self.key.load(SeqCst) == WAKE {
-            let _ignored = epoll::delete(&self.poller.epoll, self);
-        }
-    }
-
-    /// Reads, if there may be something; with `look`, in any case. On `Pending` the caller leaves
-    /// its waker and asks [`may_read`](Self::may_read).
+    /// Reads, if by the word that was `seen` there may be something; with `look`, in any case. On
+    /// `Pending` the caller leaves its waker and asks [`may_read`](Self::may_read) of a newer word.
     #[inline]
-    pub(crate) fn poll_read(&self, buf: &mut [u8], look: bool) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_read(
+        &self,
+        seen: u64,
+        buf: &mut [u8],
+        look: bool,
+    ) -> Poll<io::Result<usize>> {
+        if !look && !self.may_read(seen) {
+            return Poll::Pending;
+        }
         loop {
-            let seen = self.readiness.load(Acquire);
-            if !look && self.is_drained(seen) {
-                return Poll::Pending;
-            }
             match rustix::net::recv(&self.socket, &mut *buf, RecvFlags::empty()) {
                 Ok((n, _)) => {
                     pool::has_read();
@@ -383,13 +380,13 @@ impl Slot {
                     // socket, where a read stops after a message that carries descriptors.
                     let short = n > 0 && n < buf.len() && seen & END == 0;
                     if short && matches!(self.socket, Socket::Tcp(_)) {
-                        self.drained.store(seen / TICK, Relaxed);
+                        self.drained.store(ticks(seen), Relaxed);
                     }
                     return Poll::Ready(Ok(n));
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    self.drained.store(seen / TICK, Relaxed);
+                    self.drained.store(ticks(seen), Relaxed);
                     return Poll::Pending;
                 }
                 Err(error) => return Poll::Ready(Err(error.into())),
@@ -397,23 +394,22 @@ impl Slot {
         }
     }
 
-    /// Whether a read is worth trying.
+    /// Whether by this word a read is worth trying.
     #[inline]
-    pub(crate) fn may_read(&self) -> bool {
-        !self.is_drained(self.readiness.load(SeqCst))
-    }
-
-    #[inline]
-    fn is_drained(&self, readiness: u32) -> bool {
-        readiness / TICK == self.drained.load(Relaxed)
+    pub(crate) fn may_read(&self, word: u64) -> bool {
+        ticks(word) != self.drained.load(Relaxed)
     }
 
     /// Writes what fits. On `Pending` the caller leaves its waker and asks
     /// [`may_write`](Self::may_write).
     #[inline]
-    pub(crate) fn poll_write(&self, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_write(
+        &self,
+        record: &Record,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         loop {
-            let seen = self.readiness.load(Acquire);
+            let seen = record.word();
             if seen & FULL != 0 {
                 return Poll::Pending;
             }
@@ -429,10 +425,10 @@ impl Slot {
             match sent {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    if self.fill(seen) {
+                    if fill(&record.word, seen) {
                         if seen & ROOM == 0 {
                             // Asked for by the first who needs it; room there is now is an edge.
-                            self.ask_for_room()?;
+                            self.ask_for_room(record)?;
                         }
                         return Poll::Pending;
                     }
@@ -442,66 +438,59 @@ impl Slot {
         }
     }
 
-    /// Whether a write is worth trying.
+    /// Whether by this word a write is worth trying.
     #[inline]
-    pub(crate) fn may_write(&self) -> bool {
-        self.readiness.load(SeqCst) & FULL == 0
+    pub(crate) fn may_write(word: u64) -> bool {
+        word & FULL == 0
     }
 
-    fn ask_for_room(&self) -> io::Result<()> {
-        let data = EventData::new_u64(self.key.load(Relaxed));
-        Ok(epoll::modify(
-            &self.poller.epoll,
-            self,
-            data,
-            INPUT | EventFlags::OUT,
-        )?)
+    fn ask_for_room(&self, record: &Record) -> io::Result<()> {
+        let key = EventData::new_u64(key(record, self.index.load(Relaxed)));
+        let flags = INPUT | EventFlags::OUT;
+        Ok(epoll::modify(&self.poller.epoll, self, key, flags)?)
     }
+}
 
-    /// An event: sets what it says, and says whom it concerns.
-    #[inline]
-    fn edge(&self, flags: EventFlags, mut concerns: impl FnMut(Who)) {
-        // A read stops at urgent data, however much there is behind it; as at an end, reads then go
-        // on until there is nothing.
-        let ended = flags
-            .intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI);
-        let readable = ended || flags.contains(EventFlags::IN);
-        let writable = flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
-        let set = END * u32::from(ended);
-        let clear = FULL * u32::from(writable);
-        let mut seen = self.readiness.load(Relaxed);
-        while let Err(newer) = self.readiness.compare_exchange_weak(
-            seen,
-            (seen.wrapping_add(TICK) | set) & !clear,
-            SeqCst,
-            Relaxed,
-        ) {
-            seen = newer;
-        }
-        if readable {
-            concerns(Who::Reader);
-        }
-        // Room is reported with every input once it was asked for.
-        if writable && seen & FULL != 0 {
-            concerns(Who::Writer);
-        }
+/// An event: sets what it says, and says whom it concerns.
+#[inline]
+fn edge(word: &AtomicU64, flags: EventFlags, mut concerns: impl FnMut(Who)) {
+    // A read stops at urgent data, however much there is behind it; as at an end, reads then go on
+    // until there is nothing.
+    let ended =
+        flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI);
+    let readable = ended || flags.contains(EventFlags::IN);
+    let writable = flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
+    let set = END * u64::from(ended);
+    let clear = FULL * u64::from(writable);
+    let mut seen = word.load(Relaxed);
+    while let Err(newer) = word.compare_exchange_weak(
+        seen,
+        (seen.wrapping_add(TICK) | set) & !clear,
+        SeqCst,
+        Relaxed,
+    ) {
+        seen = newer;
     }
+    if readable {
+        concerns(Who::Reader);
+    }
+    // Room is reported with every input once it was asked for.
+    if writable && seen & FULL != 0 {
+        concerns(Who::Writer);
+    }
+}
 
-    /// Notes that there was no room, unless there has been an edge since `seen`; `false` then.
-    fn fill(&self, seen: u32) -> bool {
-        let mut now = seen;
-        // Somebody may have set a bit of their own, which is no edge.
-        while now / TICK == seen / TICK {
-            match self
-                .readiness
-                .compare_exchange_weak(now, now | FULL | ROOM, SeqCst, Acquire)
-            {
-                Ok(_) => return true,
-                Err(newer) => now = newer,
-            }
+/// Notes that there was no room, unless there has been an edge since `seen`; `false` then.
+fn fill(word: &AtomicU64, seen: u64) -> bool {
+    let mut now = seen;
+    // Somebody may have set a bit of their own, which is no edge.
+    while ticks(now) == ticks(seen) {
+        match word.compare_exchange_weak(now, now | FULL | ROOM, SeqCst, Acquire) {
+            Ok(_) => return true,
+            Err(newer) => now = newer,
         }
-        false
     }
+    false
 }
 
 impl AsFd for Slot {
