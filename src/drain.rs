@@ -149,7 +149,7 @@ impl<R: Runtime, S: Fn(Arc<Record>) + Send + Sync + 'static> Desk<R, S> {
         let message = self.shared.config.reject_with.clone().unwrap_or_default();
         let mut connection = Connection::new(record.clone());
         let refuse = async move { connection.write_all(&message).await };
-        self.host.spawn(record.shard, Task::new(record, refuse));
+        self.host.start(record.shard, Task::new(record, refuse));
     }
 }
 

@@ -3,7 +3,6 @@
 #[cfg(target_os = "linux")]
 use std::any::Any;
 use std::future::Future;
-#[cfg(target_os = "linux")]
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +21,20 @@ use crate::runtime::Runtime;
 use crate::task::Task;
 #[cfg(target_os = "linux")]
 use crate::workers::Pool;
+#[cfg(target_os = "linux")]
+pub(crate) use crate::workers::PoolId;
+
+/// There are no pools here.
+#[cfg(not(target_os = "linux"))]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PoolId {}
+
+#[cfg(not(target_os = "linux"))]
+impl PoolId {
+    pub(crate) fn count_off(self) {
+        match self {}
+    }
+}
 
 /// Where a server's tasks run: on workers of its own, or else on its runtime.
 #[derive(Clone)]
@@ -42,6 +55,18 @@ impl<R: Runtime> Host<R> {
         self.runtime.spawn(future);
     }
 
+    /// Starts what handles a connection.
+    pub(crate) fn start<F>(&self, shard: u16, task: Task<F>)
+    where
+        F: Future<Output = io::Result<()>> + Send + 'static,
+    {
+        #[cfg(target_os = "linux")]
+        if let Some(pool) = self.pools.get(usize::from(shard)) {
+            return pool.spawn_counted(|pool| task.counted(pool));
+        }
+        self.spawn(shard, task);
+    }
+
     /// Starts a handler for each connection.
     pub(crate) fn serve(
         self,
@@ -58,8 +83,8 @@ impl<R: Runtime> Host<R> {
                 handler.run(connection)
             }));
             match made {
-                Ok(future) => self.spawn(shard, Task::new(record, future)),
-                Err(panic) => self.spawn(shard, Task::panicked(record, &*panic)),
+                Ok(future) => self.start(shard, Task::new(record, future)),
+                Err(panic) => self.start(shard, Task::panicked(record, &*panic)),
             }
         }
     }
@@ -120,8 +145,12 @@ async fn serve_all<H, Fut>(
             future: handler.clone()(connection),
         }));
         match made {
-            Ok(future) => pool.spawn_local(Task::new(record, future)),
-            Err(panic) => pool.spawn_local(Task::panicked(record, &*panic)),
+            Ok(future) => {
+                pool.spawn_local_counted(|pool| Task::new(record, future).counted(pool));
+            }
+            Err(panic) => {
+                pool.spawn_local_counted(|pool| Task::panicked(record, &*panic).counted(pool));
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use pin_project_lite::pin_project;
 use crate::close::{Lingering, poll_close};
 use crate::events::Cause;
 use crate::group::Ending;
+use crate::host::PoolId;
 use crate::limits::Limits;
 use crate::record::{Record, Who, bit};
 
@@ -40,16 +41,39 @@ pin_project! {
                     finish(record, Ending::Aborted, Cause::Aborted);
                 }
             }
+            if let Some(pool) = this.handler.pool() {
+                if let HandlerProj::Running { .. } = this.handler.as_mut().project() {
+                    // Of a connection that was detached.
+                    let _panic = catch_unwind(AssertUnwindSafe(|| this.handler.end(None)));
+                }
+                pool.count_off();
+            }
         }
     }
 }
 
 pin_project! {
+    // The pool fills what would be lost beside the discriminant.
     #[project = HandlerProj]
     enum Handler<F> {
-        Running { #[pin] future: F },
+        Running { #[pin] future: F, pool: Option<PoolId> },
         // How it ended, unless it was dropped.
-        Gone { ended: Option<Ended> },
+        Gone { ended: Option<Ended>, pool: Option<PoolId> },
+    }
+}
+
+impl<F> Handler<F> {
+    /// The pool that counts this task.
+    fn pool(&self) -> Option<PoolId> {
+        match self {
+            Self::Running { pool, .. } | Self::Gone { pool, .. } => *pool,
+        }
+    }
+
+    /// Drops the future.
+    fn end(mut self: Pin<&mut Self>, ended: Option<Ended>) {
+        let pool = self.pool();
+        self.set(Self::Gone { ended, pool });
     }
 }
 
@@ -76,6 +100,7 @@ impl Task<Ready<io::Result<()>>> {
         Self {
             handler: Handler::Gone {
                 ended: Some(Ended::Panicked),
+                pool: None,
             },
             record: Some(record),
         }
@@ -85,9 +110,22 @@ impl Task<Ready<io::Result<()>>> {
 impl<F: Future<Output = io::Result<()>>> Task<F> {
     pub(crate) fn new(record: Arc<Record>, handler: F) -> Self {
         Self {
-            handler: Handler::Running { future: handler },
+            handler: Handler::Running {
+                future: handler,
+                pool: None,
+            },
             record: Some(record),
         }
+    }
+}
+
+impl<F> Task<F> {
+    /// Has it count itself off when it is dropped.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn counted(mut self, by: PoolId) -> Self {
+        let (Handler::Running { pool, .. } | Handler::Gone { pool, .. }) = &mut self.handler;
+        *pool = Some(by);
+        self
     }
 }
 
@@ -99,7 +137,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
         let Some(record) = this.record.as_ref() else {
             // Detached: what is left of the handler is nobody's connection.
             return match this.handler.as_mut().project() {
-                HandlerProj::Running { future } => {
+                HandlerProj::Running { future, .. } => {
                     catch_unwind(AssertUnwindSafe(|| future.poll(cx).map(drop)))
                         .unwrap_or(Poll::Ready(()))
                 }
@@ -123,7 +161,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
             return Poll::Ready(());
         }
 
-        if let HandlerProj::Running { future } = this.handler.as_mut().project() {
+        if let HandlerProj::Running { future, .. } = this.handler.as_mut().project() {
             let polled = record.handle(|| future.poll(cx));
             let ended = match polled {
                 Ok(Poll::Pending) => None,
@@ -144,7 +182,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
         }
         let ended = match this.handler.project() {
             HandlerProj::Running { .. } => None,
-            HandlerProj::Gone { ended } => *ended,
+            HandlerProj::Gone { ended, .. } => *ended,
         };
 
         let word = record.word();
@@ -231,8 +269,8 @@ pub(crate) fn finish(record: Arc<Record>, ending: Ending, cause: Cause) {
 }
 
 /// A destructor's panic is that connection's affair, as the handler's own.
-fn drop_handler<F>(mut handler: Pin<&mut Handler<F>>, record: &Record, ended: Option<Ended>) {
-    if let Err(panic) = record.handle(|| handler.set(Handler::Gone { ended })) {
+fn drop_handler<F>(handler: Pin<&mut Handler<F>>, record: &Record, ended: Option<Ended>) {
+    if let Err(panic) = record.handle(|| handler.end(ended)) {
         log_panic(record, &*panic);
     }
 }

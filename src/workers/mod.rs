@@ -18,7 +18,7 @@ mod poller;
 mod pool;
 
 pub(crate) use self::poller::{Poller, Slot, Watch};
-pub(crate) use self::pool::{Pool, has_turn, pollers, start};
+pub(crate) use self::pool::{Pool, PoolId, has_turn, pollers, start};
 
 /// How many peers may be expected at once.
 const MOST_EXPECTED: u32 = 64;

@@ -8,13 +8,15 @@
 //! 3. What a thread has not begun, others can take.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
+use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::task::{Context, Poll};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -41,11 +43,20 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How many threads may be blocked by handlers at once, before that is left alone.
 const MOST_BLOCKED: usize = 256;
 
-/// A task that can be run. It knows its pool as what goes with it: a scheduler that owned it would
+/// A task that can be run, with its pool's number: the scheduler has no pool of its own, which would
 /// have to be kept alive, with two locked instructions, whenever it is called.
-type Job = Runnable<Arc<Pool>>;
+type Job = Runnable<PoolId>;
+
+/// A pool's number, of which no two pools of a process have the same: every task has one, and in its
+/// header there is room for half a pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PoolId(NonZeroU32);
+
+/// The pools there are. Those who are on a pool's own threads need not look here.
+static POOLS: RwLock<BTreeMap<PoolId, Weak<Pool>>> = RwLock::new(BTreeMap::new());
 
 pub(crate) struct Pool {
+    id: PoolId,
     poller: Arc<Poller>,
     /// What its threads' names begin with.
     name: String,
@@ -169,8 +180,7 @@ struct Seat {
 
 /// What a thread of a pool knows of itself.
 struct Local {
-    /// For comparison only.
-    pool: *const Pool,
+    pool: Arc<Pool>,
     queue: Rc<Worker<Job>>,
 }
 
@@ -200,7 +210,12 @@ impl Pool {
         spin: Duration,
         rooted: bool,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        let mut pools = POOLS.write().unwrap_or_else(PoisonError::into_inner);
+        let last = pools.last_key_value().map_or(0, |(id, _)| id.0.get());
+        // Only those that are there need to differ: a pool is gone after its last task.
+        let id = PoolId(NonZeroU32::MIN.saturating_add(last));
+        let pool = Arc::new(Self {
+            id,
             poller,
             name,
             size,
@@ -217,7 +232,9 @@ impl Pool {
             tasks: AtomicUsize::new(0),
             over: AtomicBool::new(false),
             watcher: Mutex::default(),
-        })
+        });
+        pools.insert(id, Arc::downgrade(&pool));
+        pool
     }
 
     pub(crate) fn poller(&self) -> &Arc<Poller> {
@@ -231,7 +248,18 @@ impl Pool {
     }
 
     pub(crate) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
-        let future = self.counted(future);
+        self.spawn_counted(|pool| Counted {
+            future,
+            count: Count(pool),
+        });
+    }
+
+    /// The same of a future that [counts itself off](PoolId::count_off) when it is dropped.
+    pub(crate) fn spawn_counted<F>(self: &Arc<Self>, future: impl FnOnce(PoolId) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let future = future(self.count_in());
         let (job, task) = builder(self).spawn(|_| future, schedule);
         task.detach();
         job.schedule();
@@ -239,21 +267,35 @@ impl Pool {
 
     /// Spawns on the calling thread, the only one of this pool, a future that never leaves it.
     pub(crate) fn spawn_local(self: &Arc<Self>, future: impl Future<Output = ()> + 'static) {
+        self.spawn_local_counted(|pool| Counted {
+            future,
+            count: Count(pool),
+        });
+    }
+
+    /// The same of a future that [counts itself off](PoolId::count_off) when it is dropped.
+    pub(crate) fn spawn_local_counted<F>(self: &Arc<Self>, future: impl FnOnce(PoolId) -> F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
         debug_assert!(self.rooted);
-        let future = self.counted(future);
+        let future = future(self.count_in());
         let (job, task) = builder(self).spawn_local(|_| future, schedule);
         task.detach();
         job.schedule();
     }
 
-    fn counted<F>(self: &Arc<Self>, future: F) -> Counted<F> {
+    fn count_in(&self) -> PoolId {
         if self.tasks.fetch_add(1, SeqCst) == 0 {
             // From now on there is something to look after.
             self.unpark_watcher();
         }
-        Counted {
-            future,
-            count: Count(self.clone()),
+        self.id
+    }
+
+    fn count_off(&self) {
+        if self.tasks.fetch_sub(1, SeqCst) == 1 && self.over.load(SeqCst) {
+            self.wake_all();
         }
     }
 
@@ -305,7 +347,7 @@ impl Pool {
             *lock(&mine.thread) = Some(thread::current());
             let queue = Rc::new(queue);
             let local = Local {
-                pool: &*pool,
+                pool: pool.clone(),
                 queue: queue.clone(),
             };
             LOCAL.with(|place| *place.borrow_mut() = Some(local));
@@ -509,6 +551,41 @@ impl Pool {
     }
 }
 
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let mut pools = POOLS.write().unwrap_or_else(PoisonError::into_inner);
+        pools.remove(&self.id);
+    }
+}
+
+impl PoolId {
+    fn pool(self) -> Option<Arc<Pool>> {
+        let pools = POOLS.read().unwrap_or_else(PoisonError::into_inner);
+        pools.get(&self)?.upgrade()
+    }
+
+    /// A task of this pool is dropped: its threads do not end as long as there are some.
+    pub(crate) fn count_off(self) {
+        let done = with_own(self, |local| local.pool.count_off());
+        if done.is_none() {
+            // One that is gone waits for nobody.
+            if let Some(pool) = self.pool() {
+                pool.count_off();
+            }
+        }
+    }
+}
+
+/// What the calling thread has, if it is one of this pool's. A thread that is ending has nothing any
+/// more, and is as foreign as any.
+fn with_own<T>(pool: PoolId, with: impl FnOnce(&Local) -> T) -> Option<T> {
+    let with = |local: &RefCell<Option<Local>>| {
+        let local = local.borrow();
+        local.as_ref().filter(|it| it.pool.id == pool).map(with)
+    };
+    LOCAL.try_with(with).ok().flatten()
+}
+
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pool")
@@ -525,25 +602,17 @@ impl Seat {
     }
 }
 
-fn builder(pool: &Arc<Pool>) -> Builder<Arc<Pool>> {
-    Builder::new().metadata(pool.clone())
+fn builder(pool: &Pool) -> Builder<PoolId> {
+    Builder::new().metadata(pool.id)
 }
 
 fn schedule(job: Job) {
-    let pool = Arc::as_ptr(job.metadata());
-    // A thread that is ending has no queue any more, and is as foreign as any.
-    let own = LOCAL.try_with(|local| {
-        let local = local.borrow();
-        let own = local.as_ref().filter(|it| std::ptr::eq(it.pool, pool));
-        own.map(|local| local.queue.clone())
-    });
-    match own {
-        Ok(Some(queue)) => queue.push(job),
-        _ => {
-            let pool = job.metadata().clone();
-            pool.foreign.push(job);
-            pool.wake();
-        }
+    let id = *job.metadata();
+    if let Some(queue) = with_own(id, |local| local.queue.clone()) {
+        queue.push(job);
+    } else if let Some(pool) = id.pool() {
+        pool.foreign.push(job);
+        pool.wake();
     }
 }
 
@@ -663,13 +732,11 @@ impl<F: Future> Future for Counted<F> {
     }
 }
 
-struct Count(Arc<Pool>);
+struct Count(PoolId);
 
 impl Drop for Count {
     fn drop(&mut self) {
-        if self.0.tasks.fetch_sub(1, SeqCst) == 1 && self.0.over.load(SeqCst) {
-            self.0.wake_all();
-        }
+        self.0.count_off();
     }
 }
 
