@@ -21,17 +21,22 @@ pub(super) async fn read(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io:
 }
 
 /// The same from the connection's buffer.
-pub(super) async fn fill_buf(mut stream: impl AsyncBufRead + AsyncWrite + Unpin) -> io::Result<()> {
-    loop {
-        let input = stream.fill_buf().await?;
-        if input.is_empty() {
-            return Ok(());
+#[expect(clippy::manual_async_fn, reason = "it would hold its argument twice")]
+pub(super) fn fill_buf(
+    mut stream: impl AsyncBufRead + AsyncWrite + Send + Unpin,
+) -> impl Future<Output = io::Result<()>> + Send {
+    async move {
+        loop {
+            let input = stream.fill_buf().await?;
+            if input.is_empty() {
+                return Ok(());
+            }
+            // As much as the others read at once.
+            let input = &input[..input.len().min(BUFFER)];
+            let (len, replies) = (input.len(), replies(input));
+            stream.consume(len);
+            stream.write_all(replies).await?;
         }
-        // As much as the others read at once.
-        let input = &input[..input.len().min(BUFFER)];
-        let (len, replies) = (input.len(), replies(input));
-        stream.consume(len);
-        stream.write_all(replies).await?;
     }
 }
 
