@@ -30,6 +30,7 @@ on_workers_in_a_process!(
     a_server_that_was_never_served_leaves_no_thread,
     where_it_cannot_be_bound_no_thread_is_left,
     the_threads_stay_for_a_handler_that_has_detached_its_connection,
+    a_waker_that_somebody_keeps_keeps_no_poller,
     many_wakes_from_elsewhere_cost_few_writes,
 );
 
@@ -256,6 +257,45 @@ async fn where_it_cannot_be_bound_no_thread_is_left(workers: usize) {
     assert!(threads <= workers + 1);
     drop(first);
     eventually("no thread is left", || own_threads().is_empty());
+}
+
+async fn a_waker_that_somebody_keeps_keeps_no_poller(workers: usize) {
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let mut before = None;
+    // The reactor of async-std has pollers, too, which are there after the first.
+    for _ in 0..3 {
+        let server = with_workers(workers).bind().await.unwrap();
+        let keep = kept.clone();
+        let running = server.spawn(async move |conn: Connection| {
+            poll_fn(|cx| {
+                keep.lock().unwrap().push(cx.waker().clone());
+                Poll::Ready(())
+            })
+            .await;
+            echo(conn).await
+        });
+        let mut client = Client::of(&running);
+        assert_eq!(client.ask("hello"), "hello");
+        running.handle().shutdown();
+        assert_eq!(client.rest(), "");
+        assert_eq!(settled(running.await).completed, 1);
+        eventually("no thread is left", || own_threads().is_empty());
+        let before = *before.get_or_insert_with(pollers);
+        eventually("no poller is left", || pollers() <= before);
+    }
+    for waker in kept.lock().unwrap().drain(..) {
+        // Nobody is there.
+        waker.wake();
+    }
+}
+
+/// How many there are in this process.
+fn pollers() -> usize {
+    let all = fs::read_dir("/proc/self/fd").unwrap();
+    let links = all.filter_map(|it| fs::read_link(it.unwrap().path()).ok());
+    links
+        .filter(|link| link.to_string_lossy().contains("eventpoll"))
+        .count()
 }
 
 async fn the_threads_stay_for_a_handler_that_has_detached_its_connection(workers: usize) {
