@@ -337,7 +337,7 @@ impl Record {
             self.set(who.home());
             self.unpark_away(who);
         } else if matches!(who, Who::Task) && self.home.get().is_none() {
-            let _first = self.home.set(waker.clone());
+            self.home.get_or_init(|| waker.clone());
         } else {
             let old = {
                 let mut kept = self.kept();
