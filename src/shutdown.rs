@@ -6,11 +6,8 @@
 //! 2. Nothing here waits for anybody but in the futures, so a request can be made from anywhere.
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use event_listener::{Event, EventListener};
@@ -131,8 +128,6 @@ pub(crate) struct Latch {
     phase: AtomicU8,
     /// Notified at every rise of the phase and whenever the request changes.
     changed: Event,
-    /// How often that was, counted before.
-    changes: AtomicU64,
     request: Mutex<Request>,
 }
 
@@ -159,7 +154,7 @@ impl Latch {
     pub(crate) fn advance(&self, to: Phase) -> bool {
         let risen = self.phase.fetch_max(to as u8, SeqCst) < to as u8;
         if risen {
-            self.notify();
+            self.changed.notify(usize::MAX);
         }
         risen
     }
@@ -168,7 +163,7 @@ impl Latch {
     pub(crate) fn ask(&self, reason: Reason, now: Instant, before: Option<Instant>) -> bool {
         let first = self.note(reason, now, before);
         if !self.advance(Phase::Draining) && before.is_some() {
-            self.notify();
+            self.changed.notify(usize::MAX);
         }
         first
     }
@@ -188,7 +183,7 @@ impl Latch {
     /// Notes that the door is shut, once.
     pub(crate) fn shut_at(&self, now: Instant) {
         self.request().door.get_or_insert(now);
-        self.notify();
+        self.changed.notify(usize::MAX);
     }
 
     pub(crate) fn request(&self) -> MutexGuard<'_, Request> {
@@ -199,65 +194,14 @@ impl Latch {
         self.changed.listen()
     }
 
-    fn notify(&self) {
-        self.changes.fetch_add(1, SeqCst);
-        self.changed.notify(usize::MAX);
-    }
-
     /// Waits until the phase is `phase` or above.
-    pub(crate) fn reached(&self, phase: Phase) -> Reached<'_> {
-        Reached {
-            latch: self,
-            phase,
-            listening: None,
-        }
-    }
-}
-
-/// Waits for a phase. An accept loop polls this for every peer: while nothing has changed, that is a
-/// look, and the listener is left alone.
-#[derive(Debug)]
-pub(crate) struct Reached<'a> {
-    latch: &'a Latch,
-    phase: Phase,
-    listening: Option<Listening>,
-}
-
-#[derive(Debug)]
-struct Listening {
-    /// How many changes there had been before.
-    changes: u64,
-    /// Who is woken by the next.
-    waker: Waker,
-    _listener: EventListener,
-}
-
-impl Future for Reached<'_> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let latch = self.latch;
-        loop {
-            let changes = latch.changes.load(SeqCst);
-            if latch.phase() >= self.phase {
-                return Poll::Ready(());
+    pub(crate) async fn reached(&self, phase: Phase) {
+        while self.phase() < phase {
+            let changed = self.listen();
+            if self.phase() >= phase {
+                return;
             }
-            let listening = self.listening.as_ref();
-            if listening.is_some_and(|it| it.changes == changes && it.waker.will_wake(cx.waker())) {
-                return Poll::Pending;
-            }
-            let mut listener = latch.listen();
-            if Pin::new(&mut listener).poll(cx).is_pending() {
-                self.listening = Some(Listening {
-                    changes,
-                    waker: cx.waker().clone(),
-                    _listener: listener,
-                });
-                // Whoever changes something from here on notifies the listener.
-                if latch.changes.load(SeqCst) == changes {
-                    return Poll::Pending;
-                }
-            }
+            changed.await;
         }
     }
 }
