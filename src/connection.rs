@@ -519,9 +519,7 @@ fn poll_send(
     let transport = &record.transport;
     let Poll::Ready(sent) = transport.poll_write(record, cx, bufs) else {
         if !waited {
-            record.writer.set(Half::WAITS);
-            // In this order: as long as it waits, nothing counts as answered.
-            record.answer(taken);
+            record.begin_wait(taken);
             record.touch();
         }
         record.park(Who::Writer, cx);
@@ -534,9 +532,6 @@ fn poll_send(
         }
         return Poll::Pending;
     };
-    if waited {
-        record.writer.clear(Half::WAITS);
-    }
     let sent = match sent {
         Ok(n) => {
             let total = record.sent.load(Relaxed) + n as u64;
@@ -545,11 +540,14 @@ fn poll_send(
             if !waited {
                 record.answer(taken);
             }
+            record.writer.clear(Half::WAITS | Half::OPEN);
             record.touch();
             Ok(n)
         }
-        Err(_) if record.has(bit::ABORT) => Err(cut()),
-        Err(error) => Err(error),
+        Err(error) => {
+            record.writer.clear(Half::WAITS);
+            Err(if record.has(bit::ABORT) { cut() } else { error })
+        }
     };
     // Also where it failed: it waits no longer.
     record.written();

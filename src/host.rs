@@ -145,14 +145,18 @@ async fn serve_all<H, Fut>(
             future: handler.clone()(connection),
         }));
         match made {
-            Ok(future) => {
-                pool.spawn_local_counted(|pool| Task::new(record, future).counted(pool));
-            }
-            Err(panic) => {
-                pool.spawn_local_counted(|pool| Task::panicked(record, &*panic).counted(pool));
-            }
+            Ok(future) => start_local(&pool, Task::new(record, future)),
+            Err(panic) => start_local(&pool, Task::panicked(record, &*panic)),
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+fn start_local<F>(pool: &Arc<Pool>, task: Task<F>)
+where
+    F: Future<Output = io::Result<()>> + 'static,
+{
+    pool.spawn_local_counted(|pool| task.counted(pool));
 }
 
 #[cfg(target_os = "linux")]

@@ -96,8 +96,8 @@ pub(crate) struct Record {
     accepted: u64,
     /// Bytes read from the kernel, stored by the read half alone.
     pub(crate) received: AtomicU64,
-    /// What had been received, and consumed, when the last write began that was completed or waits;
-    /// stored by the write half alone.
+    /// What had been received, and consumed, when the last write began that was completed or had to
+    /// wait; stored by the write half alone.
     answered: AtomicU64,
     /// Bytes written to the kernel, stored by the write half alone.
     pub(crate) sent: AtomicU64,
@@ -130,6 +130,8 @@ impl Half {
     pub(crate) const ARMED: u8 = 1 << 1;
     /// The handler has not consumed all it received.
     const UNTAKEN: u8 = 1 << 2;
+    /// What counts as answered is not yet: the write that should do it waits, or came to nothing.
+    pub(crate) const OPEN: u8 = 1 << 3;
 
     #[inline]
     pub(crate) fn has(&self, bits: u8) -> bool {
@@ -542,8 +544,16 @@ impl Record {
         received
     }
 
-    /// Called by the write half: so much is answered by what it has written, or will be by what it
-    /// waits to write.
+    /// Called by the write half, which begins to wait. In this order: as long as it waits, nothing
+    /// counts as answered, and afterwards only if it was written.
+    pub(crate) fn begin_wait(&self, taken: u64) {
+        let is_open = self.answered.load(Relaxed) < taken;
+        let open = if is_open { Half::OPEN } else { 0 };
+        self.writer.set(Half::WAITS | open);
+        self.answer(taken);
+    }
+
+    /// Called by the write half: so much is answered by what it has written.
     #[inline]
     pub(crate) fn answer(&self, taken: u64) {
         self.answered.store(taken, Release);
@@ -604,7 +614,7 @@ impl Record {
             return self.kept().guards > 0 || self.reader.has(Half::UNTAKEN);
         }
         let received = self.received.load(Acquire);
-        self.answered.load(Acquire) < received || self.writer.has(Half::WAITS)
+        self.answered.load(Acquire) < received || self.writer.has(Half::WAITS | Half::OPEN)
     }
 
     /// One more future of its handler waits for the server to close, or one less. Says how many do.

@@ -553,6 +553,10 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
+        // What nobody will run counts itself off, by this number: it has to be nobody else's yet.
+        while !self.foreign.is_empty() {
+            let _nobody_runs_it = self.foreign.steal();
+        }
         let mut pools = POOLS.write().unwrap_or_else(PoisonError::into_inner);
         pools.remove(&self.id);
     }
@@ -798,6 +802,24 @@ mod tests {
             assert!(is_run_on(&pool), "nobody was woken for it");
         }
         pool.end();
+    }
+
+    /// What a pool that goes still has is not counted off the next one's tasks.
+    #[test]
+    fn a_pool_that_is_gone_counts_nothing_off_another() {
+        struct Begins(mpsc::Sender<Arc<Pool>>);
+        impl Drop for Begins {
+            fn drop(&mut self) {
+                self.0.send(alone()).unwrap();
+            }
+        }
+        let (say, said) = mpsc::channel();
+        let pool = alone();
+        let begins = Begins(say);
+        pool.spawn(async move { drop(begins) });
+        drop(pool);
+        let next = said.recv().unwrap();
+        assert_eq!(next.tasks.load(SeqCst), 0);
     }
 
     /// One write for all of them, and none while the driver is awake.

@@ -8,20 +8,22 @@
 //! count; `manual_drain()`: reads never end early, the handler watches `shutdown_requested`.
 
 use std::io;
+use std::net::Shutdown;
 use std::pin::pin;
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use async_channel::Receiver;
-use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, future};
 use gracious::{Connection, EndedBy, ReadHalf, Running};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
     Client, Forward, HOUR, echo, fill, handing_over, on, rounds, saying_when_it_waits, tcp,
-    transports, waits,
+    transports, unix_address, waits,
 };
+use crate::support::peer::settled;
 
 crate::on_every_runtime!(
     idle_connections_see_the_end_at_once,
@@ -37,6 +39,7 @@ crate::on_every_runtime!(
     what_was_taken_and_not_answered_is_busy,
     an_answer_that_was_begun_before_the_last_question_does_not_answer_it,
     a_write_that_waits_is_busy,
+    a_write_that_came_to_nothing_is_no_answer,
     a_guard_keeps_a_read_from_ending,
     only_guards_and_unread_input_count_once_there_was_a_guard,
     a_manual_drain_leaves_the_end_to_the_handler,
@@ -360,6 +363,54 @@ async fn a_write_that_waits_is_busy<R: TestRuntime>(runtime: R) {
         assert_eq!(receiver.join().unwrap(), filled + 1);
         assert_eq!(running.await.unwrap().completed, 1);
     }
+}
+
+/// It waited, and then nobody wanted it any more, or it failed.
+async fn a_write_that_came_to_nothing_is_no_answer<R: TestRuntime>(runtime: R) {
+    for fails in [false, true] {
+        let server = on(&unix_address(), runtime.clone()).deadline(HOUR);
+        let (running, connections) = handing_over(server.bind().await.unwrap());
+        let mut byte = [0];
+        // How much there is room for.
+        let mut room = 0;
+        let _measured = Client::of(&running);
+        let mut measured = connections.recv().await.unwrap();
+        while write_once(&mut measured).await.is_some() {
+            room += 1;
+        }
+        let mut client = Client::of(&running);
+        let (mut reader, mut writer) = connections.recv().await.unwrap().split();
+        for _ in 0..room {
+            write_once(&mut writer).await.unwrap().unwrap();
+        }
+        client.send("1");
+        reader.read_exact(&mut byte).await.unwrap();
+        assert!(write_once(&mut writer).await.is_none());
+        let writer = if fails {
+            let Client::Unix(socket) = &client else {
+                unreachable!("it listens there alone");
+            };
+            socket.shutdown(Shutdown::Read).unwrap();
+            client.rest();
+            writer.write_all(&[0]).await.unwrap_err();
+            Some(writer)
+        } else {
+            drop(writer);
+            None
+        };
+        running.handle().shutdown();
+        reader.shutdown_requested().await;
+        assert!(waits(&mut pin!(reader.read(&mut byte))).await);
+        client.send("2");
+        assert_eq!(reader.read(&mut byte).await.unwrap(), 1);
+        drop((measured, client, reader, writer));
+        settled(running.await);
+    }
+}
+
+/// Whether a write completes at once.
+async fn write_once(writer: &mut (impl AsyncWrite + Unpin)) -> Option<io::Result<usize>> {
+    future::poll_once(writer.write(&[b'.'; 4096])).await
 }
 
 async fn a_guard_keeps_a_read_from_ending<R: TestRuntime>(runtime: R) {
