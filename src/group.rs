@@ -362,6 +362,7 @@ impl Group {
 
     /// The connections whose handlers a thread is inside of now, and whom nobody has been told of,
     /// each with the number of its poll.
+    #[cfg(target_os = "linux")]
     pub(crate) fn inside(&self) -> Vec<(u64, u32)> {
         let mut inside = Vec::new();
         for record in self.records() {
@@ -374,6 +375,7 @@ impl Group {
 
     /// Tells the operator of handlers that block their threads, once each: those that are where
     /// they were. The others had just something to do.
+    #[cfg(target_os = "linux")]
     pub(crate) fn name_blocked(&self, inside: &[(u64, u32)]) {
         for &(id, polls) in inside {
             let Some(record) = self.find(id) else {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
@@ -382,6 +382,7 @@ pub(crate) struct Shared {
     /// One a shard, each with an accept loop of its own; empty once the door is closed.
     doors: Vec<Mutex<Door>>,
     /// Whose turn it is to get a connection that came through no shard's own socket.
+    #[cfg(target_os = "linux")]
     turn: AtomicUsize,
     /// Held by the loop that takes somebody in where doors share a limit: whose turn it is.
     gate: Mutex<usize>,
@@ -432,6 +433,7 @@ impl Shared {
             clock: Box::new(runtime.clone()),
             addrs,
             doors: Door::all(listeners).into_iter().map(Mutex::new).collect(),
+            #[cfg(target_os = "linux")]
             turn: AtomicUsize::new(0),
             gate: Mutex::new(0),
             held: Mutex::default(),
@@ -508,7 +510,7 @@ impl Shared {
     fn next_shard(&self) -> u16 {
         #[cfg(target_os = "linux")]
         if let Some(crew) = self.crew.get().filter(|crew| crew.pools.len() > 1) {
-            let turn = self.turn.fetch_add(1, Relaxed);
+            let turn = self.turn.fetch_add(1, SeqCst);
             return (crew.dealers + turn % (crew.pools.len() - crew.dealers)) as u16;
         }
         0

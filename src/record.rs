@@ -68,6 +68,7 @@ pub(crate) mod bit {
     /// Its socket needs nothing more.
     pub(crate) const CLOSED: u64 = 1 << 20;
     /// The operator has been told that its handler blocks a thread.
+    #[cfg(target_os = "linux")]
     pub(crate) const BLOCKED: u64 = 1 << 21;
     /// It counts against its peer's share.
     pub(crate) const SHARES: u64 = 1 << 22;

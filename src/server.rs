@@ -82,15 +82,15 @@ impl<R: Runtime> Server<R> {
         sources: Vec<Source>,
         config: Config,
     ) -> io::Result<Self> {
-        let mut engines = vec![Engine::Reactor];
+        let engines = vec![Engine::Reactor];
         #[cfg(target_os = "linux")]
-        let pollers = match config.workers {
+        let (engines, pollers) = match config.workers {
             Some(workers) => {
                 let pollers = workers::pollers(if config.sharded { workers } else { 1 })?;
-                engines = pollers.iter().cloned().map(Engine::Workers).collect();
-                pollers
+                let engines = pollers.iter().cloned().map(Engine::Workers).collect();
+                (engines, pollers)
             }
-            None => Vec::new(),
+            None => (engines, Vec::new()),
         };
         let listeners = listener::bind(sources, &config, &engines).await?;
         let shared = Arc::new(Shared::new(&runtime, config, listeners)?);

@@ -1,10 +1,10 @@
 //! TCP listeners.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::task::{Context, Poll};
 
-use socket2::{Domain, SockRef, TcpKeepalive, Type};
+use socket2::{Domain, TcpKeepalive, Type};
 
 use super::{Bound, Incoming, Socket, cannot_listen};
 use crate::address::Address;
@@ -19,6 +19,7 @@ const PORT_TRIES: usize = 32;
 pub(crate) struct Tcp {
     socket: Socket<TcpListener>,
     /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
+    #[cfg_attr(not(target_os = "linux"), expect(dead_code))]
     shared: bool,
 }
 
@@ -67,7 +68,7 @@ fn accept(listener: &TcpListener) -> io::Result<(Incoming, Address)> {
     let (socket, peer) = acceptfrom_with(listener, flags)?;
     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
     // A peer that is gone already may have no name any more.
-    let peer = peer.unwrap_or_else(|| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0));
+    let peer = peer.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
     Ok((incoming(TcpStream::from(socket)), Address::Tcp(peer)))
 }
 
@@ -124,13 +125,13 @@ impl Bound for Tcp {
     }
 
     fn shut(&mut self) {
-        if self.shared {
-            return;
-        }
         #[cfg(target_os = "linux")]
-        if let Err(error) = SockRef::from(self.socket.get_ref()).attach_filter(&NO_SYN) {
-            // Without it peers may be queued until the sweep is over: accepted, most of them.
-            log::debug!(target: "gracious", "cannot keep new peers out during the sweep: {error}");
+        if !self.shared {
+            let socket = socket2::SockRef::from(self.socket.get_ref());
+            if let Err(error) = socket.attach_filter(&NO_SYN) {
+                // Without it peers may be queued until the sweep is over: accepted, most of them.
+                log::debug!(target: "gracious", "cannot keep new peers out during the sweep: {error}");
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::task::{Context, Poll};
 
@@ -102,7 +102,7 @@ fn accept(listener: &UnixListener) -> io::Result<(Incoming, Address)> {
     let stream = {
         use rustix::net::{SocketFlags, accept_with};
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        UnixStream::from(accept_with(listener, flags)?)
+        std::os::unix::net::UnixStream::from(accept_with(listener, flags)?)
     };
     #[cfg(not(target_os = "linux"))]
     let stream = {
