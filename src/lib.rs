@@ -97,7 +97,7 @@
 //!   [`Server::serve`], [`Running::shutdown`] or [`Handle::closed`].
 //! - It does not end protocols that read while they answer by itself, such as HTTP/2: it could not
 //!   tell when they are idle. They have to declare it.
-//! - It runs on Unix; Linux is what it is tested on.
+//! - It runs on Unix: Linux is what it is tested on, FreeBSD and macOS what it is compiled for.
 //!
 //! # Features
 //!
