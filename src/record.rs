@@ -52,7 +52,7 @@ pub(crate) mod bit {
     /// A busy guard has been taken once: from then on guards are what counts.
     pub(crate) const GUARDED: u64 = 1 << 11;
     /// The task is polled with another waker than at first.
-    pub(crate) const AWAY: u64 = 1 << 12;
+    pub(crate) const TASK_AWAY: u64 = 1 << 12;
     /// Handed on to whoever detached it.
     pub(crate) const DETACHED: u64 = 1 << 13;
     /// Its end is in the ledger; whoever comes later does not count it again.
@@ -64,23 +64,23 @@ pub(crate) mod bit {
     /// Its handler waits for the server to close.
     pub(crate) const INSIDER: u64 = 1 << 17;
     /// It is closed without the user's handler.
-    pub(crate) const REJECTED: u64 = 1 << 19;
-    /// Its socket needs nothing more.
-    pub(crate) const CLOSED: u64 = 1 << 20;
+    pub(crate) const REJECTED: u64 = 1 << 18;
     /// The operator has been told that its handler blocks a thread.
     #[cfg(target_os = "linux")]
-    pub(crate) const BLOCKED: u64 = 1 << 21;
+    pub(crate) const BLOCKED: u64 = 1 << 19;
+    /// Its socket needs nothing more.
+    pub(crate) const CLOSED: u64 = 1 << 20;
     /// It counts against its peer's share.
-    pub(crate) const SHARES: u64 = 1 << 22;
+    pub(crate) const SHARES: u64 = 1 << 21;
     /// The read half waits with the task's first waker.
-    pub(crate) const READER_HOME: u64 = 1 << 23;
+    pub(crate) const READER_HOME: u64 = 1 << 22;
     /// It waits with another.
-    pub(crate) const READER_AWAY: u64 = 1 << 24;
+    pub(crate) const READER_AWAY: u64 = 1 << 23;
     /// The same of the write half.
-    pub(crate) const WRITER_HOME: u64 = 1 << 25;
-    pub(crate) const WRITER_AWAY: u64 = 1 << 26;
+    pub(crate) const WRITER_HOME: u64 = 1 << 24;
+    pub(crate) const WRITER_AWAY: u64 = 1 << 25;
     /// The peer came with its IPv4 address as one of IPv6, as to a dual-stack listener.
-    pub(crate) const MAPPED: u64 = 1 << 27;
+    pub(crate) const MAPPED: u64 = 1 << 26;
 
     /// What a read or a write has to look at closely.
     pub(crate) const CUT: u64 = ABORT | EXPIRED;
@@ -242,7 +242,7 @@ impl Who {
         match self {
             Self::Reader => bit::READER_AWAY,
             Self::Writer => bit::WRITER_AWAY,
-            Self::Task => bit::AWAY,
+            Self::Task => bit::TASK_AWAY,
         }
     }
 

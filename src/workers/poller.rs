@@ -166,7 +166,7 @@ impl Poller {
 
     /// Registers a connection's socket, for its whole life.
     pub(crate) fn enroll(&self, record: &Arc<Record>, slot: &Slot) -> io::Result<()> {
-        let key = {
+        let index = {
             let mut tenants = self.tenants();
             let index = match tenants.free.pop() {
                 Some(index) => index,
@@ -176,10 +176,11 @@ impl Poller {
                 }
             };
             tenants.slots[index as usize] = Some(record.clone());
-            key(record, index)
+            index
         };
-        slot.index.store(key as u32, Relaxed);
-        let registered = epoll::add(&self.epoll, slot, EventData::new_u64(key), INPUT);
+        slot.index.store(index, Relaxed);
+        let key = EventData::new_u64(key(record, index));
+        let registered = epoll::add(&self.epoll, slot, key, INPUT);
         if registered.is_err() {
             self.dismiss(slot, false);
         }

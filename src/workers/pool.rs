@@ -248,10 +248,7 @@ impl Pool {
     }
 
     pub(crate) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
-        self.spawn_counted(|pool| Counted {
-            future,
-            count: Count(pool),
-        });
+        self.spawn_counted(|pool| Counted::new(future, pool));
     }
 
     /// The same of a future that [counts itself off](PoolId::count_off) when it is dropped.
@@ -267,10 +264,7 @@ impl Pool {
 
     /// Spawns on the calling thread, the only one of this pool, a future that never leaves it.
     pub(crate) fn spawn_local(self: &Arc<Self>, future: impl Future<Output = ()> + 'static) {
-        self.spawn_local_counted(|pool| Counted {
-            future,
-            count: Count(pool),
-        });
+        self.spawn_local_counted(|pool| Counted::new(future, pool));
     }
 
     /// The same of a future that [counts itself off](PoolId::count_off) when it is dropped.
@@ -724,6 +718,13 @@ pin_project! {
         #[pin]
         future: F,
         count: Count,
+    }
+}
+
+impl<F> Counted<F> {
+    fn new(future: F, by: PoolId) -> Self {
+        let count = Count(by);
+        Self { future, count }
     }
 }
 
