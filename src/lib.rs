@@ -112,30 +112,22 @@
 
 mod accept;
 mod address;
-mod buffer;
 mod builder;
-mod by_id;
-mod close;
 mod connection;
-mod door;
 mod drain;
-mod events;
-mod group;
 mod handle;
 mod handler;
-mod host;
-mod limits;
+mod lifecycle;
 mod listener;
 mod progress;
-mod record;
 mod report;
 mod runtime;
 mod server;
-mod set;
-mod shutdown;
+mod server_set;
+mod shared;
 #[cfg(feature = "signals")]
 mod signals;
-mod task;
+mod socket;
 mod transport;
 #[cfg(target_os = "linux")]
 mod workers;
@@ -145,10 +137,9 @@ pub use builder::Builder;
 pub use connection::{
     Busy, Connection, Credentials, Detached, EndedBy, Lines, ReadHalf, Socket, WriteHalf,
 };
-pub use events::{Cause, ServerEvent};
-pub use group::ConnectionInfo;
 pub use handle::{Handle, ListenerInfo, Tracked};
 pub use handler::{Handler, Outcome};
+pub use lifecycle::{Reason, State};
 pub use listener::{Adopted, Listener};
 pub use progress::{DrainProgress, Progress};
 pub use report::{AcceptErrors, Limited, Report, Stats, Straggler, Waiting};
@@ -158,8 +149,9 @@ pub use runtime::Runtime;
 #[cfg(feature = "smol")]
 pub use runtime::Smol;
 pub use server::{Running, Server};
-pub use set::ServerSet;
-pub use shutdown::{Reason, State};
+pub use server_set::ServerSet;
+pub use shared::events::{Cause, ServerEvent};
+pub use shared::registry::ConnectionInfo;
 
 /// The README's program compiles.
 #[cfg(all(doctest, feature = "async-std", feature = "signals"))]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_lite::{Stream, future, stream};
 
 use crate::handle::Shared;
-use crate::shutdown::Phase;
+use crate::lifecycle::Phase;
 
 /// How often the time left is told where nothing else changes.
 const TICK: Duration = Duration::from_millis(100);

@@ -5,7 +5,7 @@ use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
 use crate::address::Address;
-use crate::shutdown::Reason;
+use crate::lifecycle::Reason;
 
 /// The counts of a server, as of one moment.
 ///

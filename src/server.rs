@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures_lite::future;
 
+use crate::accept::spawn::Host;
 use crate::address::Address;
 #[cfg(feature = "async-std")]
 use crate::address::Target;
@@ -18,14 +19,13 @@ use crate::connection::Connection;
 use crate::drain;
 use crate::handle::{Handle, Shared};
 use crate::handler::{Handler, Outcome};
-use crate::host::Host;
+use crate::lifecycle::Reason;
 use crate::listener::{self, Source};
-use crate::record::Record;
 use crate::report::Report;
 #[cfg(feature = "async-std")]
 use crate::runtime::AsyncStd;
 use crate::runtime::Runtime;
-use crate::shutdown::Reason;
+use crate::shared::connection::Record;
 use crate::transport::Engine;
 #[cfg(target_os = "linux")]
 use crate::workers::{self, Poller};

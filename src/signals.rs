@@ -12,7 +12,7 @@ use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 
 use crate::handle::Shared;
-use crate::shutdown::{Phase, Reason};
+use crate::lifecycle::{Phase, Reason};
 
 /// The servers that a signal stops.
 static SERVERS: Mutex<Vec<Enlisted>> = Mutex::new(Vec::new());

@@ -17,13 +17,14 @@ use crate::transport::{Engine, Stream};
 #[cfg(target_os = "linux")]
 use crate::workers::Watched;
 
-mod adopted;
-mod own;
+mod custom;
+mod inherited;
+pub(crate) mod set;
 mod tcp;
 mod unix;
 
-pub use self::adopted::Adopted;
-use self::own::Own;
+use self::custom::Own;
+pub use self::inherited::Adopted;
 use self::tcp::Tcp;
 use self::unix::Unix;
 

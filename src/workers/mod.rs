@@ -14,10 +14,10 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-mod poller;
+mod driver;
 mod pool;
 
-pub(crate) use self::poller::{Poller, Slot, Watch};
+pub(crate) use self::driver::epoll::{Poller, Slot, Watch};
 pub(crate) use self::pool::{Pool, PoolId, has_turn, pollers, start};
 
 /// How many peers may be expected at once.
@@ -109,7 +109,7 @@ mod tests {
     use std::net::{SocketAddr, TcpListener, TcpStream};
     use std::task::Waker;
 
-    use super::poller::Batch;
+    use super::driver::epoll::Batch;
     use super::*;
 
     fn listening() -> (Arc<Poller>, Watched<TcpListener>, SocketAddr) {

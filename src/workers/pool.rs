@@ -25,7 +25,7 @@ use async_task::{Builder, Runnable};
 use crossbeam_deque::{Injector, Steal, Stealer, Worker};
 use pin_project_lite::pin_project;
 
-use super::poller::{Batch, Poller};
+use super::driver::epoll::{Batch, Poller};
 use crate::handle::Shared;
 
 /// How many tasks run between two looks at the sockets; one that has read until its turn was over

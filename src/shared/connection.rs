@@ -19,9 +19,9 @@ use std::time::Duration;
 use event_listener::{Event, EventListener};
 
 use crate::address::Address;
+use crate::connection::task::Extra;
 use crate::handle::{Shared, lock};
 use crate::report::{Straggler, Waiting};
-use crate::task::Extra;
 use crate::transport::Transport;
 
 /// The bits of a record's word, the lower half. The upper is the readiness of its socket, where a

@@ -16,7 +16,9 @@ use futures_lite::future;
 use futures_util::{FutureExt, select_biased};
 
 use crate::handle::Shared;
-use crate::record::{Record, nanos};
+use crate::shared::connection::{Record, nanos};
+
+pub(crate) mod spawn;
 
 /// The first and the longest pause in a shortage, as in Go's `net/http`.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);

@@ -5,9 +5,9 @@ use std::time::Duration;
 use async_channel::{Receiver, Sender, TrySendError};
 
 use crate::address::Address;
-use crate::group::Entry;
-use crate::record::Record;
-use crate::shutdown::State;
+use crate::lifecycle::State;
+use crate::shared::connection::Record;
+use crate::shared::registry::Entry;
 
 /// How many events wait for a receiver before it misses some.
 const CAPACITY: usize = 1024;

@@ -12,12 +12,12 @@ use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
 
-use crate::close::{Lingering, poll_close};
-use crate::events::Cause;
-use crate::group::Ending;
-use crate::host::PoolId;
-use crate::limits::Limits;
-use crate::record::{Record, Who, bit};
+use crate::accept::spawn::PoolId;
+use crate::connection::close::{Lingering, poll_close};
+use crate::connection::timeouts::Limits;
+use crate::shared::connection::{Record, Who, bit};
+use crate::shared::events::Cause;
+use crate::shared::registry::Ending;
 
 pin_project! {
     /// Drives a handler, then its connection to its end, then enters that into the ledger.

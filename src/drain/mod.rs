@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 use futures_lite::AsyncWriteExt;
 use futures_lite::future;
 
+use crate::accept::spawn::Host;
 use crate::accept::{Blame, Shortage, accept_until, blame};
 use crate::connection::Connection;
+use crate::connection::task::Task;
 use crate::handle::Shared;
-use crate::host::Host;
-use crate::record::{Record, bit};
+use crate::lifecycle::{Phase, Reason, earliest};
 use crate::report::Report;
 use crate::runtime::{Runtime, sleep_until};
-use crate::shutdown::{Phase, Reason, earliest};
-use crate::task::Task;
+use crate::shared::connection::{Record, bit};
 
 /// How long, after everybody was cut, the next of them may take to be gone. Dropping a handler
 /// takes microseconds; one that blocks its thread is not waited for.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::handle::{Handle, lock};
+use crate::lifecycle::Reason;
 use crate::report::Report;
-use crate::shutdown::Reason;
 
 /// Servers that stop as one, on one runtime or on several.
 ///

@@ -15,12 +15,12 @@ use async_channel::Receiver;
 use event_listener::Event;
 
 use crate::address::Address;
-use crate::by_id::ById;
-use crate::events::{Cause, Outbox, ServerEvent, Subscribers};
 use crate::handle::{Shared, lock};
-use crate::record::{Arrival, Record, bit, notify};
+use crate::lifecycle::State;
 use crate::report::{AcceptErrors, Limited, Stats, Straggler, Waiting};
-use crate::shutdown::State;
+use crate::shared::connection::{Arrival, Record, bit, notify};
+use crate::shared::events::{Cause, Outbox, ServerEvent, Subscribers};
+use crate::shared::id_map::ById;
 
 /// A connection as [`Handle::connections`](crate::Handle::connections) shows it.
 #[derive(Clone, Debug)]

@@ -15,9 +15,13 @@ use futures_io::{AsyncBufRead, AsyncRead, AsyncWrite};
 use futures_lite::Stream;
 
 use crate::address::Address;
-use crate::buffer::Buffer;
 use crate::handle::Handle;
-use crate::record::{Half, Record, Who, bit};
+use crate::shared::connection::{Half, Record, Who, bit};
+use crate::socket::buffer::Buffer;
+
+pub(crate) mod close;
+pub(crate) mod task;
+pub(crate) mod timeouts;
 
 /// One accepted peer: a buffered reader and a writer.
 ///

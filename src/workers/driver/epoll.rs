@@ -19,9 +19,9 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
-use super::pool;
+use super::super::pool;
 use crate::connection::Socket;
-use crate::record::{Record, Who, wake_by_ref};
+use crate::shared::connection::{Record, Who, wake_by_ref};
 
 /// How many events one wait can bring.
 const EVENTS: usize = 1024;

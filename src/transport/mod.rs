@@ -19,7 +19,7 @@ use futures_io::{AsyncRead, AsyncWrite};
 use crate::address::Address;
 use crate::connection::{Credentials, Socket};
 use crate::listener::Incoming;
-use crate::record::{Half, Record};
+use crate::shared::connection::{Half, Record};
 #[cfg(target_os = "linux")]
 use crate::workers::{Poller, Slot};
 

@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_channel::Receiver;
 
 use crate::connection::Connection;
+use crate::connection::task::Task;
 #[cfg(target_os = "linux")]
 use crate::handle::Shared;
 use crate::handler::Handler;
 #[cfg(target_os = "linux")]
 use crate::handler::{Outcome, Returning};
-use crate::record::Record;
 use crate::runtime::Runtime;
-use crate::task::Task;
+use crate::shared::connection::Record;
 #[cfg(target_os = "linux")]
 use crate::workers::Pool;
 #[cfg(target_os = "linux")]
@@ -161,7 +161,7 @@ where
 
 #[cfg(target_os = "linux")]
 fn factory_panicked(panic: &(dyn Any + Send)) -> io::Error {
-    let message = crate::task::message(panic);
+    let message = crate::connection::task::message(panic);
     io::Error::other(format!(
         "the factory of a worker's handler panicked: {message}"
     ))

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use futures_lite::future;
 
-use crate::buffer::Buffer;
-use crate::record::{Record, bit};
+use crate::shared::connection::{Record, bit};
+use crate::socket::buffer::Buffer;
 
 /// How often the kernel is asked whether the peer has taken everything: there is no event for it.
 const FIRST_LOOK: Duration = Duration::from_millis(1);

@@ -1,0 +1,3 @@
+//! Sockets: what is known of one connection's, below everything that serves it.
+
+pub(crate) mod buffer;
