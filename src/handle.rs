@@ -7,7 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use pin_project_lite::pin_project;
 
 use crate::accept::{Blame, FAILURES_IN_A_ROW, blame};
 use crate::address::Address;
-use crate::builder::{Config, zero};
+use crate::config::{Config, zero};
 use crate::connection::close;
 use crate::connection::task;
 use crate::drain;
@@ -25,11 +25,14 @@ use crate::lifecycle::{Latch, Phase, Reason, State, earliest};
 use crate::listener::Bound;
 use crate::listener::set::{Accepted, Door};
 use crate::progress::DrainProgress;
+use crate::report::Cause;
+use crate::report::{ConnectionInfo, ListenerInfo};
 use crate::report::{Report, Stats};
 use crate::runtime::{Clock, Runtime};
-use crate::shared::connection::{Arrival, Record, bit, notify};
-use crate::shared::events::{Cause, ServerEvent};
-use crate::shared::registry::{ConnectionInfo, Ending, Entry, Group};
+use crate::shared::connection::{Arrival, Record, bit};
+use crate::shared::events::ServerEvent;
+use crate::shared::registry::{Ending, Entry, Group};
+use crate::sync::{lock, notify};
 use crate::transport::{Engine, Transport};
 #[cfg(target_os = "linux")]
 use crate::workers::Pool;
@@ -262,16 +265,6 @@ impl fmt::Display for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.shared.fmt(f)
     }
-}
-
-/// A listener, as [`Handle::listeners`] shows it.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ListenerInfo {
-    /// Where it listens.
-    pub address: Address,
-    /// How many peers wait in the kernel's queue; known for TCP on Linux.
-    pub queued: Option<u32>,
 }
 
 async fn aborted(shared: Arc<Shared>) {
@@ -981,8 +974,4 @@ impl fmt::Display for Shared {
         }
         Ok(())
     }
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -113,6 +113,7 @@
 mod accept;
 mod address;
 mod builder;
+mod config;
 mod connection;
 mod drain;
 mod handle;
@@ -128,6 +129,7 @@ mod shared;
 #[cfg(feature = "signals")]
 mod signals;
 mod socket;
+mod sync;
 mod transport;
 #[cfg(target_os = "linux")]
 mod workers;
@@ -137,12 +139,14 @@ pub use builder::Builder;
 pub use connection::{
     Busy, Connection, Credentials, Detached, EndedBy, Lines, ReadHalf, Socket, WriteHalf,
 };
-pub use handle::{Handle, ListenerInfo, Tracked};
+pub use handle::{Handle, Tracked};
 pub use handler::{Handler, Outcome};
 pub use lifecycle::{Reason, State};
 pub use listener::{Adopted, Listener};
 pub use progress::{DrainProgress, Progress};
-pub use report::{AcceptErrors, Limited, Report, Stats, Straggler, Waiting};
+pub use report::{
+    AcceptErrors, Cause, ConnectionInfo, Limited, ListenerInfo, Report, Stats, Straggler, Waiting,
+};
 #[cfg(feature = "async-std")]
 pub use runtime::AsyncStd;
 pub use runtime::Runtime;
@@ -150,8 +154,7 @@ pub use runtime::Runtime;
 pub use runtime::Smol;
 pub use server::{Running, Server};
 pub use server_set::ServerSet;
-pub use shared::events::{Cause, ServerEvent};
-pub use shared::registry::ConnectionInfo;
+pub use shared::events::ServerEvent;
 
 /// The README's program compiles.
 #[cfg(all(doctest, feature = "async-std", feature = "signals"))]

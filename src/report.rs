@@ -197,3 +197,61 @@ impl fmt::Display for Waiting {
         })
     }
 }
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// Its handler returned, of itself.
+    Handler,
+    /// Its handler returned after the peer had ended its side.
+    Peer,
+    /// Its handler returned after a drain had ended its reads.
+    Drain,
+    /// Its handler returned this error.
+    Error(String),
+    /// Its handler panicked.
+    Panic,
+    /// It was cut: at the deadline, by an abort, or with the runtime.
+    Aborted,
+    /// [`Builder::idle_timeout`](crate::Builder::idle_timeout).
+    IdleTimeout,
+    /// [`Builder::first_byte_timeout`](crate::Builder::first_byte_timeout).
+    FirstByteTimeout,
+    /// [`Builder::max_age`](crate::Builder::max_age).
+    MaxAge,
+    /// There was no place for it.
+    Rejected,
+    /// Its handler took it out of the server.
+    Detached,
+}
+
+/// A connection as [`Handle::connections`](crate::Handle::connections) shows it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConnectionInfo {
+    /// Its id: 1 for the first of a server, and so on.
+    pub id: u64,
+    /// Its peer.
+    pub peer: Address,
+    /// How long ago it was accepted.
+    pub age: Duration,
+    /// Whether it is inside a message.
+    pub busy: bool,
+    /// What it is waiting for.
+    pub waiting: Waiting,
+    /// Bytes read from the peer.
+    pub bytes_in: u64,
+    /// Bytes written to the peer.
+    pub bytes_out: u64,
+}
+
+/// A listener, as [`Handle::listeners`] shows it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ListenerInfo {
+    /// Where it listens.
+    pub address: Address,
+    /// How many peers wait in the kernel's queue; known for TCP on Linux.
+    pub queued: Option<u32>,
+}

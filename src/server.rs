@@ -14,7 +14,8 @@ use crate::accept::spawn::Host;
 use crate::address::Address;
 #[cfg(feature = "async-std")]
 use crate::address::Target;
-use crate::builder::{Builder, Config};
+use crate::builder::Builder;
+use crate::config::Config;
 use crate::connection::Connection;
 use crate::drain;
 use crate::handle::{Handle, Shared};

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::handle::{Handle, lock};
+use crate::handle::Handle;
 use crate::lifecycle::Reason;
 use crate::report::Report;
+use crate::sync::lock;
 
 /// Servers that stop as one, on one runtime or on several.
 ///

@@ -6,13 +6,14 @@
 //! does by default.
 
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 
 use crate::handle::Shared;
 use crate::lifecycle::{Phase, Reason};
+use crate::sync::lock;
 
 /// The servers that a signal stops.
 static SERVERS: Mutex<Vec<Enlisted>> = Mutex::new(Vec::new());
@@ -26,7 +27,7 @@ struct Enlisted {
 /// Lets signals stop `server`.
 pub(crate) fn enlist(server: &Arc<Shared>) -> io::Result<()> {
     listen()?;
-    let mut servers = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut servers = lock(&SERVERS);
     servers.retain(Enlisted::is_open);
     servers.push(Enlisted {
         server: Arc::downgrade(server),
@@ -66,7 +67,7 @@ fn hear(signal: Signal) {
     };
     let (mut first, mut again) = (Vec::new(), Vec::new());
     {
-        let mut servers = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut servers = lock(&SERVERS);
         servers.retain(Enlisted::is_open);
         for enlisted in &mut *servers {
             let Some(server) = enlisted.server.upgrade() else {

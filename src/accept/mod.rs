@@ -16,7 +16,8 @@ use futures_lite::future;
 use futures_util::{FutureExt, select_biased};
 
 use crate::handle::Shared;
-use crate::shared::connection::{Record, nanos};
+use crate::shared::connection::Record;
+use crate::sync::nanos;
 
 pub(crate) mod spawn;
 

@@ -15,8 +15,8 @@ use pin_project_lite::pin_project;
 use crate::accept::spawn::PoolId;
 use crate::connection::close::{Lingering, poll_close};
 use crate::connection::timeouts::Limits;
+use crate::report::Cause;
 use crate::shared::connection::{Record, Who, bit};
-use crate::shared::events::Cause;
 use crate::shared::registry::Ending;
 
 pin_project! {

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::report::Cause;
 use crate::runtime::Sleep;
 use crate::shared::connection::{Record, bit};
-use crate::shared::events::Cause;
 
 /// A connection's timer, and what it has done.
 #[derive(Default)]

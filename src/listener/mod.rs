@@ -12,7 +12,7 @@ use async_io::Async;
 use futures_io::{AsyncRead, AsyncWrite};
 
 use crate::address::{Address, Target};
-use crate::builder::Config;
+use crate::config::Config;
 use crate::transport::{Engine, Stream};
 #[cfg(target_os = "linux")]
 use crate::workers::Watched;

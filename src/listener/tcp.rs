@@ -8,7 +8,7 @@ use socket2::{Domain, TcpKeepalive, Type};
 
 use super::{Bound, Incoming, Socket, cannot_listen};
 use crate::address::Address;
-use crate::builder::{Config, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
+use crate::config::{Config, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
 use crate::connection;
 use crate::transport::Engine;
 

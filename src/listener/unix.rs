@@ -12,7 +12,7 @@ use socket2::{Domain, SockAddr, SockRef, Type};
 
 use super::{Bound, Incoming, Socket, cannot_listen};
 use crate::address::Address;
-use crate::builder::Config;
+use crate::config::Config;
 use crate::connection;
 use crate::transport::Engine;
 

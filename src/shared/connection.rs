@@ -20,8 +20,9 @@ use event_listener::{Event, EventListener};
 
 use crate::address::Address;
 use crate::connection::task::Extra;
-use crate::handle::{Shared, lock};
+use crate::handle::Shared;
 use crate::report::{Straggler, Waiting};
+use crate::sync::{lock, nanos, notify, wake_by_ref};
 use crate::transport::Transport;
 
 /// The bits of a record's word, the lower half. The upper is the readiness of its socket, where a
@@ -684,29 +685,6 @@ impl Drop for Record {
         // Whoever listens has nothing more to be told.
         self.announce();
     }
-}
-
-/// Notifies all who listen, if anybody does: without a listener `Event` allocates a list to find it
-/// empty.
-pub(crate) fn notify(event: &Event) {
-    // Who begins to listen looks afterwards at what was changed before this. Either that look sees
-    // it, or this one the listener.
-    fence(SeqCst);
-    if event.total_listeners() > 0 {
-        event.notify(usize::MAX);
-    }
-}
-
-/// Wakes; a waker that panics is its owner's affair, and the others are woken all the same.
-#[inline]
-pub(crate) fn wake_by_ref(waker: &Waker) {
-    if catch_unwind(AssertUnwindSafe(|| waker.wake_by_ref())).is_err() {
-        log::error!(target: "gracious", "a waker panicked");
-    }
-}
-
-pub(crate) fn nanos(uptime: Duration) -> u64 {
-    u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use async_channel::{Receiver, Sender, TrySendError};
 
 use crate::address::Address;
 use crate::lifecycle::State;
+use crate::report::Cause;
 use crate::shared::connection::Record;
 use crate::shared::registry::Entry;
 
@@ -40,34 +41,6 @@ pub enum ServerEvent {
     },
     /// This receiver was too slow, and missed so many events here.
     Missed(u64),
-}
-
-/// Why a connection ended.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Cause {
-    /// Its handler returned, of itself.
-    Handler,
-    /// Its handler returned after the peer had ended its side.
-    Peer,
-    /// Its handler returned after a drain had ended its reads.
-    Drain,
-    /// Its handler returned this error.
-    Error(String),
-    /// Its handler panicked.
-    Panic,
-    /// It was cut: at the deadline, by an abort, or with the runtime.
-    Aborted,
-    /// [`Builder::idle_timeout`](crate::Builder::idle_timeout).
-    IdleTimeout,
-    /// [`Builder::first_byte_timeout`](crate::Builder::first_byte_timeout).
-    FirstByteTimeout,
-    /// [`Builder::max_age`](crate::Builder::max_age).
-    MaxAge,
-    /// There was no place for it.
-    Rejected,
-    /// Its handler took it out of the server.
-    Detached,
 }
 
 /// What has happened and is not told yet: written under the ledger's lock, in the order in which

@@ -14,33 +14,15 @@ use std::time::Duration;
 use async_channel::Receiver;
 use event_listener::Event;
 
-use crate::address::Address;
-use crate::handle::{Shared, lock};
+use crate::handle::Shared;
 use crate::lifecycle::State;
 use crate::report::{AcceptErrors, Limited, Stats, Straggler, Waiting};
-use crate::shared::connection::{Arrival, Record, bit, notify};
-use crate::shared::events::{Cause, Outbox, ServerEvent, Subscribers};
-use crate::shared::id_map::ById;
+use crate::shared::connection::{Arrival, Record, bit};
+use crate::sync::{lock, notify};
 
-/// A connection as [`Handle::connections`](crate::Handle::connections) shows it.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ConnectionInfo {
-    /// Its id: 1 for the first of a server, and so on.
-    pub id: u64,
-    /// Its peer.
-    pub peer: Address,
-    /// How long ago it was accepted.
-    pub age: Duration,
-    /// Whether it is inside a message.
-    pub busy: bool,
-    /// What it is waiting for.
-    pub waiting: Waiting,
-    /// Bytes read from the peer.
-    pub bytes_in: u64,
-    /// Bytes written to the peer.
-    pub bytes_out: u64,
-}
+use crate::report::{Cause, ConnectionInfo};
+use crate::shared::events::{Outbox, ServerEvent, Subscribers};
+use crate::shared::id_map::ById;
 
 /// How a connection ended, as the ledger counts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 use async_io::Async;
@@ -20,6 +20,7 @@ use crate::address::Address;
 use crate::connection::{Credentials, Socket};
 use crate::listener::Incoming;
 use crate::shared::connection::{Half, Record};
+use crate::sync::lock;
 #[cfg(target_os = "linux")]
 use crate::workers::{Poller, Slot};
 
@@ -317,10 +318,6 @@ impl fmt::Debug for Transport {
             Self::Own(_) => "Own",
         })
     }
-}
-
-fn lock(io: &Mutex<dyn Stream>) -> MutexGuard<'_, dyn Stream + 'static> {
-    io.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // A call of its own: it would make what calls it too large to be inlined.

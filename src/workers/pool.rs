@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::task::{Context, Poll};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ use pin_project_lite::pin_project;
 
 use super::driver::epoll::{Batch, Poller};
 use crate::handle::Shared;
+use crate::sync::lock;
 
 /// How many tasks run between two looks at the sockets; one that has read until its turn was over
 /// counts as many times as it has read.
@@ -743,10 +744,6 @@ impl Drop for Count {
     fn drop(&mut self) {
         self.0.count_off();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker};
 
 use rustix::buffer::spare_capacity;
@@ -21,7 +21,8 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::super::pool;
 use crate::connection::Socket;
-use crate::shared::connection::{Record, Who, wake_by_ref};
+use crate::shared::connection::{Record, Who};
+use crate::sync::{lock, wake_by_ref};
 
 /// How many events one wait can bring.
 const EVENTS: usize = 1024;
@@ -266,7 +267,7 @@ impl Poller {
     }
 
     fn tenants(&self) -> MutexGuard<'_, Tenants> {
-        self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tenants)
     }
 }
 
@@ -325,7 +326,7 @@ impl Watch {
     }
 
     fn state(&self) -> MutexGuard<'_, Watching> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
