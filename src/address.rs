@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::SocketAddr as UnixAddr;
 use std::path::{Path, PathBuf};
@@ -199,6 +199,39 @@ impl<I: Into<IpAddr>> From<(I, u16)> for Target {
     }
 }
 
+/// In place of a peer that has no address.
+pub(crate) const NO_ADDRESS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+
+/// The compact form of an address, which most peers have, and whether it came as one of IPv6; a
+/// longer address is given back as it is.
+pub(crate) fn shorten(address: Address) -> Result<(SocketAddrV4, bool), Address> {
+    let short = match &address {
+        Address::Unnamed => return Ok((NO_ADDRESS, false)),
+        Address::Tcp(SocketAddr::V4(address)) => Some((*address, false)),
+        Address::Tcp(SocketAddr::V6(address))
+            if address.flowinfo() == 0 && address.scope_id() == 0 =>
+        {
+            let mapped = address.ip().to_ipv4_mapped();
+            mapped.map(|ip| (SocketAddrV4::new(ip, address.port()), true))
+        }
+        _ => None,
+    };
+    short
+        .filter(|(short, _)| *short != NO_ADDRESS)
+        .ok_or(address)
+}
+
+/// The address of which this is the compact form.
+pub(crate) fn lengthen(address: SocketAddrV4, is_mapped: bool) -> Address {
+    if address == NO_ADDRESS {
+        Address::Unnamed
+    } else if is_mapped {
+        Address::Tcp((address.ip().to_ipv6_mapped(), address.port()).into())
+    } else {
+        Address::Tcp(address.into())
+    }
+}
+
 fn malformed(text: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidInput,
@@ -288,5 +321,34 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{text}");
             assert!(error.to_string().contains(&format!("`{text}`")), "{error}");
         }
+    }
+
+    #[test]
+    fn an_address_that_was_shortened_is_what_it_was() {
+        let is_short = |address: &Address| match shorten(address.clone()) {
+            Ok((short, is_mapped)) => {
+                assert_eq!(lengthen(short, is_mapped), *address);
+                true
+            }
+            Err(same) => {
+                assert_eq!(same, *address);
+                false
+            }
+        };
+        for short in ["127.0.0.1:80", "0.0.0.0:1", "[::ffff:10.1.2.3]:65535"] {
+            assert!(is_short(&Address::Tcp(short.parse().unwrap())), "{short}");
+        }
+        assert!(is_short(&Address::Unnamed));
+        let others = [
+            "[::1]:80",
+            "[::ffff:10.1.2.3%7]:80",
+            "[::ffff:0.0.0.0]:0",
+            "0.0.0.0:0",
+        ];
+        for other in others {
+            assert!(!is_short(&Address::Tcp(other.parse().unwrap())), "{other}");
+        }
+        assert!(!is_short(&Address::Unix("a.sock".into())));
+        assert!(!is_short(&Address::Custom("a peer".into())));
     }
 }

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use crate::address::Target;
 use crate::config::Config;
-use crate::listener::{Adopted, Listener, Source};
+use crate::listener::bind::Source;
+use crate::listener::{Adopted, Listener};
+#[cfg(feature = "async-std")]
+use crate::runtime::AsyncStd;
 use crate::runtime::Runtime;
 use crate::server::Server;
 
@@ -72,7 +75,7 @@ impl<R: Runtime> Builder<R> {
 
     /// Takes peers from a transport of one's own.
     pub fn listener(mut self, listener: impl Listener) -> Self {
-        self.sources.push(Source::own(listener));
+        self.sources.push(Source::custom(listener));
         self
     }
 
@@ -280,7 +283,7 @@ impl<R: Runtime> Builder<R> {
     /// bound then.
     pub async fn bind(self) -> io::Result<Server<R>> {
         self.config.check()?;
-        Server::bound(self.runtime, self.sources, self.config).await
+        Server::bind_all(self.runtime, self.sources, self.config).await
     }
 }
 
@@ -295,5 +298,30 @@ impl<R> fmt::Debug for Builder<R> {
             .field("sources", sources)
             .field("config", config)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "async-std")]
+impl Server<AsyncStd> {
+    /// Binds one address, with everything else as it is by default, on async-std.
+    ///
+    /// # Errors
+    /// Those of [`Builder::bind`].
+    pub async fn bind(target: impl Into<Target>) -> io::Result<Self> {
+        Self::builder().listen(target).bind().await
+    }
+
+    /// Configures a server on async-std.
+    pub fn builder() -> Builder<AsyncStd> {
+        Builder::new(AsyncStd)
+    }
+}
+
+impl<R: Runtime> Server<R> {
+    /// Configures a server on a runtime: `Smol`, or one's own.
+    // Nothing else could be constructed from a runtime alone.
+    #[allow(clippy::new_ret_no_self)]
+    pub fn with_runtime(runtime: R) -> Builder<R> {
+        Builder::new(runtime)
     }
 }

@@ -130,16 +130,14 @@ mod shared;
 mod signals;
 mod socket;
 mod sync;
+mod track;
 mod transport;
-#[cfg(target_os = "linux")]
 mod workers;
 
 pub use address::{Address, Target};
 pub use builder::Builder;
-pub use connection::{
-    Busy, Connection, Credentials, Detached, EndedBy, Lines, ReadHalf, Socket, WriteHalf,
-};
-pub use handle::{Handle, Tracked};
+pub use connection::{Busy, Connection, Detached, EndedBy, Lines, ReadHalf, WriteHalf};
+pub use handle::Handle;
 pub use handler::{Handler, Outcome};
 pub use lifecycle::{Reason, State};
 pub use listener::{Adopted, Listener};
@@ -155,6 +153,8 @@ pub use runtime::Smol;
 pub use server::{Running, Server};
 pub use server_set::ServerSet;
 pub use shared::events::ServerEvent;
+pub use socket::{Credentials, Socket};
+pub use track::Tracked;
 
 /// The README's program compiles.
 #[cfg(all(doctest, feature = "async-std", feature = "signals"))]

@@ -3,12 +3,12 @@
 //!
 //! 1. The phase is stored before the event is notified, and a waiter looks at the phase again
 //!    after it began to listen: no request is lost between the two.
-//! 2. Nothing here waits for anybody but in the futures, so a request can be made from anywhere.
+//! 2. Nothing here waits but in the futures, so a request can be made from anywhere.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use event_listener::{Event, EventListener};
 
@@ -142,9 +142,24 @@ pub(crate) struct Request {
     /// The earliest instant that a `shutdown_within` named.
     pub(crate) before: Option<Instant>,
     /// When all listeners had stopped taking new peers; the configured deadline runs from here.
-    pub(crate) door: Option<Instant>,
-    /// When everybody was cut.
+    pub(crate) shut: Option<Instant>,
+    /// When all connections were aborted.
     pub(crate) aborted: Option<Instant>,
+}
+
+impl Request {
+    /// The earliest of the deadlines that were given: the configured `span` after the listeners were
+    /// `shut`, and the instant that a `shutdown_within` named.
+    pub(crate) fn deadline(
+        &self,
+        span: Option<Duration>,
+        shut: Option<Instant>,
+    ) -> Option<Instant> {
+        let configured = shut
+            .zip(span)
+            .and_then(|(shut, span)| shut.checked_add(span));
+        earliest(configured, self.before)
+    }
 }
 
 impl Latch {
@@ -182,9 +197,9 @@ impl Latch {
         first
     }
 
-    /// Notes that the door is shut, once.
+    /// Records when the listeners were shut, once.
     pub(crate) fn shut_at(&self, now: Instant) {
-        self.request().door.get_or_insert(now);
+        self.request().shut.get_or_insert(now);
         self.changed.notify(usize::MAX);
     }
 
@@ -209,6 +224,6 @@ impl Latch {
 }
 
 /// The earlier of two instants of which either may not be.
-pub(crate) fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     one.into_iter().chain(other).min()
 }

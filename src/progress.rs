@@ -1,4 +1,4 @@
-//! How a drain goes, told live.
+//! How a drain goes, while it goes on.
 
 use std::fmt;
 use std::pin::Pin;
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use futures_lite::{Stream, future, stream};
 
-use crate::handle::Shared;
 use crate::lifecycle::Phase;
+use crate::shared::Shared;
 
-/// How often the time left is told where nothing else changes.
+/// How often an item with the time left comes where nothing else changes.
 const TICK: Duration = Duration::from_millis(100);
 
 /// How far a drain has come.
@@ -33,8 +33,8 @@ impl DrainProgress {
         Self(Box::pin(stream::unfold(
             Some((shared, None)),
             |state| async {
-                let (shared, told) = state?;
-                let (progress, over) = next(&shared, told).await;
+                let (shared, last) = state?;
+                let (progress, over) = next(&shared, last).await;
                 let rest = (!over).then_some((shared, Some(progress.left)));
                 Some((progress, rest))
             },
@@ -42,19 +42,19 @@ impl DrainProgress {
     }
 }
 
-/// Waits for something to tell; with it, whether it is the last.
-async fn next(shared: &Shared, told: Option<u64>) -> (Progress, bool) {
+/// Waits for the next item; gives with it whether it is the last.
+async fn next(shared: &Shared, last: Option<u64>) -> (Progress, bool) {
     shared.latch.reached(Phase::Draining).await;
     let tick = async {
-        // The first is told at once.
-        if told.is_some() {
+        // The first item comes at once.
+        if last.is_some() {
             shared.clock.sleep(TICK).await;
         }
     };
     let changed = async {
         loop {
-            let (ended, stopped) = (shared.group.vacancy.listen(), shared.latch.listen());
-            if shared.latch.phase() == Phase::Closed || Some(shared.left()) != told {
+            let (ended, stopped) = (shared.permits.released.listen(), shared.latch.listen());
+            if shared.latch.phase() == Phase::Closed || Some(shared.registry.left()) != last {
                 return;
             }
             future::or(ended, stopped).await;
@@ -65,7 +65,7 @@ async fn next(shared: &Shared, told: Option<u64>) -> (Progress, bool) {
     let over = shared.latch.phase() == Phase::Closed;
     let now = shared.clock.now();
     let progress = Progress {
-        left: shared.left(),
+        left: shared.registry.left(),
         time: shared
             .deadline()
             .map(|deadline| deadline.saturating_duration_since(now)),

@@ -177,8 +177,8 @@ pub enum Waiting {
     Write,
     /// Its peer, to take the rest after its handler ended.
     Close,
-    /// A place under [`max_connections`](crate::Builder::max_connections).
-    Place,
+    /// A permit under [`max_connections`](crate::Builder::max_connections).
+    Limit,
     /// Its handler, which waits for something of its own.
     Handler,
     /// Its handler, which blocks the thread it runs on and could not be dropped.
@@ -191,7 +191,7 @@ impl fmt::Display for Waiting {
             Self::Read => "waiting for its peer to send",
             Self::Write => "waiting for its peer to read",
             Self::Close => "waiting for its peer to hang up",
-            Self::Place => "waiting for a place",
+            Self::Limit => "waiting for a permit",
             Self::Handler => "its handler at work",
             Self::Blocked => "its handler blocks a thread",
         })
@@ -220,7 +220,7 @@ pub enum Cause {
     FirstByteTimeout,
     /// [`Builder::max_age`](crate::Builder::max_age).
     MaxAge,
-    /// There was no place for it.
+    /// There was no permit for it.
     Rejected,
     /// Its handler took it out of the server.
     Detached,

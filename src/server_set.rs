@@ -6,7 +6,6 @@ use std::time::Duration;
 use crate::handle::Handle;
 use crate::lifecycle::Reason;
 use crate::report::Report;
-use crate::sync::lock;
 
 /// Servers that stop as one, on one runtime or on several.
 ///
@@ -42,9 +41,9 @@ impl ServerSet {
                 .iter()
                 .map(Handle::shared)
                 .filter(|it| !Arc::ptr_eq(it, one.shared()));
-            lock(&one.shared().companions).extend(others.map(Arc::downgrade));
+            one.shared().link(others.map(Arc::downgrade));
         }
-        // Whoever was asked before it had companions could not tell them.
+        // A server that was asked to stop before it was linked could not ask the others.
         let asked = set
             .0
             .iter()

@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 
-use crate::handle::Shared;
+use crate::drain::abort;
 use crate::lifecycle::{Phase, Reason};
+use crate::shared::Shared;
 use crate::sync::lock;
 
 /// The servers that a signal stops.
@@ -87,11 +88,11 @@ fn hear(signal: Signal) {
     }
     for server in first {
         // A drain that is under way is left alone.
-        server.ask(Reason::Signal(name), None);
+        server.shutdown(Reason::Signal(name), None);
     }
     for server in again {
         log::warn!(target: "gracious", "{name} again: aborting");
-        server.abort_now();
+        abort::abort_now(&server);
     }
 }
 

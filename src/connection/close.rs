@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use futures_lite::future;
 
-use crate::shared::connection::{Record, bit};
+use crate::shared::connection::ConnectionState;
 use crate::socket::buffer::Buffer;
+use crate::socket::readiness::flag;
 
 /// How often the kernel is asked whether the peer has taken everything: there is no event for it.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
@@ -27,41 +28,41 @@ const READS: usize = 16;
 pub(crate) type Lingering = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Brings a connection without halves to its end.
-pub(crate) fn poll_close(record: &Arc<Record>, cx: &mut Context<'_>) -> Poll<()> {
+pub(crate) fn poll_close(state: &Arc<ConnectionState>, cx: &mut Context<'_>) -> Poll<()> {
     // Most connections close at once, and allocate nothing for it.
-    let found = if record.has(bit::CLOSING) {
+    let found = if state.has(flag::CLOSING) {
         Found::Nothing
     } else {
-        at_once(record)
+        at_once(state)
     };
     if found != Found::End {
-        let begin = || -> Lingering { Box::pin(linger(record.clone(), found)) };
-        let closed = record.with_extra(|extra| {
-            let lingering = extra.lingering.get_or_insert_with(begin);
+        let begin = || -> Lingering { Box::pin(linger(state.clone(), found)) };
+        let closed = state.with_task_cold(|cold| {
+            let lingering = cold.lingering.get_or_insert_with(begin);
             lingering.as_mut().poll(cx)
         });
         if closed.is_pending() {
-            record.set(bit::CLOSING);
+            state.set(flag::CLOSING);
             return Poll::Pending;
         }
     }
-    seal(record);
+    seal(state);
     Poll::Ready(())
 }
 
-/// The last act before the close: nothing may come after the last look for input, because input that
-/// is unread when a Unix socket is closed turns its peer's end into a reset. TCP's peer has its end
-/// before that.
-fn seal(record: &Record) {
-    if record.transport.refuse_input() {
-        while discard(record) == Found::Input {}
+/// The last act before the close of a Unix socket: lets the peer write no more, then reads what is
+/// there, since input that is unread at the close turns the peer's end into a reset. In this order:
+/// input that came between a last read and the close would be unread. A TCP peer has its end by then.
+fn seal(state: &ConnectionState) {
+    if state.transport.refuse_input() {
+        while discard(state) == Found::Input {}
     }
 }
 
-/// As much of it as needs no waiting.
-pub(crate) fn now(record: &Record) {
-    let _whatever = at_once(record);
-    seal(record);
+/// Brings a connection as far to its end as needs no waiting.
+pub(crate) fn now(state: &ConnectionState) {
+    let _whatever = at_once(state);
+    seal(state);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,40 +76,41 @@ enum Found {
 }
 
 /// The end of most connections, without waiting.
-fn at_once(record: &Record) -> Found {
-    let word = record.word();
-    if !record.transport.finishes_at_once() {
+fn at_once(state: &ConnectionState) -> Found {
+    let word = state.word();
+    if !state.transport.finishes_at_once() {
         return Found::Nothing;
     }
-    if word & bit::PEER_ENDED != 0 {
+    if word & flag::PEER_ENDED != 0 {
         // There is nothing unread, so closing sends our end.
         return Found::End;
     }
-    if word & bit::FINISHED == 0 {
-        // What came before our end is not what a peer sends in spite of it.
-        if discard(record) == Found::End {
+    if word & flag::FINISHED == 0 {
+        // Discard what arrived before our FIN; it does not mean that the peer goes on sending after
+        // it.
+        if discard(state) == Found::End {
             return Found::End;
         }
-        let _ignored = finish(record);
+        let _ignored = finish(state);
     }
-    match discard(record) {
+    match discard(state) {
         Found::Nothing
-            if record
+            if state
                 .transport
                 .unacknowledged()
                 .is_some_and(|left| left <= 1) =>
         {
             Found::End
         }
-        // The handler has sent our end long since: what was there may be older than that.
-        Found::Input if word & bit::FINISHED != 0 => Found::Nothing,
+        // The handler sent our end some time ago: this input may be older than that.
+        Found::Input if word & flag::FINISHED != 0 => Found::Nothing,
         found => found,
     }
 }
 
-fn finish(record: &Record) -> io::Result<()> {
-    record.set(bit::FINISHED);
-    match record
+fn finish(state: &ConnectionState) -> io::Result<()> {
+    state.set(flag::FINISHED);
+    match state
         .transport
         .poll_finish(&mut Context::from_waker(Waker::noop()))
     {
@@ -117,33 +119,33 @@ fn finish(record: &Record) -> io::Result<()> {
     }
 }
 
-async fn linger(record: Arc<Record>, mut found: Found) {
-    let config = &record.server.config;
-    if !record.transport.finishes_at_once() {
+async fn linger(state: Arc<ConnectionState>, mut found: Found) {
+    let config = &state.server.config;
+    if !state.transport.finishes_at_once() {
         // A transport of the user's own knows what its end takes; a failure is an end, too.
         let finished = async {
-            if record.has(bit::FINISHED) {
+            if state.has(flag::FINISHED) {
                 return;
             }
-            let _ignored = poll_fn(|cx| record.transport.poll_finish(cx)).await;
+            let _ignored = poll_fn(|cx| state.transport.poll_finish(cx)).await;
         };
         let limit = config.linger.min(config.linger_total);
-        return future::or(finished, record.server.clock.sleep(limit)).await;
+        return future::or(finished, state.server.clock.sleep(limit)).await;
     }
-    let start = record.server.uptime();
+    let start = state.server.uptime();
     let (mut progress, mut look) = (start, FIRST_LOOK);
     let mut sends = found == Found::Input;
-    let mut queue = record.transport.unacknowledged();
+    let mut queue = state.transport.unacknowledged();
     loop {
-        let now = record.server.uptime();
+        let now = state.server.uptime();
         let quiet = now.saturating_sub(progress);
         let total = now.saturating_sub(start);
         if quiet >= config.linger || total >= config.linger_total {
             return;
         }
         let left = (config.linger - quiet).min(config.linger_total - total);
-        let mut readable = pin!(poll_fn(|cx| record.poll_readable(cx)));
-        let timer = record.server.clock.sleep(look.min(left));
+        let mut readable = pin!(poll_fn(|cx| state.poll_readable(cx)));
+        let timer = state.server.clock.sleep(look.min(left));
         let timed_out = future::or(async { readable.as_mut().await.is_err() }, async {
             timer.await;
             true
@@ -152,10 +154,10 @@ async fn linger(record: Arc<Record>, mut found: Found) {
         if timed_out {
             look = (look * 2).min(LAST_LOOK);
         }
-        found = discard(&record);
-        let unacknowledged = record.transport.unacknowledged();
+        found = discard(&state);
+        let unacknowledged = state.transport.unacknowledged();
         if found == Found::Input || unacknowledged < queue {
-            progress = record.server.uptime();
+            progress = state.server.uptime();
         }
         if found == Found::Input {
             sends = true;
@@ -170,12 +172,12 @@ async fn linger(record: Arc<Record>, mut found: Found) {
 }
 
 /// Reads what is there, and throws it away.
-fn discard(record: &Record) -> Found {
+fn discard(state: &ConnectionState) -> Found {
     let mut found = Found::Nothing;
     for _ in 0..READS {
         let mut buffer = Buffer::default();
         let read = buffer.fill(|buf| {
-            let read = record.transport.try_read(record.word(), buf);
+            let read = state.transport.try_read(state.word(), buf);
             (*read.as_ref().unwrap_or(&0), read)
         });
         match read {

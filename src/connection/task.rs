@@ -12,33 +12,34 @@ use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
 
-use crate::accept::spawn::PoolId;
-use crate::connection::close::{Lingering, poll_close};
-use crate::connection::timeouts::Limits;
+use super::close::poll_close;
+use super::timeouts;
 use crate::report::Cause;
-use crate::shared::connection::{Record, Who, bit};
-use crate::shared::registry::Ending;
+use crate::shared::connection::ConnectionState;
+use crate::shared::ledger::CloseKind;
+use crate::socket::readiness::{Waiter, flag};
+use crate::workers::PoolId;
 
 pin_project! {
-    /// Drives a handler, then its connection to its end, then enters that into the ledger.
+    /// Drives a handler, then its connection to its end, then counts that.
     pub(crate) struct Task<F> {
         #[pin]
         handler: Handler<F>,
-        // `None` once the end is in the ledger.
-        record: Option<Arc<Record>>,
+        // `None` once the end is counted.
+        state: Option<Arc<ConnectionState>>,
     }
 
     impl<F> PinnedDrop for Task<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            // The runtime is gone, or the server gave this task up before it was spawned.
-            if let Some(record) = this.record.take() {
-                drop_handler(this.handler.as_mut(), &record, None);
-                if record.has(bit::DETACHED) {
-                    finish(record, Ending::Detached, Cause::Detached);
+            // The runtime is gone, or the server failed before this task was spawned.
+            if let Some(state) = this.state.take() {
+                drop_handler(this.handler.as_mut(), &state, None);
+                if state.has(flag::DETACHED) {
+                    finish(state, CloseKind::Detached, Cause::Detached);
                 } else {
-                    record.abort();
-                    finish(record, Ending::Aborted, Cause::Aborted);
+                    state.abort();
+                    finish(state, CloseKind::Aborted, Cause::Aborted);
                 }
             }
             if let Some(pool) = this.handler.pool() {
@@ -53,41 +54,33 @@ pin_project! {
 }
 
 pin_project! {
-    // The pool fills what would be lost beside the discriminant.
+    // `pool` is repeated in both variants because there it fits the padding after the enum's tag; a
+    // field beside the enum would make every task a word larger (tested below).
     #[project = HandlerProj]
     enum Handler<F> {
         Running { #[pin] future: F, pool: Option<PoolId> },
-        // How it ended, unless it was dropped.
-        Gone { ended: Option<Ended>, pool: Option<PoolId> },
+        // The handler is gone: what it came to, unless it was dropped.
+        Gone { result: Option<HandlerResult>, pool: Option<PoolId> },
     }
 }
 
 impl<F> Handler<F> {
-    /// The pool that counts this task.
+    /// The pool that counts this task, where there is one.
     fn pool(&self) -> Option<PoolId> {
         match self {
             Self::Running { pool, .. } | Self::Gone { pool, .. } => *pool,
         }
     }
 
-    /// Drops the future.
-    fn end(mut self: Pin<&mut Self>, ended: Option<Ended>) {
+    /// Drops the handler's future.
+    fn end(mut self: Pin<&mut Self>, result: Option<HandlerResult>) {
         let pool = self.pool();
-        self.set(Self::Gone { ended, pool });
+        self.set(Self::Gone { result, pool });
     }
 }
 
-/// What few connections need, and none while its handler serves without limits.
-#[derive(Default)]
-pub(crate) struct Extra {
-    limits: Limits,
-    pub(crate) lingering: Option<Lingering>,
-    /// What the handler failed with.
-    error: String,
-}
-
 #[derive(Clone, Copy)]
-enum Ended {
+enum HandlerResult {
     Returned,
     Failed,
     Panicked,
@@ -95,32 +88,32 @@ enum Ended {
 
 impl Task<Ready<io::Result<()>>> {
     /// For a handler that panicked before it came to a future.
-    pub(crate) fn panicked(record: Arc<Record>, panic: &(dyn Any + Send)) -> Self {
-        log_panic(&record, panic);
+    pub(crate) fn panicked(state: Arc<ConnectionState>, panic: &(dyn Any + Send)) -> Self {
+        log_panic(&state, panic);
         Self {
             handler: Handler::Gone {
-                ended: Some(Ended::Panicked),
+                result: Some(HandlerResult::Panicked),
                 pool: None,
             },
-            record: Some(record),
+            state: Some(state),
         }
     }
 }
 
 impl<F: Future<Output = io::Result<()>>> Task<F> {
-    pub(crate) fn new(record: Arc<Record>, handler: F) -> Self {
+    pub(crate) fn new(state: Arc<ConnectionState>, handler: F) -> Self {
         Self {
             handler: Handler::Running {
                 future: handler,
                 pool: None,
             },
-            record: Some(record),
+            state: Some(state),
         }
     }
 }
 
 impl<F> Task<F> {
-    /// Has it count itself off when it is dropped.
+    /// Has the task count itself off its pool when it is dropped.
     #[cfg(target_os = "linux")]
     pub(crate) fn counted(mut self, by: PoolId) -> Self {
         let (Handler::Running { pool, .. } | Handler::Gone { pool, .. }) = &mut self.handler;
@@ -134,8 +127,8 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.as_mut().project();
-        let Some(record) = this.record.as_ref() else {
-            // Detached: what is left of the handler is nobody's connection.
+        let Some(state) = this.state.as_ref() else {
+            // Detached: the handler goes on without a connection.
             return match this.handler.as_mut().project() {
                 HandlerProj::Running { future, .. } => {
                     catch_unwind(AssertUnwindSafe(|| future.poll(cx).map(drop)))
@@ -144,142 +137,152 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                 HandlerProj::Gone { .. } => Poll::Ready(()),
             };
         };
-        record.park(Who::Task, cx);
+        state.register(Waiter::Task, cx);
 
-        let word = record.word();
-        if word & bit::DETACHED != 0 {
-            end(this.record, Ending::Detached, Cause::Detached);
+        let word = state.word();
+        if word & flag::DETACHED != 0 {
+            end(this.state, CloseKind::Detached, Cause::Detached);
             return self.poll(cx);
         }
-        if word & bit::ABORT == 0 && (word & bit::GRACE != 0 || record.server.config.is_timed()) {
-            record.with_extra(|extra| extra.limits.poll(record, cx));
+        if word & flag::ABORT == 0
+            && (word & flag::FIRST_BYTE_GRACE != 0 || state.server.config.is_timed())
+        {
+            state.with_task_cold(|cold| timeouts::poll(cold, state, cx));
         }
-        if record.has(bit::ABORT) {
-            drop_handler(this.handler.as_mut(), record, None);
-            let met = record.take_extra().and_then(|extra| extra.limits.met);
-            end(this.record, Ending::Aborted, met.unwrap_or(Cause::Aborted));
+        if state.has(flag::ABORT) {
+            drop_handler(this.handler.as_mut(), state, None);
+            let met = state.take_task_cold().and_then(|cold| cold.limit_met);
+            end(
+                this.state,
+                CloseKind::Aborted,
+                met.unwrap_or(Cause::Aborted),
+            );
             return Poll::Ready(());
         }
 
         if let HandlerProj::Running { future, .. } = this.handler.as_mut().project() {
-            let polled = record.handle(|| future.poll(cx));
-            let ended = match polled {
+            let polled = state.in_handler(|| future.poll(cx));
+            let result = match polled {
                 Ok(Poll::Pending) => None,
-                Ok(Poll::Ready(Ok(()))) => Some(Ended::Returned),
+                Ok(Poll::Ready(Ok(()))) => Some(HandlerResult::Returned),
                 Ok(Poll::Ready(Err(error))) => {
-                    log_failure(record, &error);
-                    record.with_extra(|extra| extra.error = error.to_string());
-                    Some(Ended::Failed)
+                    log_failure(state, &error);
+                    state.with_task_cold(|cold| cold.error = error.to_string());
+                    Some(HandlerResult::Failed)
                 }
                 Err(panic) => {
-                    log_panic(record, &*panic);
-                    Some(Ended::Panicked)
+                    log_panic(state, &*panic);
+                    Some(HandlerResult::Panicked)
                 }
             };
-            if ended.is_some() {
-                drop_handler(this.handler.as_mut(), record, ended);
+            if result.is_some() {
+                drop_handler(this.handler.as_mut(), state, result);
             }
         }
-        let ended = match this.handler.project() {
+        let result = match this.handler.project() {
             HandlerProj::Running { .. } => None,
-            HandlerProj::Gone { ended, .. } => *ended,
+            HandlerProj::Gone { result, .. } => *result,
         };
 
-        let word = record.word();
-        if word & bit::DETACHED != 0 {
-            end(this.record, Ending::Detached, Cause::Detached);
-            return if ended.is_some() {
+        let word = state.word();
+        if word & flag::DETACHED != 0 {
+            end(this.state, CloseKind::Detached, Cause::Detached);
+            return if result.is_some() {
                 Poll::Ready(())
             } else {
                 Poll::Pending
             };
         }
-        if word & (bit::READER | bit::WRITER) == 0 && word & bit::CLOSED == 0 {
-            if poll_close(record, cx).is_pending() {
+        if word & (flag::READER | flag::WRITER) == 0 && word & flag::CLOSED == 0 {
+            if poll_close(state, cx).is_pending() {
                 return Poll::Pending;
             }
-            record.set(bit::CLOSED | bit::FINISHED);
-            if ended.is_none() {
-                // Under a handler that goes on, which is what is waited for now.
-                record.transport.shut();
+            state.set(flag::CLOSED | flag::FINISHED);
+            if result.is_none() {
+                // The handler goes on without its connection, and is waited for.
+                state.transport.shutdown_both();
             }
-        } else if word & (bit::WRITER | bit::FINISHED) == 0 {
-            // Only a transport of the user's own gets here: its end may have to wait.
-            if record.transport.poll_finish(cx).is_ready() {
-                record.set(bit::FINISHED);
+        } else if word & (flag::WRITER | flag::FINISHED) == 0 {
+            // Only a transport of the user's own comes here: its end may have to wait.
+            if state.transport.poll_finish(cx).is_ready() {
+                state.set(flag::FINISHED);
             }
         }
-        if !record.has(bit::CLOSED) {
+        if !state.has(flag::CLOSED) {
             return Poll::Pending;
         }
-        let Some(ended) = ended else {
+        let Some(result) = result else {
             return Poll::Pending;
         };
-        let extra = record.take_extra().map(|extra| *extra).unwrap_or_default();
-        let (ending, cause) = ended.account(record, extra.error);
-        end(this.record, ending, extra.limits.met.unwrap_or(cause));
+        let cold = state.take_task_cold().map(|cold| *cold).unwrap_or_default();
+        let (kind, cause) = result.account(state, cold.error);
+        end(this.state, kind, cold.limit_met.unwrap_or(cause));
         Poll::Ready(())
     }
 }
 
-impl Ended {
-    fn account(self, record: &Record, error: String) -> (Ending, Cause) {
+impl HandlerResult {
+    fn account(self, state: &ConnectionState, error: String) -> (CloseKind, Cause) {
         match self {
-            _ if record.has(bit::REJECTED) => (Ending::Rejected, Cause::Rejected),
-            // What it returned may be no more than what the cut made of its reads.
-            Self::Returned | Self::Failed if record.has(bit::ABORT) => {
-                (Ending::Aborted, Cause::Aborted)
+            _ if state.has(flag::REJECTED) => (CloseKind::Rejected, Cause::Rejected),
+            // What the handler returned may be no more than what the abort made of its reads.
+            Self::Returned | Self::Failed if state.has(flag::ABORT) => {
+                (CloseKind::Aborted, Cause::Aborted)
             }
             Self::Returned => {
-                let cause = match record.word() {
-                    word if word & bit::DRAIN_ENDED != 0 => Cause::Drain,
-                    word if word & bit::PEER_ENDED != 0 => Cause::Peer,
+                let cause = match state.word() {
+                    word if word & flag::DRAIN_ENDED != 0 => Cause::Drain,
+                    word if word & flag::PEER_ENDED != 0 => Cause::Peer,
                     _ => Cause::Handler,
                 };
-                (Ending::Completed, cause)
+                (CloseKind::Completed, cause)
             }
-            Self::Failed => (Ending::Failed, Cause::Error(error)),
-            Self::Panicked => (Ending::Panicked, Cause::Panic),
+            Self::Failed => (CloseKind::Failed, Cause::Error(error)),
+            Self::Panicked => (CloseKind::Panicked, Cause::Panic),
         }
     }
 }
 
-fn end(record: &mut Option<Arc<Record>>, ending: Ending, cause: Cause) {
-    if let Some(record) = record.take() {
-        finish(record, ending, cause);
+fn end(state: &mut Option<Arc<ConnectionState>>, kind: CloseKind, cause: Cause) {
+    if let Some(state) = state.take() {
+        finish(state, kind, cause);
     }
 }
 
 /// Closes the socket, then counts the end.
-pub(crate) fn finish(record: Arc<Record>, ending: Ending, cause: Cause) {
-    record.unpark_away(Who::Task);
-    // A connection that lingers knows itself.
-    drop(record.take_extra());
-    record.transport.dismiss(record.has(bit::DETACHED));
-    let Some(entry) = record.server.group.begin_end(&record) else {
+pub(crate) fn finish(state: Arc<ConnectionState>, kind: CloseKind, cause: Cause) {
+    state.clear_other_waker(Waiter::Task);
+    // A future that lingers owns the state.
+    drop(state.take_task_cold());
+    state.transport.deregister(state.has(flag::DETACHED));
+    let Some(closing) = state.server.registry.begin_close(&state) else {
         return;
     };
     log::debug!(
-        target: "gracious", conn = record.id, peer:% = record.peer();
-        "connection {} from {} ended: {ending:?}, {cause:?}", record.id, record.peer(),
+        target: "gracious", conn = state.id(), peer:% = state.peer();
+        "connection {} from {} ended: {kind:?}, {cause:?}", state.id(), state.peer(),
     );
-    let server = record.server.clone();
-    drop(record);
-    server.close_connection(entry, ending, cause);
+    let server = state.server.clone();
+    drop(state);
+    server.close_connection(closing, kind, cause);
 }
 
-/// A destructor's panic is that connection's affair, as the handler's own.
-fn drop_handler<F>(handler: Pin<&mut Handler<F>>, record: &Record, ended: Option<Ended>) {
-    if let Err(panic) = record.handle(|| handler.end(ended)) {
-        log_panic(record, &*panic);
+/// Drops the handler. A destructor's panic ends this connection alone, as the handler's own does.
+fn drop_handler<F>(
+    handler: Pin<&mut Handler<F>>,
+    state: &ConnectionState,
+    result: Option<HandlerResult>,
+) {
+    if let Err(panic) = state.in_handler(|| handler.end(result)) {
+        log_panic(state, &*panic);
     }
 }
 
-fn log_panic(record: &Record, panic: &(dyn Any + Send)) {
+fn log_panic(state: &ConnectionState, panic: &(dyn Any + Send)) {
     let message = message(panic);
     log::error!(
-        target: "gracious", conn = record.id, peer:% = record.peer();
-        "the handler of connection {} from {} panicked: {message}", record.id, record.peer(),
+        target: "gracious", conn = state.id(), peer:% = state.peer();
+        "the handler of connection {} from {} panicked: {message}", state.id(), state.peer(),
     );
 }
 
@@ -292,29 +295,23 @@ pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("not a message")
 }
 
-fn log_failure(record: &Record, error: &io::Error) {
+fn log_failure(state: &ConnectionState, error: &io::Error) {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    // What a peer does at any time is no news to the operator.
+    // What a peer may do at any time is not worth a warning.
     let level = match error.kind() {
         BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof => log::Level::Debug,
         _ => log::Level::Warn,
     };
     log::log!(
-        target: "gracious", level, conn = record.id, peer:% = record.peer(), error:% = error;
-        "the handler of connection {} from {} failed: {error}", record.id, record.peer(),
+        target: "gracious", level, conn = state.id(), peer:% = state.peer(), error:% = error;
+        "the handler of connection {} from {} failed: {error}", state.id(), state.peer(),
     );
-}
-
-impl fmt::Debug for Extra {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Extra").finish_non_exhaustive()
-    }
 }
 
 impl<F> fmt::Debug for Task<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Task")
-            .field("record", &self.record)
+            .field("state", &self.state)
             .finish_non_exhaustive()
     }
 }

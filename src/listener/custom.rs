@@ -10,15 +10,16 @@ use std::task::{Context, Poll, Waker};
 
 use futures_lite::future;
 
-use super::{Bound, Incoming, Listener};
+use super::{Listener, RawListener};
 use crate::address::Address;
+use crate::socket::Incoming;
 
 /// A listener of the user's own.
 ///
 /// An accept that waits borrows the listener, and dropping it to get the listener back would drop
 /// its waker, too. So the future owns the listener and gives it back: with a peer, or as soon as it
 /// is asked to.
-pub(crate) struct Own<L: Listener> {
+pub(crate) struct CustomListener<L: Listener> {
     state: State<L>,
     local_addr: io::Result<Address>,
     /// Asks a waiting accept to give the listener back.
@@ -29,14 +30,14 @@ pub(crate) struct Own<L: Listener> {
 enum State<L: Listener> {
     Idle(L),
     Accepting(Accepting<L>),
-    /// In between, and after a panic of the user's.
+    /// While the listener is moved, and after a panic of the user's code.
     Lost,
 }
 
 type Accepting<L> = Pin<Box<dyn Future<Output = (L, Option<Accepted<L>>)> + Send>>;
 type Accepted<L> = io::Result<(<L as Listener>::Io, Address)>;
 
-impl<L: Listener> Own<L> {
+impl<L: Listener> CustomListener<L> {
     pub(super) fn new(listener: L) -> Self {
         Self {
             local_addr: listener.local_addr(),
@@ -65,7 +66,7 @@ impl<L: Listener> Own<L> {
     }
 }
 
-impl<L: Listener> Bound for Own<L> {
+impl<L: Listener> RawListener for CustomListener<L> {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>> {
         let mut accepting = match std::mem::replace(&mut self.state, State::Lost) {
             State::Idle(listener) => accept(listener, self.release.clone()),
@@ -80,7 +81,7 @@ impl<L: Listener> Bound for Own<L> {
             Poll::Ready((listener, accepted)) => {
                 self.state = State::Idle(listener);
                 match accepted {
-                    Some(accepted) => Poll::Ready(own(accepted)),
+                    Some(accepted) => Poll::Ready(custom(accepted)),
                     None => Poll::Ready(Err(io::ErrorKind::Interrupted.into())),
                 }
             }
@@ -99,7 +100,7 @@ impl<L: Listener> Bound for Own<L> {
             }
         }
         self.state = State::Idle(listener);
-        own(accepted.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into())))
+        custom(accepted.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into())))
     }
 
     fn local_addr(&self) -> io::Result<Address> {
@@ -139,11 +140,11 @@ fn accept<L: Listener>(mut listener: L, release: Arc<AtomicBool>) -> Accepting<L
     })
 }
 
-fn own<I>(accepted: io::Result<(I, Address)>) -> io::Result<(Incoming, Address)>
+fn custom<I>(accepted: io::Result<(I, Address)>) -> io::Result<(Incoming, Address)>
 where
     I: futures_io::AsyncRead + futures_io::AsyncWrite + Unpin + Send + 'static,
 {
-    accepted.map(|(io, peer)| (Incoming::Own(Box::new(Mutex::new(io))), peer))
+    accepted.map(|(io, peer)| (Incoming::Custom(Box::new(Mutex::new(io))), peer))
 }
 
 /// A panic of the user's ends the listener, not the server's task.

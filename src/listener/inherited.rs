@@ -1,14 +1,16 @@
-//! Listeners that somebody else has made.
+//! Listeners that were made elsewhere.
 
 use std::fmt;
 use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 
-use super::{Bound, Tcp, Unix};
+use super::RawListener;
+use super::tcp::Tcp;
+use super::unix::Unix;
 use crate::transport::Engine;
 
-/// A listening socket that somebody else has made, for [`Builder::adopt`](crate::Builder::adopt).
+/// A listening socket that was made elsewhere, for [`Builder::adopt`](crate::Builder::adopt).
 pub struct Adopted(Kind);
 
 enum Kind {
@@ -17,7 +19,7 @@ enum Kind {
 }
 
 impl Adopted {
-    pub(super) fn into_bound(self, engine: &Engine) -> io::Result<Box<dyn Bound>> {
+    pub(super) fn into_raw(self, engine: &Engine) -> io::Result<Box<dyn RawListener>> {
         Ok(match self.0 {
             Kind::Tcp(listener) => Box::new(Tcp::adopt(listener, engine)?),
             Kind::Unix(listener) => Box::new(Unix::adopt(listener, engine)?),

@@ -1,27 +1,28 @@
-//! The listeners of a server, by who accepts at them: of shards each has a door of its own.
+//! The listeners of a server, by the accept loop that takes their peers: each shard has a set of its
+//! own.
 
 use std::io;
 use std::task::{Context, Poll};
 
+use super::RawListener;
 use crate::address::Address;
-use crate::listener::{Bound, Incoming};
+use crate::socket::Incoming;
 
-/// A set of listeners with one accept loop.
+/// The listeners of one accept loop.
 #[derive(Default)]
-pub(crate) struct Door {
-    /// Empty once it is closed.
-    pub(crate) listeners: Vec<Listening>,
-    /// Whose turn it is to be asked first.
-    turn: usize,
+pub(crate) struct ListenerSet {
+    /// Empty once they are closed.
+    pub(crate) listeners: Vec<BoundListener>,
+    /// Which listener is asked first.
+    next: usize,
 }
 
-/// A listener, and whose it is.
-pub(crate) struct Listening {
-    pub(crate) bound: Box<dyn Bound>,
-    /// Which of the server's addresses it listens on.
+/// A listener, and which of the server's addresses it is bound to.
+pub(crate) struct BoundListener {
+    raw: Box<dyn RawListener>,
     pub(crate) address: u16,
     /// Every shard has a socket of its own for this address.
-    sharded: bool,
+    is_sharded: bool,
 }
 
 /// A peer, straight from its listener.
@@ -29,49 +30,49 @@ pub(crate) struct Accepted {
     pub(crate) incoming: Incoming,
     pub(crate) peer: Address,
     pub(crate) address: u16,
-    pub(crate) sharded: bool,
+    pub(crate) is_sharded: bool,
 }
 
-impl Door {
-    /// As many doors as an address has sockets at most, of the sockets for each address.
-    pub(crate) fn all(listeners: Vec<Vec<Box<dyn Bound>>>) -> Vec<Self> {
-        let mut doors: Vec<Self> = Vec::new();
+impl ListenerSet {
+    /// Deals the sockets of each address out: as many sets as an address has sockets at most.
+    pub(crate) fn all(listeners: Vec<Vec<Box<dyn RawListener>>>) -> Vec<Self> {
+        let mut sets: Vec<Self> = Vec::new();
         for (address, sockets) in listeners.into_iter().enumerate() {
-            let sharded = sockets.len() > 1;
-            doors.resize_with(doors.len().max(sockets.len()), Self::default);
-            for (door, bound) in doors.iter_mut().zip(sockets) {
-                door.listeners.push(Listening {
-                    bound,
+            let is_sharded = sockets.len() > 1;
+            sets.resize_with(sets.len().max(sockets.len()), Self::default);
+            for (set, raw) in sets.iter_mut().zip(sockets) {
+                set.listeners.push(BoundListener {
+                    raw,
                     address: address as u16,
-                    sharded,
+                    is_sharded,
                 });
             }
         }
-        doors
+        sets
     }
 
-    /// The next peer of any listener, who are asked in turn.
+    /// The next peer of any listener; they are asked in turn.
     pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
-        self.in_turn(|listening| {
-            let accepted = listening.bound.poll_accept(cx);
-            accepted.map(|accepted| listening.accepted(accepted))
+        self.in_turn(|listener| {
+            let accepted = listener.raw.poll_accept(cx);
+            accepted.map(|accepted| listener.accepted(accepted))
         })
     }
 
-    /// The same without a wait: `Pending` where nobody is queued, and nobody will be woken.
+    /// The next peer that is queued; `Pending` where none is, and nothing will be woken.
     pub(crate) fn try_accept(&mut self) -> Poll<io::Result<Accepted>> {
-        self.in_turn(|listening| match listening.try_accept() {
+        self.in_turn(|listener| match listener.try_accept() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
             accepted => Poll::Ready(accepted),
         })
     }
 
-    fn in_turn<T>(&mut self, mut ask: impl FnMut(&mut Listening) -> Poll<T>) -> Poll<T> {
+    fn in_turn<T>(&mut self, mut ask: impl FnMut(&mut BoundListener) -> Poll<T>) -> Poll<T> {
         let count = self.listeners.len();
         for step in 0..count {
-            let index = (self.turn + step) % count;
+            let index = (self.next + step) % count;
             if let Poll::Ready(answer) = ask(&mut self.listeners[index]) {
-                self.turn = index + 1;
+                self.next = index + 1;
                 return Poll::Ready(answer);
             }
         }
@@ -79,10 +80,19 @@ impl Door {
     }
 }
 
-impl Listening {
+impl BoundListener {
     pub(crate) fn try_accept(&mut self) -> io::Result<Accepted> {
-        let accepted = self.bound.try_accept();
+        let accepted = self.raw.try_accept();
         self.accepted(accepted)
+    }
+
+    /// Takes no new peers from here on; those queued can still be accepted.
+    pub(crate) fn shut(&mut self) {
+        self.raw.shut();
+    }
+
+    pub(crate) fn queued(&self) -> Option<u32> {
+        self.raw.queued()
     }
 
     fn accepted(&self, accepted: io::Result<(Incoming, Address)>) -> io::Result<Accepted> {
@@ -91,7 +101,7 @@ impl Listening {
             incoming,
             peer,
             address: self.address,
-            sharded: self.sharded,
+            is_sharded: self.is_sharded,
         })
     }
 }

@@ -6,10 +6,12 @@ use std::task::{Context, Poll};
 
 use socket2::{Domain, TcpKeepalive, Type};
 
-use super::{Bound, Incoming, Socket, cannot_listen};
+use super::bind::cannot_listen;
+use super::{ListeningSocket, RawListener};
 use crate::address::Address;
 use crate::config::{Config, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
-use crate::connection;
+use crate::socket;
+use crate::socket::Incoming;
 use crate::transport::Engine;
 
 /// How often a free port is looked for that all families have.
@@ -17,7 +19,7 @@ const PORT_TRIES: usize = 32;
 
 #[derive(Debug)]
 pub(crate) struct Tcp {
-    socket: Socket<TcpListener>,
+    socket: ListeningSocket<TcpListener>,
     /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
     #[cfg_attr(not(target_os = "linux"), expect(dead_code))]
     shared: bool,
@@ -44,7 +46,7 @@ impl Tcp {
         let listening = sockets.into_iter().zip(engines).map(|(socket, engine)| {
             socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
             Ok(Self {
-                socket: Socket::new(socket.into(), engine)?,
+                socket: ListeningSocket::new(socket.into(), engine)?,
                 shared: false,
             })
         });
@@ -54,7 +56,7 @@ impl Tcp {
     pub(super) fn adopt(listener: TcpListener, engine: &Engine) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self {
-            socket: Socket::new(listener, engine)?,
+            socket: ListeningSocket::new(listener, engine)?,
             shared: true,
         })
     }
@@ -108,10 +110,10 @@ fn bind_one(
 }
 
 fn incoming(stream: TcpStream) -> Incoming {
-    Incoming::Socket(connection::Socket::Tcp(stream))
+    Incoming::Socket(socket::Socket::Tcp(stream))
 }
 
-impl Bound for Tcp {
+impl RawListener for Tcp {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>> {
         self.socket.poll_accept(cx, accept)
     }

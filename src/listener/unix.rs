@@ -10,15 +10,17 @@ use std::task::{Context, Poll};
 
 use socket2::{Domain, SockAddr, SockRef, Type};
 
-use super::{Bound, Incoming, Socket, cannot_listen};
+use super::bind::cannot_listen;
+use super::{ListeningSocket, RawListener};
 use crate::address::Address;
 use crate::config::Config;
-use crate::connection;
+use crate::socket;
+use crate::socket::Incoming;
 use crate::transport::Engine;
 
 #[derive(Debug)]
 pub(crate) struct Unix {
-    socket: Socket<UnixListener>,
+    socket: ListeningSocket<UnixListener>,
     /// What we made in the file system; none of an abstract or an adopted socket.
     file: Option<File>,
     /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
@@ -52,7 +54,7 @@ impl Unix {
     pub(super) fn adopt(listener: UnixListener, engine: &Engine) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self {
-            socket: Socket::new(listener, engine)?,
+            socket: ListeningSocket::new(listener, engine)?,
             file: None,
             shared: true,
             shut: false,
@@ -76,7 +78,7 @@ impl Unix {
         let listened = socket
             .listen(backlog)
             .and_then(|()| socket.set_nonblocking(true))
-            .and_then(|()| Socket::new(socket.into(), engine));
+            .and_then(|()| ListeningSocket::new(socket.into(), engine));
         match listened {
             Ok(socket) => Ok(Self {
                 socket,
@@ -113,7 +115,7 @@ fn accept(listener: &UnixListener) -> io::Result<(Incoming, Address)> {
     // A peer that is gone already has no name any more.
     let peer = stream.peer_addr();
     let peer = peer.map_or(Address::Unnamed, |peer| Address::from_unix(&peer));
-    Ok((Incoming::Socket(connection::Socket::Unix(stream)), peer))
+    Ok((Incoming::Socket(socket::Socket::Unix(stream)), peer))
 }
 
 /// What TCP says of a listener that another who holds it has shut: Linux has it look like a queue
@@ -134,7 +136,7 @@ fn was_shut(listener: &UnixListener) -> Option<io::Error> {
     }
 }
 
-impl Bound for Unix {
+impl RawListener for Unix {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>> {
         if self.shut {
             // Nobody will come any more.

@@ -1,4 +1,4 @@
-//! What happens in a server, told as it happens.
+//! What happens in a server, sent to those who subscribed.
 
 use std::time::Duration;
 
@@ -7,8 +7,6 @@ use async_channel::{Receiver, Sender, TrySendError};
 use crate::address::Address;
 use crate::lifecycle::State;
 use crate::report::Cause;
-use crate::shared::connection::Record;
-use crate::shared::registry::Entry;
 
 /// How many events wait for a receiver before it misses some.
 const CAPACITY: usize = 1024;
@@ -43,74 +41,59 @@ pub enum ServerEvent {
     Missed(u64),
 }
 
-/// What has happened and is not told yet: written under the ledger's lock, in the order in which
-/// it was counted, and told without it, since to wake a receiver is somebody else's code.
+/// The events that happened and are not sent yet: pushed under the registry's lock, in the order in
+/// which they were counted, and sent without it, since to wake a receiver runs somebody else's code.
 #[derive(Debug, Default)]
-pub(crate) struct Outbox {
-    /// Somebody listens.
-    heard: bool,
+pub(super) struct EventQueue {
+    /// There is a subscriber, or was one: that does not go back.
+    has_subscribers: bool,
     events: Vec<ServerEvent>,
     /// The last state on the way to the end.
     state: Option<State>,
 }
 
-impl Outbox {
-    pub(crate) fn opened(&mut self, record: &Record) {
-        self.put(|| ServerEvent::Opened {
-            id: record.id,
-            peer: record.peer(),
-        });
+impl EventQueue {
+    pub(super) fn opened(&mut self, id: u64, peer: impl FnOnce() -> Address) {
+        self.push(|| ServerEvent::Opened { id, peer: peer() });
     }
 
-    pub(crate) fn closed(&mut self, entry: &Entry, cause: Cause, age: Duration) {
-        self.put(|| ServerEvent::Closed {
-            id: entry.id,
-            cause,
-            age,
-            bytes_in: entry.bytes_in,
-            bytes_out: entry.bytes_out,
-        });
-    }
-
-    /// Who raises the phase is not always the first to tell of it: no state is told after a later
-    /// one, and the drain before what follows it.
-    pub(crate) fn state(&mut self, state: State) {
+    /// Queues a change of the state. The thread that raises the phase is not always the first to
+    /// come here: no state is sent after a later one, and the drain before what follows it.
+    pub(super) fn state(&mut self, state: State) {
         let drains = |state: &State| state.rank() >= State::Draining.rank();
         if drains(&state) || self.state.is_some() {
-            if self.state.is_some_and(|told| told.rank() >= state.rank()) {
+            if self.state.is_some_and(|last| last.rank() >= state.rank()) {
                 return;
             }
             if self.state.is_none() && state != State::Draining {
-                self.put(|| ServerEvent::State(State::Draining));
+                self.push(|| ServerEvent::State(State::Draining));
             }
             self.state = Some(state);
         }
-        self.put(|| ServerEvent::State(state));
+        self.push(|| ServerEvent::State(state));
     }
 
-    /// Whether somebody listens, or has: that does not go back.
-    pub(crate) fn is_heard(&self) -> bool {
-        self.heard
+    pub(super) fn has_subscribers(&self) -> bool {
+        self.has_subscribers
     }
 
-    fn put(&mut self, event: impl FnOnce() -> ServerEvent) {
-        if self.heard {
+    pub(super) fn push(&mut self, event: impl FnOnce() -> ServerEvent) {
+        if self.has_subscribers {
             self.events.push(event());
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.events.is_empty()
     }
 
-    pub(crate) fn take(&mut self) -> Vec<ServerEvent> {
+    pub(super) fn take(&mut self) -> Vec<ServerEvent> {
         std::mem::take(&mut self.events)
     }
 }
 
-/// Those who listen.
 #[derive(Debug, Default)]
-pub(crate) struct Subscribers(Vec<Subscriber>);
+pub(super) struct Subscribers(Vec<Subscriber>);
 
 #[derive(Debug)]
 struct Subscriber {
@@ -119,20 +102,20 @@ struct Subscriber {
 }
 
 impl Subscribers {
-    /// One more, who is told what is put into `outbox` from now on.
-    pub(crate) fn add(&mut self, outbox: &mut Outbox) -> Receiver<ServerEvent> {
+    /// Adds a subscriber, which is sent what is pushed to `queue` from now on.
+    pub(super) fn add(&mut self, queue: &mut EventQueue) -> Receiver<ServerEvent> {
         let (sender, receiver) = async_channel::bounded(CAPACITY);
-        if outbox.state != Some(State::Closed) {
-            outbox.heard = true;
+        if queue.state != Some(State::Closed) {
+            queue.has_subscribers = true;
             self.0.push(Subscriber { sender, missed: 0 });
         }
         receiver
     }
 
-    /// Tells everybody; the end of the server is the end of the channels.
-    pub(crate) fn tell(&mut self, events: Vec<ServerEvent>) {
+    /// Sends events to every subscriber; the end of the server is the end of the channels.
+    pub(super) fn send(&mut self, events: Vec<ServerEvent>) {
         for event in events {
-            self.0.retain_mut(|subscriber| subscriber.tell(&event));
+            self.0.retain_mut(|subscriber| subscriber.send(&event));
             if event == ServerEvent::State(State::Closed) {
                 self.0.drain(..).for_each(Subscriber::end);
             }
@@ -141,8 +124,8 @@ impl Subscribers {
 }
 
 impl Subscriber {
-    /// Never waits; `false` where nobody listens any more.
-    fn tell(&mut self, event: &ServerEvent) -> bool {
+    /// Sends an event without waiting; `false` where the receiver is gone.
+    fn send(&mut self, event: &ServerEvent) -> bool {
         if self.missed > 0 {
             match self.sender.try_send(ServerEvent::Missed(self.missed)) {
                 Ok(()) => self.missed = 0,
@@ -163,11 +146,12 @@ impl Subscriber {
         }
     }
 
-    /// A receiver that missed something is told so in place of the oldest that it has not taken.
+    /// Ends the channel. A receiver that missed events is told so in place of the oldest that it has
+    /// not taken.
     fn end(self) {
         if self.missed > 0 {
-            let told = self.sender.try_send(ServerEvent::Missed(self.missed));
-            if let Err(TrySendError::Full(_)) = told {
+            let sent = self.sender.try_send(ServerEvent::Missed(self.missed));
+            if let Err(TrySendError::Full(_)) = sent {
                 let _gone = self.sender.force_send(ServerEvent::Missed(self.missed + 1));
             }
         }

@@ -1,23 +1,25 @@
-//! What has ids that only grow, in their order.
+//! A map of ids that only grow, in their order.
 
-/// How many gaps are always let be.
+/// How many gaps are never closed.
 const GAPS: usize = 32;
 
-/// A list in the order of ids. A new one comes last, any is found by halving, and one that is taken
-/// out leaves a gap; when the gaps are more than the rest they are closed, which so costs each of
-/// them one move. It takes 16 bytes for a pointer and its id, half of what a tree does.
+/// A list in the order of ids. A new entry comes last, any is found by halving, and an entry that is
+/// removed leaves a gap; when the gaps are more than the rest they are closed, so each removal costs
+/// one move on the average. An entry of a pointer takes 16 bytes, half of what it takes in a tree.
 #[derive(Debug)]
-pub(crate) struct ById<T> {
+pub(crate) struct IdMap<T> {
     entries: Vec<(u64, Option<T>)>,
     len: usize,
 }
 
-impl<T> ById<T> {
-    pub(crate) fn len(&self) -> usize {
+impl<T> IdMap<T> {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.len
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.len == 0
     }
 
@@ -29,13 +31,13 @@ impl<T> ById<T> {
     }
 
     pub(crate) fn get(&self, id: u64) -> Option<&T> {
-        let place = self.place(id)?;
-        self.entries[place].1.as_ref()
+        let index = self.index(id)?;
+        self.entries[index].1.as_ref()
     }
 
     pub(crate) fn remove(&mut self, id: u64) -> Option<T> {
-        let place = self.place(id)?;
-        let removed = self.entries[place].1.take()?;
+        let index = self.index(id)?;
+        let removed = self.entries[index].1.take()?;
         self.len -= 1;
         while self
             .entries
@@ -44,7 +46,7 @@ impl<T> ById<T> {
         {
             self.entries.pop();
         }
-        // Also of room, after many were there for once.
+        // The room of a time when there were many is given back, too.
         let gaps = self.entries.len() > 2 * self.len + GAPS;
         if gaps || self.entries.capacity() > 8 * (self.len + GAPS) {
             self.close_gaps();
@@ -56,7 +58,7 @@ impl<T> ById<T> {
         self.entries.iter().filter_map(|(_, value)| value.as_ref())
     }
 
-    fn place(&self, id: u64) -> Option<usize> {
+    fn index(&self, id: u64) -> Option<usize> {
         self.entries.binary_search_by_key(&id, |(id, _)| *id).ok()
     }
 
@@ -69,7 +71,7 @@ impl<T> ById<T> {
     }
 }
 
-impl<T> Default for ById<T> {
+impl<T> Default for IdMap<T> {
     fn default() -> Self {
         Self {
             entries: Vec::new(),
@@ -84,7 +86,7 @@ mod tests {
 
     use super::*;
 
-    fn assert_same(list: &ById<u64>, tree: &BTreeMap<u64, u64>) {
+    fn assert_same(list: &IdMap<u64>, tree: &BTreeMap<u64, u64>) {
         assert_eq!(list.len(), tree.len());
         assert_eq!(list.is_empty(), tree.is_empty());
         assert!(list.values().eq(tree.values()));
@@ -93,7 +95,7 @@ mod tests {
     /// In orders of all kinds, against what the standard library has for it.
     #[test]
     fn it_holds_what_a_tree_would() {
-        let (mut list, mut tree) = (ById::default(), BTreeMap::new());
+        let (mut list, mut tree) = (IdMap::default(), BTreeMap::new());
         let mut state = 1_u64;
         for id in 1..5000_u64 {
             list.push(id, 10 * id);
@@ -114,7 +116,7 @@ mod tests {
     /// Those who came last go first, and leave no gaps.
     #[test]
     fn room_is_given_back_in_whatever_order_they_go() {
-        let mut list = ById::default();
+        let mut list = IdMap::default();
         for id in 0..100_000 {
             list.push(id, ());
         }
@@ -127,7 +129,7 @@ mod tests {
 
     #[test]
     fn one_that_stays_does_not_keep_the_room_of_those_who_went() {
-        let mut list = ById::default();
+        let mut list = IdMap::default();
         list.push(0, ());
         for id in 1..100_000 {
             list.push(id, ());

@@ -1,544 +1,431 @@
-//! The tracked connections of one server: a record each, and the ledger that balances.
+//! The tracked connections of one server, by id.
 //!
-//! 1. A connection is in the ledger from the moment `accept` returned it until its socket is
-//!    closed; the ledger's counts change together, under one lock.
-//! 2. On the hot path nobody takes that lock.
+//! 1. A connection is in the registry from the moment `accept` returned it until its socket is
+//!    closed; the list and the ledger change together, under one lock.
+//! 2. On the hot path that lock is not taken, and no code of others runs under it.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::time::Duration;
 
 use async_channel::Receiver;
 use event_listener::Event;
 
-use crate::handle::Shared;
+use super::Shared;
+use super::connection::{Arrival, ConnectionState};
+use super::events::{EventQueue, ServerEvent, Subscribers};
+use super::id_map::IdMap;
+use super::ledger::{CloseKind, Closing, Ledger};
 use crate::lifecycle::State;
-use crate::report::{AcceptErrors, Limited, Stats, Straggler, Waiting};
-use crate::shared::connection::{Arrival, Record, bit};
+use crate::report::{AcceptErrors, Cause, ConnectionInfo, Stats, Straggler, Waiting};
+use crate::socket::readiness::flag;
 use crate::sync::{lock, notify};
 
-use crate::report::{Cause, ConnectionInfo};
-use crate::shared::events::{Outbox, ServerEvent, Subscribers};
-use crate::shared::id_map::ById;
-
-/// How a connection ended, as the ledger counts it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    Completed,
-    Failed,
-    Panicked,
-    Aborted,
-    Detached,
-    Rejected,
-}
-
-#[derive(Debug)]
-pub(crate) struct Group {
-    ledger: Mutex<Ledger>,
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    inner: Mutex<Inner>,
     subscribers: Mutex<Subscribers>,
-    /// Notified when a place may have become free, or a pause has ended.
-    pub(crate) vacancy: Event,
-    /// Notified when the group may be empty.
+    /// Notified when nothing may be left.
     pub(crate) empty: Event,
-    /// Connections that hold a place.
-    seated: AtomicUsize,
-    max: AtomicUsize,
-    paused: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Ledger {
-    records: ById<Weak<Record>>,
-    /// How many of them come from one address; kept only where that is limited.
-    by_peer: HashMap<IpAddr, usize>,
-    accepted: u64,
-    completed: u64,
-    failed: u64,
-    panicked: u64,
-    aborted: u64,
-    detached: u64,
-    rejected: u64,
-    peak: u64,
-    tracked: u64,
-    /// Of those that ended.
-    bytes_in: u64,
-    bytes_out: u64,
-    accept_errors: AcceptErrors,
-    limited: Limited,
-    /// Connections whose handlers wait for the server to close.
-    insiders: u64,
-    /// The drain was announced: it is to whoever comes now, too.
-    told: bool,
-    /// Everybody was cut: whoever comes now is, too.
-    cut: bool,
-    /// The server's task is gone; nobody else will note that the group is empty.
-    pub(crate) orphaned: bool,
-    /// Accept loops beside the server's own task. They may be about to take somebody in.
-    doorkeepers: u64,
-    pub(crate) stragglers: Vec<Straggler>,
-    outbox: Outbox,
+struct Inner {
+    connections: IdMap<Weak<ConnectionState>>,
+    ledger: Ledger,
+    events: EventQueue,
+    /// All connections were asked to end: so is each that comes now.
+    draining: bool,
+    /// All connections were aborted: so is each that comes now.
+    aborting: bool,
 }
 
-impl Group {
-    pub(crate) fn new(max_connections: Option<usize>) -> Self {
-        Self {
-            ledger: Mutex::default(),
-            subscribers: Mutex::default(),
-            vacancy: Event::new(),
-            empty: Event::new(),
-            seated: AtomicUsize::new(0),
-            max: AtomicUsize::new(max_connections.unwrap_or(usize::MAX)),
-            paused: AtomicBool::new(false),
+/// A connection's way in and out.
+impl Registry {
+    /// Enters a peer that was accepted. From here on it is counted, wherever it ends.
+    pub(crate) fn open(&self, server: &Arc<Shared>, arrival: Arrival) -> Arc<ConnectionState> {
+        let accepted = server.uptime();
+        let mut inner = self.inner();
+        let mut flags = flag::READER | flag::WRITER | flag::QUEUED;
+        if inner.draining {
+            flags |= flag::DRAINING;
+            if !server.config.first_byte_grace.is_zero() {
+                flags |= flag::FIRST_BYTE_GRACE;
+            }
+        }
+        if inner.aborting {
+            flags |= flag::ABORT;
+        }
+        let id = inner.ledger.open();
+        let connection = ConnectionState::new(id, server.clone(), arrival, flags, accepted);
+        let connection = Arc::new(connection);
+        inner.connections.push(id, Arc::downgrade(&connection));
+        inner.events.opened(id, || connection.peer());
+        self.unlock_and_deliver(inner);
+        connection
+    }
+
+    /// Begins to count the end of a connection; `None` where that has been done. The bytes move from
+    /// the connection to the ledger, so that no sum ever goes back.
+    pub(crate) fn begin_close(&self, connection: &ConnectionState) -> Option<Closing> {
+        let mut inner = self.inner();
+        let word = connection.set(flag::COUNTED);
+        if word & flag::COUNTED != 0 {
+            return None;
+        }
+        let has_peer_permit = word & flag::HAS_PEER_PERMIT != 0;
+        let closing = Closing {
+            id: connection.id(),
+            bytes_in: connection.received.load(Relaxed),
+            bytes_out: connection.sent.load(Relaxed),
+            accepted: connection.accepted(),
+            has_permit: word & flag::QUEUED == 0,
+            is_self_waiter: word & flag::SELF_WAITER != 0,
+            peer_permit: has_peer_permit.then(|| connection.peer().ip()).flatten(),
+        };
+        inner.ledger.bytes_in += closing.bytes_in;
+        inner.ledger.bytes_out += closing.bytes_out;
+        Some(closing)
+    }
+
+    /// Counts the end of a connection, whose socket is closed; `true` where the caller is the last
+    /// and has to close the server. The `uptime` is asked for only where somebody listens to events.
+    pub(super) fn close(
+        &self,
+        closing: Closing,
+        kind: CloseKind,
+        cause: Cause,
+        uptime: impl FnOnce() -> Duration,
+    ) -> bool {
+        let mut inner = self.inner();
+        let mut age = Duration::ZERO;
+        if inner.events.has_subscribers() {
+            // Outside the lock: the clock is somebody else's code.
+            drop(inner);
+            age = uptime().saturating_sub(closing.accepted);
+            inner = self.inner();
+        }
+        inner.connections.remove(closing.id);
+        inner.ledger.close(&closing, kind, &cause);
+        inner.events.push(|| ServerEvent::Closed {
+            id: closing.id,
+            cause,
+            age,
+            bytes_in: closing.bytes_in,
+            bytes_out: closing.bytes_out,
+        });
+        let may_be_empty = inner.ledger.only_self_waiters();
+        let is_last = inner.ledger.driver_lost && inner.ledger.is_empty();
+        self.unlock_and_deliver(inner);
+        if may_be_empty {
+            notify(&self.empty);
+        }
+        is_last
+    }
+
+    /// Takes one of the permits of the peer's address; `false` where all `max` are used up.
+    pub(crate) fn acquire_peer_permit(&self, connection: &ConnectionState, max: usize) -> bool {
+        let Some(ip) = connection.peer().ip() else {
+            return true;
+        };
+        let mut inner = self.inner();
+        let has_permit = inner.ledger.acquire_peer_permit(ip, max);
+        if has_permit {
+            // Under the lock, so that an end which is counted from now on gives the permit back.
+            connection.set(flag::HAS_PEER_PERMIT);
+        }
+        has_permit
+    }
+}
+
+/// All connections at once.
+impl Registry {
+    pub(crate) fn find(&self, id: u64) -> Option<Arc<ConnectionState>> {
+        self.inner().connections.get(id)?.upgrade()
+    }
+
+    /// The open connections, in the order they came. Returns strong references. Drop them soon: the
+    /// socket closes with the last one.
+    fn all(&self) -> Vec<Arc<ConnectionState>> {
+        self.inner()
+            .connections
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    /// Asks all connections to end, and each that comes from now on, through the sweep.
+    pub(crate) fn drain_all(&self, uptime: Duration) {
+        self.inner().draining = true;
+        self.drain_open(uptime);
+    }
+
+    /// Asks the open connections to end.
+    pub(crate) fn drain_open(&self, uptime: Duration) {
+        for connection in self.all() {
+            connection.notify_drain(uptime);
         }
     }
 
-    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        lock(&self.ledger)
+    /// Aborts all connections, and each that comes from now on.
+    pub(crate) fn abort_all(&self) {
+        self.inner().aborting = true;
+        self.abort_open();
     }
 
+    /// Aborts the open connections.
+    pub(crate) fn abort_open(&self) {
+        for connection in self.all() {
+            connection.abort();
+        }
+    }
+
+    pub(crate) fn connections(&self, uptime: Duration) -> Vec<ConnectionInfo> {
+        let info = |connection: Arc<ConnectionState>| ConnectionInfo {
+            id: connection.id(),
+            peer: connection.peer(),
+            age: connection.age(uptime),
+            busy: connection.is_busy(),
+            waiting: connection.waiting(),
+            bytes_in: connection.received.load(Relaxed),
+            bytes_out: connection.sent.load(Relaxed),
+        };
+        self.all().into_iter().map(info).collect()
+    }
+
+    /// The open connections as stragglers, in the order they came.
+    pub(crate) fn stragglers(&self, uptime: Duration) -> Vec<Straggler> {
+        self.all()
+            .iter()
+            .map(|connection| connection.straggler(uptime))
+            .collect()
+    }
+
+    /// Keeps the stragglers for the report. The first list is the longest, and stays.
+    pub(crate) fn record_stragglers(&self, left: &[Straggler]) {
+        let mut inner = self.inner();
+        if inner.ledger.stragglers.is_empty() {
+            inner.ledger.stragglers = left.to_vec();
+        }
+    }
+
+    pub(super) fn recorded_stragglers(&self) -> Vec<Straggler> {
+        self.inner().ledger.stragglers.clone()
+    }
+
+    /// Counts the connections that cannot be dropped as aborted: their handlers block their threads,
+    /// or they wait behind one that does.
+    pub(crate) fn abandon_all(&self, server: &Shared) {
+        for connection in self.all() {
+            let is_blocked = connection.is_in_handler();
+            let Some(closing) = self.begin_close(&connection) else {
+                continue;
+            };
+            if is_blocked {
+                let mut inner = self.inner();
+                let mut stragglers = inner.ledger.stragglers.iter_mut();
+                if let Some(straggler) = stragglers.find(|it| it.id == connection.id()) {
+                    straggler.waiting = Waiting::Blocked;
+                }
+            }
+            server.close_connection(closing, CloseKind::Aborted, Cause::Aborted);
+        }
+        self.inner().ledger.tracked = 0;
+    }
+
+    /// The connections whose handlers a thread is in now and that the log has not named, each with
+    /// its number of steps.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn in_handlers(&self) -> Vec<(u64, u32)> {
+        let mut inside = Vec::new();
+        for connection in self.all() {
+            if connection.is_in_handler() && !connection.has(flag::BLOCKED) {
+                inside.push((connection.id(), connection.handler_steps()));
+            }
+        }
+        inside
+    }
+
+    /// Names in the log the handlers that block their threads, once each: those that are where they
+    /// were when `inside` was taken.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn log_blocked(&self, inside: &[(u64, u32)]) {
+        for &(id, steps) in inside {
+            let Some(connection) = self.find(id) else {
+                continue;
+            };
+            if steps % 2 == 1 && connection.handler_steps() == steps {
+                connection.set(flag::BLOCKED);
+                let peer = connection.peer();
+                log::warn!(
+                    target: "gracious", conn = id, peer:%;
+                    "the handler of connection {id} from {peer} blocks a thread",
+                );
+            }
+        }
+    }
+}
+
+/// The counts.
+impl Registry {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
+    }
+
+    pub(crate) fn active(&self) -> u64 {
+        self.inner().ledger.active()
+    }
+
+    /// How many connections and tracked futures are left.
+    pub(crate) fn left(&self) -> u64 {
+        self.inner().ledger.left()
+    }
+
+    /// Whether an accept loop may yet accept a peer.
+    pub(crate) fn is_accepting(&self) -> bool {
+        self.inner().ledger.is_accepting()
+    }
+
+    pub(crate) fn only_self_waiters(&self) -> bool {
+        self.inner().ledger.only_self_waiters()
+    }
+
+    /// Waits until nothing is left.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let empty = self.empty.listen();
+            if self.inner().ledger.is_empty() {
+                return;
+            }
+            empty.await;
+        }
+    }
+
+    pub(crate) fn set_driver_lost(&self) {
+        self.inner().ledger.driver_lost = true;
+    }
+
+    /// Whether the server's task is gone and nothing is left.
+    pub(super) fn is_abandoned(&self) -> bool {
+        let inner = self.inner();
+        inner.ledger.driver_lost && inner.ledger.is_empty()
+    }
+
+    pub(crate) fn count_accept_error(&self, count: impl FnOnce(&mut AcceptErrors)) {
+        count(&mut self.inner().ledger.accept_errors);
+    }
+
+    /// An accept loop begins beside the server's own task.
+    pub(crate) fn acceptor_started(&self) {
+        self.inner().ledger.acceptors += 1;
+    }
+
+    pub(crate) fn acceptor_ended(&self) {
+        self.inner().ledger.acceptors -= 1;
+        notify(&self.empty);
+    }
+
+    /// A future is tracked: awaited at a drain, and counted apart.
+    pub(crate) fn track(&self) {
+        self.inner().ledger.tracked += 1;
+    }
+
+    pub(crate) fn untrack(&self) {
+        let mut inner = self.inner();
+        inner.ledger.tracked = inner.ledger.tracked.saturating_sub(1);
+        let may_be_empty = inner.ledger.only_self_waiters();
+        drop(inner);
+        if may_be_empty {
+            notify(&self.empty);
+        }
+    }
+
+    /// A handler begins to wait for its own server; `false` where its connection is no more.
+    pub(crate) fn begin_self_wait(&self, connection: &ConnectionState) -> bool {
+        let mut inner = self.inner();
+        let word = connection.set(flag::SELF_WAITER);
+        if word & flag::COUNTED != 0 {
+            return false;
+        }
+        connection.count_self_waits(|waits| waits + 1);
+        if word & flag::SELF_WAITER == 0 {
+            inner.ledger.self_waiters += 1;
+        }
+        drop(inner);
+        notify(&self.empty);
+        true
+    }
+
+    pub(crate) fn end_self_wait(&self, connection: &ConnectionState) {
+        let mut inner = self.inner();
+        if connection.count_self_waits(|waits| waits - 1) > 0 {
+            return;
+        }
+        // Where the connection's end was counted in between, `Ledger::close` counts it off.
+        if connection.clear(flag::SELF_WAITER) & flag::COUNTED == 0 {
+            inner.ledger.self_waiters -= 1;
+        }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let inner = self.inner();
+        let open: Vec<_> = inner
+            .connections
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect();
+        let (mut bytes_in, mut bytes_out) = (0, 0);
+        // The bytes of a connection whose end was counted are in the ledger.
+        for connection in open.iter().filter(|it| !it.has(flag::COUNTED)) {
+            bytes_in += connection.received.load(Relaxed);
+            bytes_out += connection.sent.load(Relaxed);
+        }
+        let stats = inner.ledger.stats(bytes_in, bytes_out);
+        drop(inner);
+        // After the lock: the last owner of a connection runs destructors.
+        drop(open);
+        stats
+    }
+}
+
+/// The events.
+impl Registry {
     pub(crate) fn subscribe(&self) -> Receiver<ServerEvent> {
         let mut subscribers = lock(&self.subscribers);
-        // What happened before is the others' to hear.
-        let events = self.ledger().outbox.take();
-        subscribers.tell(events);
-        let receiver = subscribers.add(&mut self.ledger().outbox);
+        // Events that happened before are for the earlier subscribers alone.
+        let events = self.inner().events.take();
+        subscribers.send(events);
+        let receiver = subscribers.add(&mut self.inner().events);
         drop(subscribers);
         self.deliver();
         receiver
     }
 
     pub(crate) fn publish(&self, state: State) {
-        self.ledger().outbox.state(state);
-        self.deliver();
+        let mut inner = self.inner();
+        inner.events.state(state);
+        self.unlock_and_deliver(inner);
     }
 
-    /// Tells what is in the outbox. Who finds somebody at it leaves it to them: they look again
-    /// after they have let go.
+    fn unlock_and_deliver(&self, inner: MutexGuard<'_, Inner>) {
+        let is_delivered = inner.events.is_empty();
+        drop(inner);
+        if !is_delivered {
+            self.deliver();
+        }
+    }
+
+    /// Sends the events in the queue. A thread that finds another at it leaves them to that one,
+    /// which looks again after it has let go of the lock.
     fn deliver(&self) {
-        while !self.ledger().outbox.is_empty() {
+        while !self.inner().events.is_empty() {
             let mut subscribers = match self.subscribers.try_lock() {
                 Ok(subscribers) => subscribers,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
-            let events = self.ledger().outbox.take();
-            subscribers.tell(events);
+            let events = self.inner().events.take();
+            subscribers.send(events);
         }
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        self.seated.load(SeqCst) >= self.max.load(SeqCst)
-    }
-
-    pub(crate) fn set_max(&self, max_connections: Option<usize>) {
-        self.max
-            .store(max_connections.unwrap_or(usize::MAX), SeqCst);
-        notify(&self.vacancy);
-    }
-
-    pub(crate) fn is_paused(&self) -> bool {
-        self.paused.load(SeqCst)
-    }
-
-    pub(crate) fn set_paused(&self, paused: bool) {
-        self.paused.store(paused, SeqCst);
-        notify(&self.vacancy);
-    }
-
-    /// Takes a peer in. From here on it is counted, wherever it ends.
-    pub(crate) fn open(&self, server: &Arc<Shared>, arrival: Arrival) -> Arc<Record> {
-        let accepted = server.uptime();
-        let mut ledger = self.ledger();
-        ledger.accepted += 1;
-        let mut word = bit::READER | bit::WRITER | bit::HELD;
-        if ledger.told {
-            word |= bit::TOLD;
-            if !server.config.first_byte_grace.is_zero() {
-                word |= bit::GRACE;
-            }
-        }
-        if ledger.cut {
-            word |= bit::ABORT;
-        }
-        let id = ledger.accepted;
-        let record = Arc::new(Record::new(id, server.clone(), arrival, word, accepted));
-        ledger.records.push(record.id, Arc::downgrade(&record));
-        ledger.peak = ledger.peak.max(ledger.records.len() as u64);
-        ledger.outbox.opened(&record);
-        let told = ledger.outbox.is_empty();
-        drop(ledger);
-        if !told {
-            self.deliver();
-        }
-        record
-    }
-
-    pub(crate) fn is_limited(&self) -> bool {
-        self.max.load(SeqCst) < usize::MAX
-    }
-
-    /// Takes a connection's place from it.
-    pub(crate) fn unseat(&self, record: &Record) {
-        if record.set(bit::HELD) & bit::HELD == 0 {
-            self.seated.fetch_sub(1, SeqCst);
-            notify(&self.vacancy);
-        }
-    }
-
-    /// Gives a connection its place; `false` where there is none.
-    pub(crate) fn seat(&self, record: &Record) -> bool {
-        let one_more = |seated| (seated < self.max.load(SeqCst)).then_some(seated + 1);
-        let seated = self.seated.fetch_update(SeqCst, SeqCst, one_more).is_ok();
-        if seated {
-            record.clear(bit::HELD);
-        }
-        seated
-    }
-
-    /// Takes a connection's part of its peer's share; `false` where that is used up.
-    pub(crate) fn take_share(&self, record: &Record, share: usize) -> bool {
-        let Some(ip) = record.peer().ip() else {
-            return true;
-        };
-        let mut ledger = self.ledger();
-        let count = ledger.by_peer.entry(ip).or_default();
-        let has_share = *count < share;
-        if has_share {
-            *count += 1;
-            record.set(bit::SHARES);
-        }
-        has_share
-    }
-
-    /// Enters the end of a connection, whose socket is closed, into the ledger, once; `true` where
-    /// that leaves the server to be closed by whoever is last. Where nobody listens to what happens,
-    /// nobody asks for the `uptime`.
-    pub(crate) fn close(
-        &self,
-        entry: Entry,
-        ending: Ending,
-        cause: Cause,
-        uptime: impl FnOnce() -> Duration,
-    ) -> bool {
-        let mut ledger = self.ledger();
-        let mut age = Duration::ZERO;
-        if ledger.outbox.is_heard() {
-            // Not under the lock: the clock is somebody else's code.
-            drop(ledger);
-            age = uptime().saturating_sub(entry.accepted);
-            ledger = self.ledger();
-        }
-        ledger.records.remove(entry.id);
-        *match ending {
-            Ending::Completed => &mut ledger.completed,
-            Ending::Failed => &mut ledger.failed,
-            Ending::Panicked => &mut ledger.panicked,
-            Ending::Aborted => &mut ledger.aborted,
-            Ending::Detached => &mut ledger.detached,
-            Ending::Rejected => &mut ledger.rejected,
-        } += 1;
-        match cause {
-            Cause::IdleTimeout => ledger.limited.idle += 1,
-            Cause::FirstByteTimeout => ledger.limited.first_byte += 1,
-            Cause::MaxAge => ledger.limited.age += 1,
-            _ => {}
-        }
-        if let Some(ip) = entry.shares {
-            if let Some(count) = ledger.by_peer.get_mut(&ip) {
-                *count -= 1;
-                if *count == 0 {
-                    ledger.by_peer.remove(&ip);
-                }
-            }
-        }
-        if entry.insider {
-            ledger.insiders -= 1;
-        }
-        if entry.seated {
-            self.seated.fetch_sub(1, SeqCst);
-        }
-        ledger.outbox.closed(&entry, cause, age);
-        let quiet = ledger.is_quiet();
-        let last = ledger.orphaned && ledger.is_empty();
-        let told = ledger.outbox.is_empty();
-        drop(ledger);
-        if !told {
-            self.deliver();
-        }
-        notify(&self.vacancy);
-        if quiet {
-            notify(&self.empty);
-        }
-        last
-    }
-
-    /// Announces the drain to everybody inside, and to whoever comes through the sweep.
-    pub(crate) fn tell_all(&self, uptime: Duration) {
-        self.ledger().told = true;
-        self.tell_open(uptime);
-    }
-
-    /// Announces the drain to those inside now.
-    pub(crate) fn tell_open(&self, uptime: Duration) {
-        for record in self.records() {
-            record.tell(uptime);
-        }
-    }
-
-    /// Cuts everybody, and whoever comes from now on.
-    pub(crate) fn abort_all(&self) {
-        self.ledger().cut = true;
-        self.abort_open();
-    }
-
-    /// Cuts those inside now.
-    pub(crate) fn abort_open(&self) {
-        for record in self.records() {
-            record.abort();
-        }
-    }
-
-    pub(crate) fn find(&self, id: u64) -> Option<Arc<Record>> {
-        self.ledger().records.get(id)?.upgrade()
-    }
-
-    /// Strong for a moment only: a record's last owner closes its socket.
-    fn records(&self) -> Vec<Arc<Record>> {
-        self.ledger()
-            .records
-            .values()
-            .filter_map(Weak::upgrade)
-            .collect()
-    }
-
-    /// Who is left, in the order they came.
-    pub(crate) fn stragglers(&self, uptime: Duration) -> Vec<Straggler> {
-        self.records()
-            .iter()
-            .map(|record| record.straggler(uptime))
-            .collect()
-    }
-
-    /// Counts those that cannot be dropped, because they block their threads or wait behind one
-    /// that does, as aborted.
-    pub(crate) fn write_off(&self, uptime: Duration) {
-        for record in self.records() {
-            let blocked = record.is_inside();
-            let Some(entry) = self.begin_end(&record) else {
-                continue;
-            };
-            if blocked {
-                let mut ledger = self.ledger();
-                if let Some(straggler) = ledger.stragglers.iter_mut().find(|s| s.id == record.id) {
-                    straggler.waiting = Waiting::Blocked;
-                }
-            }
-            self.close(entry, Ending::Aborted, Cause::Aborted, || uptime);
-        }
-        let mut ledger = self.ledger();
-        ledger.tracked = 0;
-    }
-
-    /// The connections whose handlers a thread is inside of now, and whom nobody has been told of,
-    /// each with the number of its poll.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn inside(&self) -> Vec<(u64, u32)> {
-        let mut inside = Vec::new();
-        for record in self.records() {
-            if record.is_inside() && !record.has(bit::BLOCKED) {
-                inside.push((record.id, record.polls()));
-            }
-        }
-        inside
-    }
-
-    /// Tells the operator of handlers that block their threads, once each: those that are where
-    /// they were. The others had just something to do.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn name_blocked(&self, inside: &[(u64, u32)]) {
-        for &(id, polls) in inside {
-            let Some(record) = self.find(id) else {
-                continue;
-            };
-            if polls % 2 == 1 && record.polls() == polls {
-                record.set(bit::BLOCKED);
-                log::warn!(
-                    target: "gracious", conn = record.id, peer:% = record.peer();
-                    "the handler of connection {} from {} blocks a thread", record.id, record.peer(),
-                );
-            }
-        }
-    }
-
-    pub(crate) fn count_accept_error(&self, count: impl FnOnce(&mut AcceptErrors)) {
-        count(&mut self.ledger().accept_errors);
-    }
-
-    pub(crate) fn post_doorkeeper(&self) {
-        self.ledger().doorkeepers += 1;
-    }
-
-    pub(crate) fn relieve_doorkeeper(&self) {
-        self.ledger().doorkeepers -= 1;
-        notify(&self.vacancy);
-        notify(&self.empty);
-    }
-
-    /// A future that is awaited at a drain, and counted apart.
-    pub(crate) fn track(&self) {
-        self.ledger().tracked += 1;
-    }
-
-    pub(crate) fn untrack(&self) {
-        let mut ledger = self.ledger();
-        ledger.tracked = ledger.tracked.saturating_sub(1);
-        let quiet = ledger.is_quiet();
-        drop(ledger);
-        if quiet {
-            notify(&self.empty);
-        }
-    }
-
-    /// A handler begins to wait for its own server; `false` where its connection is no more.
-    pub(crate) fn enter(&self, record: &Record) -> bool {
-        let mut ledger = self.ledger();
-        let word = record.set(bit::INSIDER);
-        if word & bit::COUNTED != 0 {
-            return false;
-        }
-        record.count_waits(|waits| waits + 1);
-        if word & bit::INSIDER == 0 {
-            ledger.insiders += 1;
-        }
-        drop(ledger);
-        notify(&self.empty);
-        true
-    }
-
-    pub(crate) fn leave(&self, record: &Record) {
-        let mut ledger = self.ledger();
-        if record.count_waits(|waits| waits - 1) > 0 {
-            return;
-        }
-        // Where the connection's end has come in between, `close` takes the insider off.
-        if record.clear(bit::INSIDER) & bit::COUNTED == 0 {
-            ledger.insiders -= 1;
-        }
-    }
-
-    pub(crate) fn stats(&self) -> Stats {
-        let ledger = self.ledger();
-        let records: Vec<_> = ledger.records.values().filter_map(Weak::upgrade).collect();
-        let stats = ledger.stats(&records);
-        // The records go after the lock: the last owner of one runs destructors.
-        drop(ledger);
-        stats
-    }
-
-    pub(crate) fn connections(&self, uptime: Duration) -> Vec<ConnectionInfo> {
-        let info = |record: Arc<Record>| ConnectionInfo {
-            id: record.id,
-            peer: record.peer(),
-            age: record.age(uptime),
-            busy: record.is_busy(),
-            waiting: record.waiting(),
-            bytes_in: record.received.load(Relaxed),
-            bytes_out: record.sent.load(Relaxed),
-        };
-        self.records().into_iter().map(info).collect()
-    }
-}
-
-impl Ledger {
-    pub(crate) fn active(&self) -> u64 {
-        self.records.len() as u64
-    }
-
-    /// Nobody is left, or only those who wait for exactly that.
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.active() <= self.insiders && self.tracked == 0 && !self.is_attended()
-    }
-
-    /// Connections and tracked futures.
-    pub(crate) fn left(&self) -> u64 {
-        self.active() + self.tracked
-    }
-
-    /// Nobody is left.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.tracked == 0 && !self.is_attended()
-    }
-
-    /// Somebody may yet be taken in.
-    pub(crate) fn is_attended(&self) -> bool {
-        self.doorkeepers > 0
-    }
-
-    fn stats(&self, records: &[Arc<Record>]) -> Stats {
-        let moved = |count: fn(&Record) -> &AtomicU64| -> u64 {
-            // The bytes of the others are in the ledger.
-            let open = records.iter().filter(|record| !record.has(bit::COUNTED));
-            open.map(|record| count(record).load(Relaxed)).sum()
-        };
-        let errors = self.accept_errors;
-        Stats {
-            accepted: self.accepted,
-            completed: self.completed,
-            failed: self.failed,
-            panicked: self.panicked,
-            aborted: self.aborted,
-            detached: self.detached,
-            rejected: self.rejected,
-            active: self.active(),
-            peak: self.peak,
-            tracked: self.tracked,
-            accept_errors: errors.peer + errors.shortage + errors.listener,
-            accept_errors_by: errors,
-            limited: self.limited,
-            bytes_in: self.bytes_in + moved(|record| &record.received),
-            bytes_out: self.bytes_out + moved(|record| &record.sent),
-        }
-    }
-}
-
-/// What the ledger needs of a connection that ends, apart from its record: that is dropped first,
-/// so that the socket is closed when the end is counted.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) id: u64,
-    pub(crate) bytes_in: u64,
-    pub(crate) bytes_out: u64,
-    pub(crate) accepted: Duration,
-    seated: bool,
-    insider: bool,
-    shares: Option<IpAddr>,
-}
-
-impl Group {
-    /// Begins the end of a connection; `None` where that has been done. Its bytes move from its
-    /// record to the ledger, so that no sum ever goes back.
-    pub(crate) fn begin_end(&self, record: &Record) -> Option<Entry> {
-        let mut ledger = self.ledger();
-        let word = record.set(bit::COUNTED);
-        if word & bit::COUNTED != 0 {
-            return None;
-        }
-        let entry = Entry {
-            id: record.id,
-            bytes_in: record.received.load(Relaxed),
-            bytes_out: record.sent.load(Relaxed),
-            accepted: record.accepted(),
-            seated: word & bit::HELD == 0,
-            insider: word & bit::INSIDER != 0,
-            shares: (word & bit::SHARES != 0)
-                .then(|| record.peer().ip())
-                .flatten(),
-        };
-        ledger.bytes_in += entry.bytes_in;
-        ledger.bytes_out += entry.bytes_out;
-        Some(entry)
     }
 }

@@ -3,42 +3,39 @@
 //! Everything here takes `&self`, so that the two halves of a connection share a transport without
 //! a lock. A transport of the user's own has one, around each single operation.
 
+use std::any::Any;
 use std::fmt;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice};
 use std::net::{Shutdown, TcpStream};
-#[cfg(target_os = "linux")]
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use async_io::Async;
-use futures_io::{AsyncRead, AsyncWrite};
 
 use crate::address::Address;
-use crate::connection::{Credentials, Socket};
-use crate::listener::Incoming;
-use crate::shared::connection::{Half, Record};
+use crate::socket::readiness::{HalfState, Readiness};
+use crate::socket::{Credentials, Incoming, Socket, SocketRef, Stream};
 use crate::sync::lock;
 #[cfg(target_os = "linux")]
-use crate::workers::{Poller, Slot};
+use crate::workers::{Poller, Registration};
+
+mod reactor;
 
 pub(crate) enum Transport {
+    /// TCP, with the reactor.
     Tcp(Async<TcpStream>),
+    /// Unix, with the reactor.
     Unix(Async<UnixStream>),
     /// Either of them, with a worker's poller.
     #[cfg(target_os = "linux")]
-    Slot(Slot),
-    Own(Box<Mutex<dyn Stream>>),
+    Driven(Registration),
+    /// A transport of the user's own.
+    Custom(Box<Mutex<dyn Stream>>),
 }
 
-/// A transport of the user's own.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-/// Who tells that a socket is ready.
+/// What reports that a socket is ready.
 #[derive(Clone, Debug)]
 pub(crate) enum Engine {
     /// `async-io`, which async-std and smol share.
@@ -48,15 +45,15 @@ pub(crate) enum Engine {
     Workers(Arc<Poller>),
 }
 
-// Words and sharing are a poller's affair, which there is on Linux alone.
+// The word, and sockets that outlive a connection, concern a poller, which there is on Linux alone.
 #[cfg_attr(not(target_os = "linux"), allow(unused_variables))]
 impl Transport {
     pub(crate) fn new(incoming: Incoming, engine: Engine) -> io::Result<Self> {
         Ok(match (incoming, engine) {
-            (Incoming::Own(io), _) => Self::Own(io),
+            (Incoming::Custom(io), _) => Self::Custom(io),
             #[cfg(target_os = "linux")]
             (Incoming::Socket(socket), Engine::Workers(poller)) => {
-                Self::Slot(Slot::new(socket, poller))
+                Self::Driven(Registration::new(socket, poller))
             }
             (Incoming::Socket(Socket::Tcp(stream)), Engine::Reactor) => {
                 Self::Tcp(Async::new_nonblocking(stream)?)
@@ -67,41 +64,53 @@ impl Transport {
         })
     }
 
-    /// Reads, or arranges a wake-up; `word` is its record's as it was last seen. With `look`,
+    /// The socket; none of a transport of the user's own.
+    fn socket(&self) -> Option<SocketRef<'_>> {
+        match self {
+            Self::Tcp(socket) => Some(SocketRef::Tcp(socket.get_ref())),
+            Self::Unix(socket) => Some(SocketRef::Unix(socket.get_ref())),
+            #[cfg(target_os = "linux")]
+            Self::Driven(registration) => Some(registration.socket().as_ref()),
+            Self::Custom(_) => None,
+        }
+    }
+
+    /// Reads, or arranges a wake-up; `word` is the connection's as it was last seen. With `look`,
     /// `Pending` says that the kernel has nothing *now*; without, that nothing was reported since it
     /// last had nothing.
     #[inline(always)]
     pub(crate) fn poll_read(
         &self,
         word: u64,
-        reader: &Half,
+        reader: &HalfState,
         cx: &mut Context<'_>,
         buf: &mut [u8],
         look: bool,
     ) -> Poll<io::Result<usize>> {
         match self {
-            Self::Tcp(socket) => poll_socket_read(socket, reader, cx, buf, look),
-            Self::Unix(socket) => poll_socket_read(socket, reader, cx, buf, look),
+            Self::Tcp(socket) => reactor::poll_read(socket, reader, cx, buf, look),
+            Self::Unix(socket) => reactor::poll_read(socket, reader, cx, buf, look),
             #[cfg(target_os = "linux")]
-            Self::Slot(slot) => slot.poll_read(word, buf, look),
-            Self::Own(io) => Pin::new(&mut *lock(io)).poll_read(cx, buf),
+            Self::Driven(registration) => registration.poll_read(word, buf, look),
+            Self::Custom(io) => Pin::new(&mut *lock(io)).poll_read(cx, buf),
         }
     }
 
-    /// Writes what fits, or arranges a wake-up; `record` is whose transport this is.
+    /// Writes what fits, or arranges a wake-up.
     #[inline]
     pub(crate) fn poll_write(
         &self,
-        record: &Record,
+        readiness: &Readiness,
+        writer: &HalfState,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self {
-            Self::Tcp(socket) => poll_socket_write(socket, &record.writer, cx, bufs),
-            Self::Unix(socket) => poll_socket_write(socket, &record.writer, cx, bufs),
+            Self::Tcp(socket) => reactor::poll_write(socket, writer, cx, bufs),
+            Self::Unix(socket) => reactor::poll_write(socket, writer, cx, bufs),
             #[cfg(target_os = "linux")]
-            Self::Slot(slot) => slot.poll_write(record, bufs),
-            Self::Own(io) => match bufs {
+            Self::Driven(registration) => registration.poll_write(readiness, bufs),
+            Self::Custom(io) => match bufs {
                 [buf] => Pin::new(&mut *lock(io)).poll_write(cx, buf),
                 bufs => Pin::new(&mut *lock(io)).poll_write_vectored(cx, bufs),
             },
@@ -110,90 +119,102 @@ impl Transport {
 
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Own(io) => Pin::new(&mut *lock(io)).poll_flush(cx),
+            Self::Custom(io) => Pin::new(&mut *lock(io)).poll_flush(cx),
             // What the kernel took needs no flush.
             _ => Poll::Ready(Ok(())),
         }
     }
 
-    /// Whether a look for something to read may find it. One that asks a reactor has to look.
+    /// Whether events are recorded in the connection's word, so that a waiter registers its waker
+    /// with the connection. Other transports are given the waker with each poll.
+    pub(crate) fn is_driven(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        return matches!(self, Self::Driven(_));
+        #[cfg(not(target_os = "linux"))]
+        false
+    }
+
+    /// Whether a look for something to read may find it. The reactor's sockets have to look.
     #[inline]
     pub(crate) fn may_read(&self, word: u64) -> bool {
         match self {
             #[cfg(target_os = "linux")]
-            Self::Slot(slot) => slot.may_read(word),
+            Self::Driven(registration) => registration.may_read(word),
             _ => true,
         }
     }
 
-    /// Whether an event came between a `Pending` and the waker that was left for it. A reactor
-    /// that is handed the waker with the poll misses none.
+    /// Whether an event that makes a read worth trying came between a `Pending` and the waker that
+    /// was registered for it. A reactor that is handed the waker with the poll misses none.
     #[inline]
-    pub(crate) fn missed(&self, word: u64, reader: bool) -> bool {
+    pub(crate) fn missed_read(&self, word: u64) -> bool {
         match self {
             #[cfg(target_os = "linux")]
-            Self::Slot(slot) if reader => slot.may_read(word),
-            #[cfg(target_os = "linux")]
-            Self::Slot(_) => Slot::may_write(word),
+            Self::Driven(registration) => registration.may_read(word),
             _ => false,
         }
     }
 
-    /// Whether this task may go on reading, or has had its turn.
+    /// As [`missed_read`](Self::missed_read), of a write.
     #[inline]
-    pub(crate) fn has_turn(&self) -> bool {
+    pub(crate) fn missed_write(&self, word: u64) -> bool {
         match self {
             #[cfg(target_os = "linux")]
-            Self::Slot(_) => crate::workers::has_turn(),
+            Self::Driven(_) => !crate::socket::readiness::is_write_blocked(word),
+            _ => false,
+        }
+    }
+
+    /// Whether this task may go on reading, or has used its budget up.
+    #[inline]
+    pub(crate) fn has_budget(&self) -> bool {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Driven(_) => crate::socket::budget::is_left(),
             _ => true,
         }
     }
 
-    /// Begins to be told about the socket of `record`, whose transport this is.
-    pub(crate) fn enroll(&self, record: &Arc<Record>) -> io::Result<()> {
+    /// Begins to report events to `connection`, whose transport this is.
+    pub(crate) fn register(&self, connection: Arc<dyn Any + Send + Sync>) -> io::Result<()> {
         match self {
             #[cfg(target_os = "linux")]
-            Self::Slot(slot) => slot.poller().enroll(record, slot),
+            Self::Driven(registration) => registration.register(connection),
             _ => Ok(()),
         }
     }
 
-    /// Ends that; `shared` where the socket outlives its record.
-    pub(crate) fn dismiss(&self, shared: bool) {
+    /// Ends those reports; the socket may `outlive` its connection.
+    pub(crate) fn deregister(&self, outlives: bool) {
         #[cfg(target_os = "linux")]
-        if let Self::Slot(slot) = self {
-            slot.poller().dismiss(slot, shared);
+        if let Self::Driven(registration) = self {
+            registration.deregister(outlives);
         }
     }
 
     /// Ends our side of the conversation: the peer reads to the end and sees it.
     pub(crate) fn poll_finish(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Own(io) => Pin::new(&mut *lock(io)).poll_close(cx),
+            Self::Custom(io) => Pin::new(&mut *lock(io)).poll_close(cx),
             _ => Poll::Ready(self.shutdown(Shutdown::Write)),
         }
     }
 
     /// Whether [`poll_finish`](Self::poll_finish) never has to wait.
     pub(crate) fn finishes_at_once(&self) -> bool {
-        !matches!(self, Self::Own(_))
+        !matches!(self, Self::Custom(_))
     }
 
-    /// Cuts both directions, under whoever holds the connection.
-    pub(crate) fn shut(&self) {
+    /// Ends both directions, under whatever holds the connection.
+    pub(crate) fn shutdown_both(&self) {
         // A socket that its peer has reset already is as shut as it can be.
         let _ignored = self.shutdown(Shutdown::Both);
     }
 
     /// Lets a Unix peer write no more; `false` for others.
     pub(crate) fn refuse_input(&self) -> bool {
-        match self {
-            Self::Unix(socket) => socket.get_ref().shutdown(Shutdown::Read).is_ok(),
-            #[cfg(target_os = "linux")]
-            Self::Slot(slot) => match slot.socket() {
-                Socket::Unix(socket) => socket.shutdown(Shutdown::Read).is_ok(),
-                Socket::Tcp(_) => false,
-            },
+        match self.socket() {
+            Some(socket @ SocketRef::Unix(_)) => socket.shutdown(Shutdown::Read).is_ok(),
             _ => false,
         }
     }
@@ -201,18 +222,19 @@ impl Transport {
     /// Reads once, without arranging anything.
     pub(crate) fn try_read(&self, word: u64, buf: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(socket) => uninterrupted(|| socket.get_ref().read(buf)),
-            Self::Unix(socket) => uninterrupted(|| socket.get_ref().read(buf)),
             #[cfg(target_os = "linux")]
-            Self::Slot(slot) => match slot.poll_read(word, buf, true) {
+            Self::Driven(registration) => match registration.poll_read(word, buf, true) {
                 Poll::Ready(read) => read,
                 Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
             },
-            Self::Own(_) => Err(io::ErrorKind::WouldBlock.into()),
+            _ => match self.socket() {
+                Some(socket) => socket.read(buf),
+                None => Err(io::ErrorKind::WouldBlock.into()),
+            },
         }
     }
 
-    /// Waits until there may be something to read.
+    /// Waits until there may be something to read, with the reactor.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(socket) => socket.poll_readable(cx),
@@ -222,67 +244,26 @@ impl Transport {
     }
 
     /// How many bytes the peer's kernel has not acknowledged yet, the end counted as one; `None`
-    /// where nobody can tell.
+    /// where the system does not tell.
     pub(crate) fn unacknowledged(&self) -> Option<usize> {
-        match self {
-            #[cfg(target_os = "linux")]
-            Self::Tcp(socket) => output_queue(socket.get_ref()),
-            #[cfg(not(target_os = "linux"))]
-            Self::Tcp(_) => None,
-            // What was written to a Unix socket is in the peer's own queue, closed or not.
-            Self::Unix(_) | Self::Own(_) => Some(0),
-            #[cfg(target_os = "linux")]
-            Self::Slot(slot) => match slot.socket() {
-                Socket::Tcp(socket) => output_queue(socket),
-                Socket::Unix(_) => Some(0),
-            },
-        }
+        self.socket().map_or(Some(0), SocketRef::unacknowledged)
     }
 
+    /// The address that the peer connected to, where the transport knows it.
     pub(crate) fn local_addr(&self) -> io::Result<Option<Address>> {
-        Ok(match self {
-            Self::Tcp(socket) => Some(socket.get_ref().local_addr()?.into()),
-            Self::Unix(socket) => Some(Address::from_unix(&socket.get_ref().local_addr()?)),
-            #[cfg(target_os = "linux")]
-            Self::Slot(slot) => Some(match slot.socket() {
-                Socket::Tcp(socket) => socket.local_addr()?.into(),
-                Socket::Unix(socket) => Address::from_unix(&socket.local_addr()?),
-            }),
-            Self::Own(_) => None,
-        })
+        self.socket().map(SocketRef::local_addr).transpose()
     }
 
-    /// Who is at the other end, as the kernel knows it; of Unix sockets only.
+    /// The process at the other end, as the kernel knows it; of Unix sockets only.
     pub(crate) fn credentials(&self) -> io::Result<Option<Credentials>> {
-        #[cfg(target_os = "linux")]
-        {
-            let socket = match self {
-                Self::Unix(socket) => socket.get_ref().as_fd(),
-                Self::Slot(slot) if matches!(slot.socket(), Socket::Unix(_)) => slot.as_fd(),
-                _ => return Ok(None),
-            };
-            let found = rustix::net::sockopt::socket_peercred(socket)?;
-            Ok(Some(Credentials {
-                pid: found.pid.as_raw_nonzero().get(),
-                uid: found.uid.as_raw(),
-                gid: found.gid.as_raw(),
-            }))
-        }
-        #[cfg(not(target_os = "linux"))]
-        Ok(None)
+        self.socket().map_or(Ok(None), SocketRef::credentials)
     }
 
     /// A second descriptor of the same socket.
     pub(crate) fn duplicate(&self) -> io::Result<Socket> {
-        match self {
-            Self::Tcp(socket) => socket.get_ref().try_clone().map(Socket::Tcp),
-            Self::Unix(socket) => socket.get_ref().try_clone().map(Socket::Unix),
-            #[cfg(target_os = "linux")]
-            Self::Slot(slot) => match slot.socket() {
-                Socket::Tcp(socket) => socket.try_clone().map(Socket::Tcp),
-                Socket::Unix(socket) => socket.try_clone().map(Socket::Unix),
-            },
-            Self::Own(_) => Err(io::Error::new(
+        match self.socket() {
+            Some(socket) => socket.duplicate(),
+            None => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 "only a TCP or Unix connection can be detached: this one runs over a transport of its own",
             )),
@@ -290,21 +271,7 @@ impl Transport {
     }
 
     fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        let done = match self {
-            Self::Tcp(socket) => socket.get_ref().shutdown(how),
-            Self::Unix(socket) => socket.get_ref().shutdown(how),
-            #[cfg(target_os = "linux")]
-            Self::Slot(slot) => match slot.socket() {
-                Socket::Tcp(socket) => socket.shutdown(how),
-                Socket::Unix(socket) => socket.shutdown(how),
-            },
-            Self::Own(_) => Ok(()),
-        };
-        match done {
-            // The peer was faster: there is nobody left to tell.
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-            done => done,
-        }
+        self.socket().map_or(Ok(()), |socket| socket.shutdown(how))
     }
 }
 
@@ -314,100 +281,8 @@ impl fmt::Debug for Transport {
             Self::Tcp(_) => "Tcp",
             Self::Unix(_) => "Unix",
             #[cfg(target_os = "linux")]
-            Self::Slot(_) => "Slot",
-            Self::Own(_) => "Own",
+            Self::Driven(_) => "Driven",
+            Self::Custom(_) => "Custom",
         })
     }
-}
-
-// A call of its own: it would make what calls it too large to be inlined.
-#[inline(never)]
-fn poll_socket_read<T>(
-    socket: &Async<T>,
-    reader: &Half,
-    cx: &mut Context<'_>,
-    buf: &mut [u8],
-    look: bool,
-) -> Poll<io::Result<usize>>
-where
-    for<'a> &'a T: Read,
-{
-    if reader.has(Half::ARMED) && !look && arm(reader, socket.poll_readable(cx))? {
-        // Nothing, or news that `async-io` takes for old, because it came in the very round of the
-        // reactor in which it was asked for: a look costs less than another round.
-        return match uninterrupted(|| socket.get_ref().read(buf)) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-            received => Poll::Ready(received),
-        };
-    }
-    loop {
-        // Also after a short read: a peer on the same core has mostly answered by now.
-        match uninterrupted(|| socket.get_ref().read(buf)) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            received => return Poll::Ready(received),
-        }
-        if arm(reader, socket.poll_readable(cx))? {
-            return Poll::Pending;
-        }
-    }
-}
-
-#[inline(never)]
-fn poll_socket_write<T>(
-    socket: &Async<T>,
-    writer: &Half,
-    cx: &mut Context<'_>,
-    bufs: &[IoSlice<'_>],
-) -> Poll<io::Result<usize>>
-where
-    for<'a> &'a T: Write,
-{
-    if writer.has(Half::ARMED) {
-        ready!(socket.poll_writable(cx))?;
-        writer.clear(Half::ARMED);
-    }
-    loop {
-        let written = uninterrupted(|| match bufs {
-            [buf] => socket.get_ref().write(buf),
-            bufs => socket.get_ref().write_vectored(bufs),
-        });
-        match written {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            written => return Poll::Ready(written),
-        }
-        if arm(writer, socket.poll_writable(cx))? {
-            return Poll::Pending;
-        }
-    }
-}
-
-/// Notes whether the reactor will wake us, and says so.
-fn arm(half: &Half, ready: Poll<io::Result<()>>) -> io::Result<bool> {
-    let pending = ready?.is_pending();
-    if pending {
-        half.set(Half::ARMED);
-    } else {
-        half.clear(Half::ARMED);
-    }
-    Ok(pending)
-}
-
-fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
-}
-
-#[cfg(target_os = "linux")]
-#[allow(unsafe_code)]
-fn output_queue(socket: &TcpStream) -> Option<usize> {
-    use rustix::ioctl::{Getter, ioctl};
-    const SIOCOUTQ: rustix::ioctl::Opcode = libc::TIOCOUTQ as rustix::ioctl::Opcode;
-    // SAFETY: on a TCP socket SIOCOUTQ, whose number is TIOCOUTQ's, stores one C int at the
-    // address it is given and does nothing else, which is what this `Getter` declares.
-    let queued = unsafe { ioctl(socket, Getter::<SIOCOUTQ, libc::c_int>::new()) };
-    usize::try_from(queued.ok()?).ok()
 }

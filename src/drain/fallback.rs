@@ -1,0 +1,52 @@
+//! A future that waits for the end of a server also acts for it, where the server's own task does
+//! not act in time: for want of a thread, because handlers block them all.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_lite::future;
+
+use super::abort::abort_and_close;
+use crate::lifecycle::Phase;
+use crate::report::Report;
+use crate::runtime::sleep_until;
+use crate::shared::Shared;
+
+/// How much later than the server's own task a waiting future does its work.
+const FALLBACK_DELAY: Duration = Duration::from_millis(500);
+
+/// The report, as soon as there is one.
+pub(crate) async fn closed(shared: Arc<Shared>) -> Report {
+    let closed = shared.latch.reached(Phase::Closed);
+    let fallback = async {
+        loop {
+            let changed = shared.latch.listen();
+            future::or(sleep_until(&*shared.clock, fallback_at(&shared)), changed).await;
+            if fallback_at(&shared).is_some_and(|at| at <= shared.clock.now()) {
+                return abort_and_close(&shared).await;
+            }
+        }
+    };
+    future::or(closed, fallback).await;
+    shared.report()
+}
+
+/// When the server's own task should have acted, and a delay later.
+fn fallback_at(shared: &Shared) -> Option<Instant> {
+    if shared.latch.phase() < Phase::Draining {
+        return None;
+    }
+    // A server that is not served yet has no task that could be late.
+    let serving_since = shared.serving_since()?;
+    let request = shared.latch.request().clone();
+    if let Some(aborted) = request.aborted {
+        return aborted.checked_add(FALLBACK_DELAY);
+    }
+    // Where the listeners are not shut yet, when they should have been.
+    let shut = request.shut.or_else(|| {
+        let begun = request.asked?.max(serving_since);
+        begun.checked_add(shared.lame_duck())
+    });
+    let deadline = request.deadline(shared.config.deadline, shut)?;
+    deadline.checked_add(FALLBACK_DELAY)
+}

@@ -1,0 +1,114 @@
+//! The permits under `max_connections`, and the connections that wait for one.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use event_listener::Event;
+
+use crate::sync::{lock, notify};
+
+/// How many connections there may be, and how many there are.
+#[derive(Debug)]
+pub(crate) struct Permits {
+    in_use: AtomicUsize,
+    max: AtomicUsize,
+    paused: AtomicBool,
+    /// Notified when a permit may have become free, a pause has ended or a connection has.
+    pub(crate) released: Event,
+}
+
+impl Permits {
+    pub(super) fn new(max_connections: Option<usize>) -> Self {
+        Self {
+            in_use: AtomicUsize::new(0),
+            max: AtomicUsize::new(max_connections.unwrap_or(usize::MAX)),
+            paused: AtomicBool::new(false),
+            released: Event::new(),
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.in_use.load(SeqCst) >= self.max.load(SeqCst)
+    }
+
+    pub(crate) fn is_limited(&self) -> bool {
+        self.max.load(SeqCst) < usize::MAX
+    }
+
+    pub(crate) fn set_max(&self, max_connections: Option<usize>) {
+        self.max
+            .store(max_connections.unwrap_or(usize::MAX), SeqCst);
+        notify(&self.released);
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(SeqCst)
+    }
+
+    pub(super) fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, SeqCst);
+        notify(&self.released);
+    }
+
+    /// Takes a permit; `false` where there is none.
+    pub(super) fn acquire(&self) -> bool {
+        let one_more = |in_use| (in_use < self.max.load(SeqCst)).then_some(in_use + 1);
+        self.in_use.fetch_update(SeqCst, SeqCst, one_more).is_ok()
+    }
+
+    pub(super) fn release(&self) {
+        self.in_use.fetch_sub(1, SeqCst);
+        notify(&self.released);
+    }
+}
+
+/// Connections in the order in which they came.
+#[derive(Debug)]
+pub(crate) struct Queue<T> {
+    waiting: Mutex<VecDeque<T>>,
+    /// The length, stored under the lock: it is mostly 0, which then needs no lock to be known.
+    len: AtomicUsize,
+}
+
+impl<T> Queue<T> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len.load(SeqCst) == 0
+    }
+
+    pub(crate) fn push(&self, connection: T) {
+        let mut waiting = lock(&self.waiting);
+        waiting.push_back(connection);
+        self.len.store(waiting.len(), SeqCst);
+    }
+
+    /// Takes the first, if `may` says so of it.
+    pub(super) fn pop_if(&self, may: impl FnOnce(&T) -> bool) -> Option<T> {
+        if self.is_empty() {
+            return None;
+        }
+        let mut waiting = lock(&self.waiting);
+        if !may(waiting.front()?) {
+            return None;
+        }
+        let first = waiting.pop_front();
+        self.len.store(waiting.len(), SeqCst);
+        first
+    }
+
+    pub(crate) fn take_all(&self) -> VecDeque<T> {
+        let mut waiting = lock(&self.waiting);
+        self.len.store(0, SeqCst);
+        std::mem::take(&mut *waiting)
+    }
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self {
+            waiting: Mutex::default(),
+            len: AtomicUsize::new(0),
+        }
+    }
+}
