@@ -49,7 +49,7 @@ fn has_ipv6() -> bool {
     has
 }
 
-async fn a_bound_server_listens_and_does_not_serve<R: TestRuntime>(runtime: R) {
+async fn a_bound_server_listens_and_does_not_serve(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     assert!(!handle.is_serving());
@@ -59,7 +59,7 @@ async fn a_bound_server_listens_and_does_not_serve<R: TestRuntime>(runtime: R) {
     drop(clients);
 }
 
-async fn who_connects_as_soon_as_it_is_bound_is_served<R: TestRuntime>(runtime: R) {
+async fn who_connects_as_soon_as_it_is_bound_is_served(runtime: TestRuntime) {
     for _ in 0..20 {
         let server = at_home(&runtime).bind().await.unwrap();
         let mut before = Client::to(&server);
@@ -72,7 +72,7 @@ async fn who_connects_as_soon_as_it_is_bound_is_served<R: TestRuntime>(runtime: 
     }
 }
 
-async fn port_0_is_a_free_port<R: TestRuntime>(runtime: R) {
+async fn port_0_is_a_free_port(runtime: TestRuntime) {
     let server = at_home(&runtime).listen(loopback()).bind().await.unwrap();
     for address in server.local_addrs() {
         assert_ne!(tcp(address).port(), 0);
@@ -80,7 +80,7 @@ async fn port_0_is_a_free_port<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn a_name_is_bound_with_all_its_addresses_on_one_port<R: TestRuntime>(runtime: R) {
+async fn a_name_is_bound_with_all_its_addresses_on_one_port(runtime: TestRuntime) {
     let known: BTreeSet<IpAddr> = ("localhost", 0)
         .to_socket_addrs()
         .unwrap()
@@ -109,9 +109,9 @@ async fn a_name_is_bound_with_all_its_addresses_on_one_port<R: TestRuntime>(runt
     settled(running.await);
 }
 
-async fn everything_that_can_be_an_address_can_be_listened_on<R: TestRuntime>(runtime: R) {
+async fn everything_that_can_be_an_address_can_be_listened_on(runtime: TestRuntime) {
     let ip: IpAddr = loopback().parse::<SocketAddr>().unwrap().ip();
-    let bind = async |builder: gracious::Builder<R>| {
+    let bind = async |builder: gracious::Builder<TestRuntime>| {
         let server = builder.bind().await.unwrap();
         assert!(!server.local_addrs().is_empty());
     };
@@ -127,7 +127,7 @@ async fn everything_that_can_be_an_address_can_be_listened_on<R: TestRuntime>(ru
     bind(builder().listen(Address::Unix(unix_path()))).await;
 }
 
-async fn several_addresses_are_one_server<R: TestRuntime>(runtime: R) {
+async fn several_addresses_are_one_server(runtime: TestRuntime) {
     let path = unix_path();
     let server = at_home(&runtime)
         .listen(loopback())
@@ -163,7 +163,7 @@ async fn several_addresses_are_one_server<R: TestRuntime>(runtime: R) {
     assert!(addresses.iter().all(refuses));
 }
 
-async fn an_address_in_use_is_named<R: TestRuntime>(runtime: R) {
+async fn an_address_in_use_is_named(runtime: TestRuntime) {
     let first = at_home(&runtime).bind().await.unwrap();
     let address = first.local_addrs()[0].clone();
     let second = crate::support::server(runtime.clone()).listen(address.clone());
@@ -177,7 +177,7 @@ async fn an_address_in_use_is_named<R: TestRuntime>(runtime: R) {
     settled(running.await);
 }
 
-async fn an_address_this_machine_does_not_have_is_named<R: TestRuntime>(runtime: R) {
+async fn an_address_this_machine_does_not_have_is_named(runtime: TestRuntime) {
     // TEST-NET-1, which nobody has.
     let server = crate::support::server(runtime).listen("192.0.2.1:0");
     let error = server.bind().await.unwrap_err();
@@ -185,13 +185,13 @@ async fn an_address_this_machine_does_not_have_is_named<R: TestRuntime>(runtime:
     assert!(error.to_string().contains("192.0.2.1"), "{error}");
 }
 
-async fn a_name_that_nobody_knows_is_named<R: TestRuntime>(runtime: R) {
+async fn a_name_that_nobody_knows_is_named(runtime: TestRuntime) {
     let server = crate::support::server(runtime).listen("nobody.invalid:80");
     let error = server.bind().await.unwrap_err();
     assert!(error.to_string().contains("nobody.invalid:80"), "{error}");
 }
 
-async fn what_is_no_address_is_named<R: TestRuntime>(runtime: R) {
+async fn what_is_no_address_is_named(runtime: TestRuntime) {
     for text in [
         "",
         "127.0.0.1",
@@ -211,7 +211,7 @@ async fn what_is_no_address_is_named<R: TestRuntime>(runtime: R) {
     assert!(error.to_string().contains("custom:memory"), "{error}");
 }
 
-async fn nothing_to_listen_on_is_an_error<R: TestRuntime>(runtime: R) {
+async fn nothing_to_listen_on_is_an_error(runtime: TestRuntime) {
     let error = crate::support::server(runtime).bind().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert!(
@@ -220,7 +220,7 @@ async fn nothing_to_listen_on_is_an_error<R: TestRuntime>(runtime: R) {
     );
 }
 
-async fn where_one_cannot_be_bound_nothing_stays_bound<R: TestRuntime>(runtime: R) {
+async fn where_one_cannot_be_bound_nothing_stays_bound(runtime: TestRuntime) {
     let (taken, path) = (at_home(&runtime).bind().await.unwrap(), unix_path());
     let free = {
         let server = at_home(&runtime).bind().await.unwrap();
@@ -239,7 +239,7 @@ async fn where_one_cannot_be_bound_nothing_stays_bound<R: TestRuntime>(runtime: 
     drop(at_home(&runtime).listen(free).bind().await.unwrap());
 }
 
-async fn ipv6_takes_ipv4_peers_alone<R: TestRuntime>(runtime: R) {
+async fn ipv6_takes_ipv4_peers_alone(runtime: TestRuntime) {
     if !has_ipv6() {
         return;
     }
@@ -255,7 +255,7 @@ async fn ipv6_takes_ipv4_peers_alone<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 2);
 }
 
-async fn ipv6_leaves_an_ipv4_port_that_is_asked_for_alone<R: TestRuntime>(runtime: R) {
+async fn ipv6_leaves_an_ipv4_port_that_is_asked_for_alone(runtime: TestRuntime) {
     if !has_ipv6() {
         return;
     }
@@ -292,7 +292,7 @@ async fn ipv6_leaves_an_ipv4_port_that_is_asked_for_alone<R: TestRuntime>(runtim
     panic!("twenty ports were taken between two calls");
 }
 
-async fn an_ipv4_peer_of_a_dual_stack_listener_counts_as_that_peer<R: TestRuntime>(runtime: R) {
+async fn an_ipv4_peer_of_a_dual_stack_listener_counts_as_that_peer(runtime: TestRuntime) {
     if !has_ipv6() {
         return;
     }
@@ -312,7 +312,7 @@ async fn an_ipv4_peer_of_a_dual_stack_listener_counts_as_that_peer<R: TestRuntim
     assert_eq!(settled(running.await).completed, 1);
 }
 
-async fn one_port_can_be_shared<R: TestRuntime>(runtime: R) {
+async fn one_port_can_be_shared(runtime: TestRuntime) {
     let first = at_home(&runtime).reuse_port(true).bind().await.unwrap();
     let address = first.local_addrs()[0].clone();
     let second = crate::support::server(runtime.clone())
@@ -337,7 +337,7 @@ async fn one_port_can_be_shared<R: TestRuntime>(runtime: R) {
     assert!(refuses(&address));
 }
 
-async fn what_is_set_on_the_listener_is_set_on_its_connections<R: TestRuntime>(runtime: R) {
+async fn what_is_set_on_the_listener_is_set_on_its_connections(runtime: TestRuntime) {
     let minute = Duration::from_secs(60);
     for (nodelay, keepalive) in [
         (true, Some(minute)),
@@ -367,7 +367,7 @@ async fn what_is_set_on_the_listener_is_set_on_its_connections<R: TestRuntime>(r
     }
 }
 
-async fn a_blocking_listener_made_elsewhere_is_served_and_stops<R: TestRuntime>(runtime: R) {
+async fn a_blocking_listener_made_elsewhere_is_served_and_stops(runtime: TestRuntime) {
     let listener = TcpListener::bind(loopback()).unwrap();
     let address = Address::Tcp(listener.local_addr().unwrap());
     let mut early = Client::connect(&address).unwrap();
@@ -385,7 +385,7 @@ async fn a_blocking_listener_made_elsewhere_is_served_and_stops<R: TestRuntime>(
     assert!(refuses(&address));
 }
 
-async fn an_adopted_listener_that_others_hold_stays_open_for_them<R: TestRuntime>(runtime: R) {
+async fn an_adopted_listener_that_others_hold_stays_open_for_them(runtime: TestRuntime) {
     let listener = TcpListener::bind(loopback()).unwrap();
     let (address, ours) = (
         listener.local_addr().unwrap(),
@@ -409,7 +409,7 @@ async fn an_adopted_listener_that_others_hold_stays_open_for_them<R: TestRuntime
     assert_eq!(settled(running.await).completed, 1);
 }
 
-async fn an_adopted_listener_that_somebody_else_shuts_stops_the_server<R: TestRuntime>(runtime: R) {
+async fn an_adopted_listener_that_somebody_else_shuts_stops_the_server(runtime: TestRuntime) {
     let tcp = TcpListener::bind(loopback()).unwrap();
     let path = unix_path();
     let unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
@@ -437,7 +437,7 @@ async fn an_adopted_listener_that_somebody_else_shuts_stops_the_server<R: TestRu
     std::fs::remove_file(path).unwrap();
 }
 
-async fn an_adopted_unix_listener_keeps_its_path<R: TestRuntime>(runtime: R) {
+async fn an_adopted_unix_listener_keeps_its_path(runtime: TestRuntime) {
     let path = unix_path();
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
     let ours = listener.try_clone().unwrap();

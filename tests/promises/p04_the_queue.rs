@@ -47,7 +47,7 @@ crate::alone_on_every_runtime!(
 
 const QUEUED: usize = 50;
 
-async fn a_full_queue_is_served_at_a_stop<R: TestRuntime>(runtime: R) {
+async fn a_full_queue_is_served_at_a_stop(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let mut queued: Vec<_> = (0..QUEUED).map(|_| Client::to(&server)).collect();
@@ -63,7 +63,7 @@ async fn a_full_queue_is_served_at_a_stop<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn a_queue_that_sent_nothing_is_closed_cleanly<R: TestRuntime>(runtime: R) {
+async fn a_queue_that_sent_nothing_is_closed_cleanly(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).first_byte_grace(None);
         let server = server.bind().await.unwrap();
@@ -77,7 +77,7 @@ async fn a_queue_that_sent_nothing_is_closed_cleanly<R: TestRuntime>(runtime: R)
     }
 }
 
-async fn a_server_that_is_never_served_closes_its_queue_cleanly<R: TestRuntime>(runtime: R) {
+async fn a_server_that_is_never_served_closes_its_queue_cleanly(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let handle = server.handle();
@@ -95,7 +95,7 @@ async fn a_server_that_is_never_served_closes_its_queue_cleanly<R: TestRuntime>(
     }
 }
 
-async fn who_waits_at_a_paused_server_is_served_at_a_stop<R: TestRuntime>(runtime: R) {
+async fn who_waits_at_a_paused_server_is_served_at_a_stop(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let handle = server.handle();
@@ -116,8 +116,8 @@ async fn who_waits_at_a_paused_server_is_served_at_a_stop<R: TestRuntime>(runtim
 }
 
 /// A server with one place, which is taken, and a queue of others; asked to stop.
-async fn one_inside_and_others_queued<R: TestRuntime>(
-    runtime: R,
+async fn one_inside_and_others_queued(
+    runtime: TestRuntime,
     address: &str,
     deadline: Option<Duration>,
 ) -> (Running, Inside, Vec<Client>) {
@@ -146,7 +146,7 @@ struct Inside {
     connections: async_channel::Receiver<Connection>,
 }
 
-async fn who_waits_behind_the_limit_is_served_as_others_end<R: TestRuntime>(runtime: R) {
+async fn who_waits_behind_the_limit_is_served_as_others_end(runtime: TestRuntime) {
     for address in transports() {
         let (running, inside, mut queued) =
             one_inside_and_others_queued(runtime.clone(), &address, None).await;
@@ -176,7 +176,7 @@ async fn who_waits_behind_the_limit_is_served_as_others_end<R: TestRuntime>(runt
     }
 }
 
-async fn who_waits_behind_the_limit_is_closed_cleanly_at_the_deadline<R: TestRuntime>(runtime: R) {
+async fn who_waits_behind_the_limit_is_closed_cleanly_at_the_deadline(runtime: TestRuntime) {
     for address in transports() {
         let deadline = Some(Duration::from_millis(100));
         let (running, _inside, mut queued) =
@@ -191,7 +191,7 @@ async fn who_waits_behind_the_limit_is_closed_cleanly_at_the_deadline<R: TestRun
 }
 
 /// A bare loop that closes its listener reset 430 clients in 20 such stops.
-async fn stops_under_a_storm_of_connects_reset_nobody<R: TestRuntime>(runtime: R) {
+async fn stops_under_a_storm_of_connects_reset_nobody(runtime: TestRuntime) {
     for round in 0..rounds(20) {
         let address = &transports()[round % 2];
         let server = on(address, runtime.clone()).first_byte_grace(HOUR);
@@ -231,7 +231,7 @@ async fn stops_under_a_storm_of_connects_reset_nobody<R: TestRuntime>(runtime: R
     }
 }
 
-async fn a_kept_sweep_ends_by_itself<R: TestRuntime>(runtime: R) {
+async fn a_kept_sweep_ends_by_itself(runtime: TestRuntime) {
     let addresses = [
         vec!["127.0.0.1:0".to_owned()],
         vec![unix_address()],
@@ -287,9 +287,7 @@ impl Listener for Gone {
     }
 }
 
-async fn a_listener_that_fails_once_it_is_shut_does_not_hold_up_the_stop<R: TestRuntime>(
-    runtime: R,
-) {
+async fn a_listener_that_fails_once_it_is_shut_does_not_hold_up_the_stop(runtime: TestRuntime) {
     for sweep in [Duration::ZERO, Duration::from_millis(20)] {
         let server = tcp(runtime.clone()).listener(Gone(false)).sweep(sweep);
         let running = server.bind().await.unwrap().spawn(echo);
@@ -298,7 +296,7 @@ async fn a_listener_that_fails_once_it_is_shut_does_not_hold_up_the_stop<R: Test
 }
 
 /// No descriptor more than those that are open now, and those that the runtime's threads need.
-async fn lack_descriptors(runtime: &impl TestRuntime) -> Lack {
+async fn lack_descriptors(runtime: &TestRuntime) -> Lack {
     let (started, has_started) = async_channel::bounded(1);
     runtime.spawn(async move { started.send(()).await.unwrap() });
     has_started.recv().await.unwrap();
@@ -321,19 +319,19 @@ impl Lack {
     }
 }
 
-async fn a_sweep_of_tcp_without_descriptors_waits_for_one<R: TestRuntime>(runtime: R) {
+async fn a_sweep_of_tcp_without_descriptors_waits_for_one(runtime: TestRuntime) {
     waits_for_a_descriptor("127.0.0.1:0", Duration::ZERO, runtime).await;
 }
 
-async fn a_sweep_of_unix_without_descriptors_waits_for_one<R: TestRuntime>(runtime: R) {
+async fn a_sweep_of_unix_without_descriptors_waits_for_one(runtime: TestRuntime) {
     waits_for_a_descriptor(&unix_address(), Duration::ZERO, runtime).await;
 }
 
-async fn a_kept_sweep_without_descriptors_waits_for_one<R: TestRuntime>(runtime: R) {
+async fn a_kept_sweep_without_descriptors_waits_for_one(runtime: TestRuntime) {
     waits_for_a_descriptor("127.0.0.1:0", Duration::from_millis(50), runtime).await;
 }
 
-async fn waits_for_a_descriptor<R: TestRuntime>(address: &str, sweep: Duration, runtime: R) {
+async fn waits_for_a_descriptor(address: &str, sweep: Duration, runtime: TestRuntime) {
     let builder = on(address, runtime.clone()).sweep(sweep);
     let server = builder.bind().await.unwrap();
     let handle = server.handle();
@@ -357,18 +355,16 @@ async fn waits_for_a_descriptor<R: TestRuntime>(address: &str, sweep: Duration, 
     assert!(report.accept_errors < 100, "{report}");
 }
 
-async fn a_sweep_of_tcp_without_descriptors_goes_on_as_connections_end<R: TestRuntime>(runtime: R) {
+async fn a_sweep_of_tcp_without_descriptors_goes_on_as_connections_end(runtime: TestRuntime) {
     goes_on_as_connections_end("127.0.0.1:0", runtime).await;
 }
 
-async fn a_sweep_of_unix_without_descriptors_goes_on_as_connections_end<R: TestRuntime>(
-    runtime: R,
-) {
+async fn a_sweep_of_unix_without_descriptors_goes_on_as_connections_end(runtime: TestRuntime) {
     goes_on_as_connections_end(&unix_address(), runtime).await;
 }
 
 /// Each descriptor that is given back takes the next one in.
-async fn goes_on_as_connections_end<R: TestRuntime>(address: &str, runtime: R) {
+async fn goes_on_as_connections_end(address: &str, runtime: TestRuntime) {
     let builder = on(address, runtime.clone()).max_connections(1);
     let (running, connections) = handing_over(builder.bind().await.unwrap());
     let handle = running.handle();
@@ -396,7 +392,7 @@ async fn goes_on_as_connections_end<R: TestRuntime>(address: &str, runtime: R) {
     assert_eq!((report.accepted, report.completed), (6, 6), "{report}");
 }
 
-async fn a_sweep_without_descriptors_ends_at_the_deadline<R: TestRuntime>(runtime: R) {
+async fn a_sweep_without_descriptors_ends_at_the_deadline(runtime: TestRuntime) {
     let server = tcp(runtime.clone()).deadline(Duration::from_millis(100));
     let server = server.bind().await.unwrap();
     let _queued: Vec<_> = (0..5).map(|_| Client::to(&server)).collect();

@@ -20,8 +20,8 @@ use gracious::{Connection, EndedBy, ReadHalf, Running};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
-    Client, Forward, HOUR, echo, fill, handing_over, on, rounds, saying_when_it_waits, tcp,
-    transports, unix_address, waits,
+    Client, HOUR, echo, fill, handing_over, on, rounds, saying_when_it_waits, tcp, transports,
+    unix_address, waits,
 };
 use crate::support::peer::settled;
 
@@ -58,7 +58,7 @@ struct Pair {
 }
 
 impl Pair {
-    async fn on<R: TestRuntime>(address: &str, runtime: R) -> Self {
+    async fn on(address: &str, runtime: TestRuntime) -> Self {
         let server = on(address, runtime).first_byte_grace(None);
         let (running, connections) = handing_over(server.bind().await.unwrap());
         Self {
@@ -94,7 +94,7 @@ async fn read_waits(conn: &mut Connection) -> bool {
     waits(conn.read(&mut [0])).await
 }
 
-async fn idle_connections_see_the_end_at_once<R: TestRuntime>(runtime: R) {
+async fn idle_connections_see_the_end_at_once(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let running = server.spawn(echo);
@@ -111,7 +111,7 @@ async fn idle_connections_see_the_end_at_once<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn a_read_that_waits_wakes_though_nothing_arrives<R: TestRuntime>(runtime: R) {
+async fn a_read_that_waits_wakes_though_nothing_arrives(runtime: TestRuntime) {
     for address in transports() {
         let Pair {
             running,
@@ -132,7 +132,7 @@ async fn a_read_that_waits_wakes_though_nothing_arrives<R: TestRuntime>(runtime:
     }
 }
 
-async fn a_new_connection_may_still_send_its_first_request<R: TestRuntime>(runtime: R) {
+async fn a_new_connection_may_still_send_its_first_request(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).first_byte_grace(HOUR);
         let (running, connections) = handing_over(server.bind().await.unwrap());
@@ -153,7 +153,7 @@ async fn a_new_connection_may_still_send_its_first_request<R: TestRuntime>(runti
     }
 }
 
-async fn a_connection_that_says_nothing_ends_after_its_grace<R: TestRuntime>(runtime: R) {
+async fn a_connection_that_says_nothing_ends_after_its_grace(runtime: TestRuntime) {
     let grace = Duration::from_millis(200);
     let server = tcp(runtime).first_byte_grace(grace).bind().await.unwrap();
     let mut silent = Client::to(&server);
@@ -164,7 +164,7 @@ async fn a_connection_that_says_nothing_ends_after_its_grace<R: TestRuntime>(run
     assert!(report.drain >= grace, "{report}");
 }
 
-async fn without_a_grace_a_silent_connection_ends_at_once<R: TestRuntime>(runtime: R) {
+async fn without_a_grace_a_silent_connection_ends_at_once(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
         pair.stop().await;
@@ -174,13 +174,12 @@ async fn without_a_grace_a_silent_connection_ends_at_once<R: TestRuntime>(runtim
     }
 }
 
-async fn the_grace_is_over_for_one_that_has_been_silent_for_long<R: TestRuntime>(runtime: R) {
-    let clock = Forward::new(runtime);
-    let server = tcp(clock.clone()).first_byte_grace(HOUR);
+async fn the_grace_is_over_for_one_that_has_been_silent_for_long(runtime: TestRuntime) {
+    let server = tcp(runtime.clone()).first_byte_grace(HOUR);
     let (running, connections) = handing_over(server.bind().await.unwrap());
     let mut client = Client::of(&running);
     let mut conn = connections.recv().await.unwrap();
-    clock.put_forward(2 * HOUR);
+    runtime.put_forward(2 * HOUR);
     running.handle().shutdown();
     conn.shutdown_requested().await;
     assert_eq!(conn.read(&mut [0]).await.unwrap(), 0);
@@ -189,7 +188,7 @@ async fn the_grace_is_over_for_one_that_has_been_silent_for_long<R: TestRuntime>
     assert_eq!(running.await.unwrap().completed, 1);
 }
 
-async fn the_end_stays_the_end<R: TestRuntime>(runtime: R) {
+async fn the_end_stays_the_end(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
         pair.stop().await;
@@ -208,7 +207,7 @@ async fn the_end_stays_the_end<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn the_end_says_whose_it_is<R: TestRuntime>(runtime: R) {
+async fn the_end_says_whose_it_is(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
         assert_eq!(pair.conn.ended_by(), None);
@@ -232,7 +231,7 @@ async fn the_end_says_whose_it_is<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn half_a_line_is_busy<R: TestRuntime>(runtime: R) {
+async fn half_a_line_is_busy(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
         pair.client.send("hel");
@@ -258,7 +257,7 @@ async fn half_a_line_is_busy<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn half_a_line_that_is_held_elsewhere_is_busy<R: TestRuntime>(runtime: R) {
+async fn half_a_line_that_is_held_elsewhere_is_busy(runtime: TestRuntime) {
     for address in transports() {
         let Pair {
             running,
@@ -289,7 +288,7 @@ async fn half_a_line_that_is_held_elsewhere_is_busy<R: TestRuntime>(runtime: R) 
     }
 }
 
-async fn what_was_taken_and_not_answered_is_busy<R: TestRuntime>(runtime: R) {
+async fn what_was_taken_and_not_answered_is_busy(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
         assert!(!pair.is_busy());
@@ -307,8 +306,8 @@ async fn what_was_taken_and_not_answered_is_busy<R: TestRuntime>(runtime: R) {
 
 /// The second question is read while the first answer waits for its peer: when that is written at
 /// last, the second is still to be answered.
-async fn an_answer_that_was_begun_before_the_last_question_does_not_answer_it<R: TestRuntime>(
-    runtime: R,
+async fn an_answer_that_was_begun_before_the_last_question_does_not_answer_it(
+    runtime: TestRuntime,
 ) {
     for address in transports() {
         let Pair {
@@ -342,7 +341,7 @@ async fn an_answer_that_was_begun_before_the_last_question_does_not_answer_it<R:
     }
 }
 
-async fn a_write_that_waits_is_busy<R: TestRuntime>(runtime: R) {
+async fn a_write_that_waits_is_busy(runtime: TestRuntime) {
     for address in transports() {
         let Pair {
             running,
@@ -366,7 +365,7 @@ async fn a_write_that_waits_is_busy<R: TestRuntime>(runtime: R) {
 }
 
 /// It waited, and then nobody wanted it any more, or it failed.
-async fn a_write_that_came_to_nothing_is_no_answer<R: TestRuntime>(runtime: R) {
+async fn a_write_that_came_to_nothing_is_no_answer(runtime: TestRuntime) {
     for fails in [false, true] {
         let server = on(&unix_address(), runtime.clone()).deadline(HOUR);
         let (running, connections) = handing_over(server.bind().await.unwrap());
@@ -413,7 +412,7 @@ async fn write_once(writer: &mut (impl AsyncWrite + Unpin)) -> Option<io::Result
     future::poll_once(writer.write(&[b'.'; 4096])).await
 }
 
-async fn a_guard_keeps_a_read_from_ending<R: TestRuntime>(runtime: R) {
+async fn a_guard_keeps_a_read_from_ending(runtime: TestRuntime) {
     for address in transports() {
         let pair = Pair::on(&address, runtime.clone()).await;
         let guards = [pair.conn.busy(), pair.conn.busy()];
@@ -437,7 +436,7 @@ async fn a_guard_keeps_a_read_from_ending<R: TestRuntime>(runtime: R) {
 }
 
 /// What protocols need that answer nothing, or answer later.
-async fn only_guards_and_unread_input_count_once_there_was_a_guard<R: TestRuntime>(runtime: R) {
+async fn only_guards_and_unread_input_count_once_there_was_a_guard(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
         let guard = pair.conn.busy();
@@ -461,7 +460,7 @@ async fn only_guards_and_unread_input_count_once_there_was_a_guard<R: TestRuntim
     }
 }
 
-async fn a_manual_drain_leaves_the_end_to_the_handler<R: TestRuntime>(runtime: R) {
+async fn a_manual_drain_leaves_the_end_to_the_handler(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
         pair.conn.manual_drain();
@@ -497,7 +496,7 @@ fn read_for(reader: ReadHalf, answers: async_channel::Sender<String>) -> thread:
     })
 }
 
-async fn the_answer_of_another_task_ends_the_reader<R: TestRuntime>(runtime: R) {
+async fn the_answer_of_another_task_ends_the_reader(runtime: TestRuntime) {
     for address in transports() {
         let Pair {
             running,
@@ -528,7 +527,7 @@ async fn the_answer_of_another_task_ends_the_reader<R: TestRuntime>(runtime: R) 
 
 /// The count that makes the connection idle and the word that says it should end are stored on two
 /// threads: one of them has to see the other.
-async fn an_answer_raced_against_the_stop_ends_the_reader<R: TestRuntime>(runtime: R) {
+async fn an_answer_raced_against_the_stop_ends_the_reader(runtime: TestRuntime) {
     for round in 0..rounds(100) {
         let Pair {
             running,
@@ -562,7 +561,7 @@ async fn an_answer_raced_against_the_stop_ends_the_reader<R: TestRuntime>(runtim
     }
 }
 
-async fn halves_outlive_their_handler<R: TestRuntime>(runtime: R) {
+async fn halves_outlive_their_handler(runtime: TestRuntime) {
     for address in transports() {
         // The handler has returned as soon as it has handed over.
         let Pair {
@@ -587,7 +586,7 @@ async fn halves_outlive_their_handler<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn the_other_half_is_waited_for<R: TestRuntime>(runtime: R) {
+async fn the_other_half_is_waited_for(runtime: TestRuntime) {
     for address in transports() {
         for reader_first in [true, false] {
             let Pair {

@@ -50,7 +50,7 @@ async fn history(events: &Receiver<ServerEvent>, length: usize) -> Vec<i64> {
     history
 }
 
-async fn the_eleventh_of_ten_waits_and_is_served_when_one_leaves<R: TestRuntime>(runtime: R) {
+async fn the_eleventh_of_ten_waits_and_is_served_when_one_leaves(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(10).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(echo);
@@ -75,7 +75,7 @@ async fn the_eleventh_of_ten_waits_and_is_served_when_one_leaves<R: TestRuntime>
     assert_eq!((report.completed, report.peak), (11, 10));
 }
 
-async fn there_are_never_more_than_the_limit<R: TestRuntime>(runtime: R) {
+async fn there_are_never_more_than_the_limit(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(3).bind().await.unwrap();
     let (inside, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (now, highest) = (inside.clone(), most.clone());
@@ -104,7 +104,7 @@ async fn there_are_never_more_than_the_limit<R: TestRuntime>(runtime: R) {
     assert!(most.load(SeqCst) <= 3);
 }
 
-async fn a_place_is_given_back_however_a_connection_ends<R: TestRuntime>(runtime: R) {
+async fn a_place_is_given_back_however_a_connection_ends(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .max_connections(1)
         .idle_timeout(Duration::from_millis(50))
@@ -152,7 +152,7 @@ async fn a_place_is_given_back_however_a_connection_ends<R: TestRuntime>(runtime
     assert_eq!((report.completed, report.limited.idle), (1, 1));
 }
 
-async fn a_place_is_held_until_the_socket_is_closed<R: TestRuntime>(runtime: R) {
+async fn a_place_is_held_until_the_socket_is_closed(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(1).bind().await.unwrap();
     let events = server.handle().events();
     let (running, connections) = handing_over(server);
@@ -171,7 +171,7 @@ async fn a_place_is_held_until_the_socket_is_closed<R: TestRuntime>(runtime: R) 
     assert_eq!(settled(running.await).completed, 2);
 }
 
-async fn a_place_is_given_back_once<R: TestRuntime>(runtime: R) {
+async fn a_place_is_given_back_once(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(1).bind().await.unwrap();
     let events = server.handle().events();
     let (running, connections) = handing_over(server);
@@ -194,7 +194,7 @@ async fn a_place_is_given_back_once<R: TestRuntime>(runtime: R) {
     assert_eq!((report.accepted, report.peak), (3, 1));
 }
 
-async fn the_limit_can_be_raised<R: TestRuntime>(runtime: R) {
+async fn the_limit_can_be_raised(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(1).bind().await.unwrap();
     let running = server.spawn(echo);
     let mut first = Client::of(&running);
@@ -214,7 +214,7 @@ async fn the_limit_can_be_raised<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 3);
 }
 
-async fn the_limit_can_be_lowered_and_those_inside_stay<R: TestRuntime>(runtime: R) {
+async fn the_limit_can_be_lowered_and_those_inside_stay(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(3).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(echo);
@@ -241,7 +241,7 @@ async fn the_limit_can_be_lowered_and_those_inside_stay<R: TestRuntime>(runtime:
     assert_eq!(settled(running.await).completed, 4);
 }
 
-async fn a_lower_limit_takes_hold_of_a_loop_that_waits_for_a_peer<R: TestRuntime>(runtime: R) {
+async fn a_lower_limit_takes_hold_of_a_loop_that_waits_for_a_peer(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(echo);
@@ -259,7 +259,7 @@ async fn a_lower_limit_takes_hold_of_a_loop_that_waits_for_a_peer<R: TestRuntime
     assert_eq!(settled(running.await).peak, 1);
 }
 
-async fn the_limit_can_be_lifted<R: TestRuntime>(runtime: R) {
+async fn the_limit_can_be_lifted(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(1).bind().await.unwrap();
     let running = server.spawn(echo);
     let mut clients = [(); 5].map(|()| Client::of(&running));
@@ -273,7 +273,7 @@ async fn the_limit_can_be_lifted<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 5);
 }
 
-async fn a_shutdown_wins_over_a_wait_for_a_place<R: TestRuntime>(runtime: R) {
+async fn a_shutdown_wins_over_a_wait_for_a_place(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(1).bind().await.unwrap();
     let (told, is_told) = async_channel::bounded(2);
     let running = server.spawn(async move |mut conn: Connection| {
@@ -298,7 +298,7 @@ async fn a_shutdown_wins_over_a_wait_for_a_place<R: TestRuntime>(runtime: R) {
     assert_eq!((report.completed, report.rejected), (2, 0));
 }
 
-async fn listeners_share_one_limit<R: TestRuntime>(runtime: R) {
+async fn listeners_share_one_limit(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .listen(loopback())
         .listen(unix_address())
@@ -339,7 +339,7 @@ fn has_something_to_read(client: &Client) -> bool {
     poll(&mut socket, Some(&Timespec::default())).unwrap() == 1
 }
 
-async fn a_busy_listener_does_not_starve_the_others<R: TestRuntime>(runtime: R) {
+async fn a_busy_listener_does_not_starve_the_others(runtime: TestRuntime) {
     const QUEUED: usize = 100;
     let server = at_home(&runtime)
         .listen(loopback())
@@ -372,7 +372,7 @@ async fn a_busy_listener_does_not_starve_the_others<R: TestRuntime>(runtime: R) 
     assert_eq!(settled(running.await).accepted, QUEUED as u64 + 1);
 }
 
-async fn a_quiet_listener_does_not_starve_the_others<R: TestRuntime>(runtime: R) {
+async fn a_quiet_listener_does_not_starve_the_others(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .listen(loopback())
         .max_connections(1)

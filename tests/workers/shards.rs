@@ -10,9 +10,10 @@ use std::thread;
 
 use gracious::{Address, Connection, Handle, Server};
 
+use crate::plain;
 use crate::support::client::{Client, answer_once, echo, eventually, unix_address};
 use crate::support::peer::{loopback, settled};
-use crate::support::{Plain, TestRuntime, within};
+use crate::support::{TestRuntime, within};
 
 /// How many sockets of this machine listen on `address`.
 fn listening_on(address: &Address) -> usize {
@@ -33,10 +34,8 @@ fn listening_on(address: &Address) -> usize {
     sockets.lines().filter(is_meant).count()
 }
 
-fn shards(count: usize) -> gracious::Builder<Plain> {
-    Server::with_runtime(Plain::start())
-        .workers(count)
-        .sharded(true)
+fn shards(count: usize) -> gracious::Builder<TestRuntime> {
+    Server::with_runtime(plain()).workers(count).sharded(true)
 }
 
 fn test(body: impl AsyncFnOnce() + Send + 'static) {
@@ -189,7 +188,7 @@ fn a_port_that_somebody_listens_on_is_an_error_as_ever() {
 #[test]
 fn a_port_can_be_shared_by_whoever_asks_for_it() {
     test(async || {
-        fn sharing(address: &str) -> gracious::Builder<Plain> {
+        fn sharing(address: &str) -> gracious::Builder<TestRuntime> {
             shards(2).listen(address).reuse_port(true)
         }
         let first = sharing(loopback().as_str()).bind().await.unwrap();
@@ -204,7 +203,7 @@ fn a_port_can_be_shared_by_whoever_asks_for_it() {
 #[test]
 fn shards_need_workers() {
     test(async || {
-        let builder = Server::with_runtime(Plain::start())
+        let builder = Server::with_runtime(plain())
             .listen("127.0.0.1:0")
             .sharded(true);
         let error = builder.bind().await.unwrap_err();

@@ -14,8 +14,8 @@ use gracious::{Connection, Server};
 
 use crate::support::client::{Client, HOUR, echo, eventually, handing_over};
 use crate::support::peer::settled;
-use crate::support::{Plain, TestRuntime};
-use crate::{on_workers, on_workers_in_a_process, with_workers};
+use crate::support::{DEADLINE, within};
+use crate::{on_workers, on_workers_in_a_process, plain, with_workers};
 
 on_workers!(
     handlers_run_on_the_workers,
@@ -126,11 +126,15 @@ async fn a_server_that_spins_serves(workers: usize) {
     }
 }
 
+fn test(body: impl Future<Output = ()> + Send + 'static) {
+    within(DEADLINE, || async_io::block_on(body));
+}
+
 /// There is nobody who could, and it is no error.
 #[test]
 fn without_workers_nobody_spins() {
-    crate::support::run::<Plain, _>(|runtime| async move {
-        let server = Server::with_runtime(runtime).spin(Duration::from_secs(1));
+    test(async {
+        let server = Server::with_runtime(plain()).spin(Duration::from_secs(1));
         let server = server.listen("127.0.0.1:0").bind().await.unwrap();
         let running = server.spawn(echo);
         let mut client = Client::of(&running);
@@ -143,12 +147,12 @@ fn without_workers_nobody_spins() {
 
 #[test]
 fn no_workers_at_all_are_a_clear_error() {
-    crate::support::run::<Plain, _>(|_| async {
+    test(async {
         let error = with_workers(0).bind().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         assert!(error.to_string().contains("workers is 0"), "{error}");
         // Not asked for is no error.
-        let server = Server::with_runtime(Plain::start()).workers(None);
+        let server = Server::with_runtime(plain()).workers(None);
         let _server = server.listen("127.0.0.1:0").bind().await.unwrap();
     });
 }
