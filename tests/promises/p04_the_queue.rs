@@ -155,7 +155,7 @@ async fn who_waits_behind_the_limit_is_served_as_others_end(runtime: TestRuntime
         assert_eq!(handle.stats().accepted, 51);
         let held = handle.connections().split_off(1);
         assert!(
-            held.iter().all(|it| it.waiting == Waiting::Place),
+            held.iter().all(|it| it.waiting == Waiting::Limit),
             "{held:?}"
         );
         assert!(inside.connections.is_empty());
