@@ -1,4 +1,5 @@
-//! What `docs/promises.md` names is there: every file that it links, and every test in it.
+//! What `docs/promises.md` names is there: every file that it links, and every test in it. So is what
+//! the other pages link.
 
 use std::collections::HashSet;
 use std::fs;
@@ -27,6 +28,25 @@ fn every_promise_names_tests_that_are_run() {
             for name in names {
                 assert!(tests.contains(name), "{title}: {file}: no test {name}");
             }
+        }
+    }
+}
+
+#[test]
+fn every_link_leads_to_a_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["", "docs", "examples"].map(|folder| root.join(folder));
+    let files = folders
+        .iter()
+        .flat_map(|folder| fs::read_dir(folder).unwrap());
+    let files = files.map(|entry| entry.unwrap().path());
+    for page in files.filter(|file| file.extension().is_some_and(|ending| ending == "md")) {
+        let text = fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1) {
+            let (link, _) = link.split_once(')').expect("the end of a link");
+            let (file, _heading) = link.split_once('#').unwrap_or((link, ""));
+            let is_there = file.contains("://") || page.parent().unwrap().join(file).exists();
+            assert!(is_there, "{}: {link} leads nowhere", page.display());
         }
     }
 }
