@@ -142,10 +142,17 @@ impl<R: Runtime> Builder<R> {
         self
     }
 
-    /// How long, beside the drain, the shut door is kept for peers whose handshake is not finished:
-    /// a round trip or so; 0 by default.
-    pub fn sweep(mut self, span: impl Into<Option<Duration>>) -> Self {
-        self.config.sweep = span.into().unwrap_or_default();
+    /// How long at most a listener that is shut is kept, beside the drain, for peers whose handshake
+    /// was under way when it was shut; 3.5 s by default, which is two retransmissions and a round
+    /// trip. Such a peer believes to be connected, and would be reset.
+    ///
+    /// The listener is closed as soon as there is none of them any more, which is mostly at once, and
+    /// at the [`deadline`](Self::deadline) in any case. Until then new peers are refused, and the port
+    /// cannot be bound again. `None` does not wait. It has an effect on TCP on Linux, where the kernel
+    /// tells of handshakes under way (not of those by SYN cookie), and on listeners that can be shut:
+    /// not [adopted](Self::adopt) ones.
+    pub fn handshake_grace(mut self, grace: impl Into<Option<Duration>>) -> Self {
+        self.config.handshake_grace = grace.into().unwrap_or_default();
         self
     }
 

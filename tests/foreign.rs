@@ -60,7 +60,7 @@ fn talking(address: &str, text: &str) -> Program {
 fn here() -> Builder<AsyncStd> {
     Server::builder()
         .listen("127.0.0.1:0")
-        .sweep(Duration::from_millis(100))
+        .handshake_grace(Duration::from_millis(100))
 }
 
 #[track_caller]
@@ -374,7 +374,7 @@ fn wrk_sees_no_error_when_one_server_hands_over_to_the_next() {
             (body.answered.load(SeqCst) > 100).then_some(())
         });
         let builder = Server::builder().listen(address.clone());
-        let next = start(builder.sweep(Duration::from_millis(100)));
+        let next = start(builder.handshake_grace(Duration::from_millis(100)));
         let report = wait(running.shutdown()).unwrap();
         assert_eq!(report.accepted, report.completed, "{report}");
         (running, body) = next;
@@ -410,7 +410,7 @@ fn haproxy_turns_nobody_away_while_one_server_after_the_other_is_restarted() {
         let count = answered.clone();
         let server = Server::builder()
             .listen(address)
-            .sweep(Duration::from_millis(100));
+            .handshake_grace(Duration::from_millis(100));
         (bind(server).spawn(|conn| reply(conn, count)), answered)
     };
     let mut servers = [start("127.0.0.1:0"), start("127.0.0.1:0")];

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_lite::future;
 
-use super::sweep::close_listeners_unserved;
+use super::sweep::{close_listeners_unserved, close_listeners_without_runtime};
 use crate::accept::admission::reject_queue;
 use crate::lifecycle::{Phase, Reason, State};
 use crate::shared::Shared;
@@ -90,7 +90,7 @@ pub(crate) fn fail_start(shared: &Arc<Shared>, error: io::Error) {
 /// Ends a server that was never served.
 pub(crate) fn drop_unserved(shared: &Arc<Shared>) {
     shared.shutdown(Reason::Dropped, None);
-    close_listeners_unserved(shared);
+    close_listeners_without_runtime(shared);
     driver_lost(shared);
 }
 
@@ -117,7 +117,7 @@ impl Drop for DriverGuard {
             return;
         }
         shared.shutdown(Reason::RuntimeGone, None);
-        close_listeners_unserved(shared);
+        close_listeners_without_runtime(shared);
         shared.latch.shut_at(shared.clock.now());
         shared.registry.drain_all(shared.uptime());
         driver_lost(shared);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures_lite::future;
 
 use self::abort::{DriverGuard, abort_and_close};
-use self::sweep::{close_listeners, keep_sweeping, launch_queued, shut_listeners, sweep};
+use self::sweep::{keep_sweeping, launch_queued, shut_listeners, sweep_and_close};
 use crate::accept::spawn::Launcher;
 use crate::accept::{AcceptorGuard, accept};
 use crate::lifecycle::Phase;
@@ -19,7 +19,8 @@ use crate::shared::Shared;
 
 pub(crate) mod abort;
 pub(crate) mod fallback;
-pub(crate) mod sweep;
+mod handshakes;
+mod sweep;
 
 /// Serves until a shutdown, and drains.
 pub(crate) fn run(
@@ -49,15 +50,12 @@ async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
 
     // All listeners, before anything waits or any connection is told.
     shut_listeners(shared);
-    let is_swept = sweep(shared, &**launcher);
-    if is_swept && shared.config.sweep.is_zero() {
-        close_listeners(shared, &**launcher);
-    }
+    let kept = sweep_and_close(shared, &**launcher).await;
     shared.latch.shut_at(shared.clock.now());
     shared.registry.drain_all(shared.uptime());
 
     let settled = future::zip(
-        keep_sweeping(shared, &**launcher),
+        keep_sweeping(shared, &**launcher, kept),
         launch_queued(shared, &**launcher),
     );
     let drained = async {

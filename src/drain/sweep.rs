@@ -1,25 +1,40 @@
-//! The listeners at a stop: shut, swept, closed.
+//! The listeners at a stop: shut, swept, kept for the handshakes under way, closed.
 //!
-//! To close a listener resets the peers in its queue. So new peers are kept out first, the queue is
-//! accepted until it is empty, and only then is the listener closed.
+//! To close a listener resets the peers in its queue, and those whose handshake is not over. The
+//! order of the acts decides:
+//!
+//! 1. Shut: new peers are refused, at all listeners before anything waits.
+//! 2. Sweep: accept until the queue is empty.
+//! 3. Look for handshakes under way, a millisecond later: a SYN that another processor was taking up
+//!    at the moment of the shutting is listed by then. What a later look finds is a successor's on
+//!    the same port, or a scanner's, and not waited for.
+//! 4. While some of these are left the listener stays, beside the drain, for `handshake_grace` at
+//!    most.
+//! 5. Sweep, *after* the look that found none, then close. A handshake may end between a sweep and
+//!    the look: its peer is in the queue, and closed without this last sweep it would be reset.
 
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::thread;
+use std::time::Duration;
 
 use futures_lite::future;
 
+use super::handshakes::Handshakes;
 use crate::accept::admission::{admit, close_unserved, enter};
 use crate::accept::error::{AcceptBackoff, Next};
 use crate::accept::spawn::Launcher;
-use crate::runtime::sleep_until;
+use crate::accept::{AcceptorGuard, IN_A_ROW};
+use crate::lifecycle::Phase;
+use crate::listener::set::BoundListener;
 use crate::shared::Shared;
 use crate::shared::connection::ConnectionState;
 use crate::sync::{lock, notify};
 
 /// How long a listener that is shut is left alone after an error.
-const ERROR_PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
+const ERROR_PAUSE: Duration = Duration::from_millis(5);
 
 /// What becomes of a connection that a sweep has accepted.
 trait Destination {
@@ -58,95 +73,232 @@ fn shut_own_listeners(shared: &Shared) {
     }
 }
 
-/// Accepts every peer that is queued; `false` where a shortage of ours left some.
-pub(super) fn sweep(shared: &Arc<Shared>, launcher: &dyn Launcher) -> bool {
-    sweep_to(shared, &launcher)
+/// What the listeners are kept for after the first sweep.
+pub(super) enum Kept {
+    /// They are closed.
+    Nothing,
+    /// Peers are queued for whom there is no descriptor.
+    Queue,
+    /// Peers whose handshake is under way.
+    Handshakes(Handshakes),
 }
 
-fn sweep_to(shared: &Arc<Shared>, destination: &impl Destination) -> bool {
-    let mut is_swept = true;
-    for set in 0..shared.listener_sets.len() {
-        is_swept &= sweep_set(shared, set, destination);
+/// Sweeps, and closes the listeners if no handshake is under way.
+pub(super) async fn sweep_and_close(shared: &Arc<Shared>, launcher: &dyn Launcher) -> Kept {
+    if !sweep(shared, launcher).await {
+        return Kept::Queue;
     }
-    is_swept
+    let handshakes = Handshakes::look(shared).await;
+    if handshakes.is_over() {
+        close_listeners(shared, launcher);
+        return Kept::Nothing;
+    }
+    close_others(shared, launcher);
+    Kept::Handshakes(handshakes)
 }
 
-fn sweep_set(shared: &Arc<Shared>, set: usize, destination: &impl Destination) -> bool {
-    let (mut is_swept, mut index) = (true, 0);
+/// Accepts at the shut listeners until those are in for whom they were kept, and closes them.
+pub(super) async fn keep_sweeping(shared: &Arc<Shared>, launcher: &dyn Launcher, kept: Kept) {
+    let mut handshakes = match kept {
+        Kept::Nothing => return,
+        Kept::Queue => None,
+        Kept::Handshakes(handshakes) => Some(handshakes),
+    };
     let mut backoff = AcceptBackoff::default();
     loop {
-        // The lock is not held while a peer is entered and admitted.
-        let accepted = match lock(&shared.listener_sets[set]).listeners.get_mut(index) {
-            Some(listener) => listener.try_accept(),
-            None => return is_swept,
-        };
-        match enter(shared, set, accepted) {
-            Ok(connection) => {
-                backoff = AcceptBackoff::default();
-                destination.take(shared, connection);
+        if handshakes.as_ref().is_none_or(Handshakes::is_over) {
+            if !sweep(shared, launcher).await {
+                let error = io::Error::from_raw_os_error(libc::EMFILE);
+                backoff.pause(shared, &error).await;
                 continue;
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => match backoff.on_error(shared, &error) {
-                Next::Again => continue,
-                Next::Backoff => is_swept = false,
-                // This listener is of no use any more.
-                Next::Pause(_) | Next::Stop => {}
-            },
+            if handshakes.is_some() {
+                return close_listeners(shared, launcher);
+            }
+            // The queue is empty at last.
+            handshakes = Some(Handshakes::look(shared).await);
+            if !handshakes.as_ref().is_some_and(Handshakes::is_over) {
+                close_others(shared, launcher);
+            }
+            continue;
         }
-        index += 1;
-        backoff = AcceptBackoff::default();
-    }
-}
-
-/// Closes all listeners, after a last sweep for the peers that have been queued since the first.
-pub(super) fn close_listeners(shared: &Arc<Shared>, launcher: &dyn Launcher) {
-    close_after_sweep(shared, &launcher);
-}
-
-/// Closes all listeners, without a runtime if need be: the peers that are queued still are closed
-/// unserved. Done once.
-pub(crate) fn close_listeners_unserved(shared: &Arc<Shared>) {
-    close_after_sweep(shared, &Unserved);
-}
-
-fn close_after_sweep(shared: &Arc<Shared>, destination: &impl Destination) {
-    shut_own_listeners(shared);
-    sweep_to(shared, destination);
-    for set in &shared.listener_sets {
-        let closed = std::mem::take(&mut lock(set).listeners);
-        drop(closed);
-    }
-    notify(&shared.permits.released);
-    notify(&shared.registry.empty);
-}
-
-/// Accepts at the shut listeners the peers whose handshake was under way, and those for whom there
-/// was no descriptor.
-pub(super) async fn keep_sweeping(shared: &Arc<Shared>, launcher: &dyn Launcher) {
-    let until = shared.clock.now().checked_add(shared.config.sweep);
-    let mut backoff = AcceptBackoff::default();
-    while !shared.is_closed_to_peers() {
         let accepted = async { Some(poll_fn(|cx| poll_any(shared, cx)).await) };
-        let over = async {
-            sleep_until(&*shared.clock, until).await;
+        let look = async {
+            if let Some(handshakes) = &mut handshakes {
+                handshakes.look_again(shared).await;
+            }
             None
         };
-        // The time first: it ends also where peers, or errors, come without a pause.
-        match future::or(over, accepted).await {
+        // The look first: it comes also where peers, or errors, come without a pause.
+        match future::or(look, accepted).await {
             Some(Ok(connection)) => admit(shared, connection, launcher),
             Some(Err(error)) => match backoff.on_error(shared, &error) {
                 Next::Backoff => backoff.pause(shared, &error).await,
                 // The peer's error, or that of a listener that is being closed anyway.
                 _ => shared.clock.sleep(ERROR_PAUSE).await,
             },
-            None if sweep(shared, launcher) => close_listeners(shared, launcher),
-            None => {
-                let error = io::Error::from_raw_os_error(libc::EMFILE);
-                backoff.pause(shared, &error).await;
-            }
+            None => {}
         }
         future::yield_now().await;
+    }
+}
+
+/// Accepts every peer that is queued, and gives other tasks their turn meanwhile; `false` where a
+/// shortage of ours left some.
+async fn sweep(shared: &Arc<Shared>, launcher: &dyn Launcher) -> bool {
+    let mut sweep = Sweep::new(shared);
+    loop {
+        if sweep.some(&launcher, IN_A_ROW) {
+            return sweep.is_complete;
+        }
+        // An abort closes what is queued.
+        if shared.latch.phase() >= Phase::Aborting {
+            return false;
+        }
+        future::yield_now().await;
+    }
+}
+
+/// Closes all listeners, after a last sweep.
+fn close_listeners(shared: &Arc<Shared>, launcher: &dyn Launcher) {
+    close_after_sweep(shared, &launcher, |_| true);
+}
+
+/// Closes, after a last sweep, the listeners at which no handshake can be under way, or new peers
+/// still come.
+fn close_others(shared: &Arc<Shared>, launcher: &dyn Launcher) {
+    close_after_sweep(shared, &launcher, |listener| {
+        listener.handshakes_at().is_none()
+    });
+}
+
+/// Closes all listeners, now and without a runtime: the peers that are queued still are closed
+/// unserved, and handshakes under way are not waited for. Done once.
+pub(super) fn close_listeners_unserved(shared: &Arc<Shared>) {
+    close_after_sweep(shared, &Unserved, |_| true);
+}
+
+/// Closes all listeners, without a runtime. Where handshakes are under way, a thread keeps the
+/// listeners for them.
+pub(super) fn close_listeners_without_runtime(shared: &Arc<Shared>) {
+    shut_own_listeners(shared);
+    sweep_unserved(shared);
+    let Some(mut handshakes) = Handshakes::look_now(shared) else {
+        return close_listeners_unserved(shared);
+    };
+    // The server is not closed before the thread is done.
+    let (server, guard) = (shared.clone(), AcceptorGuard::new(shared));
+    let keep = move || {
+        while !handshakes.is_over() && !server.is_closed_to_peers() {
+            handshakes.look_again_blocking(&server);
+            sweep_unserved(&server);
+        }
+        close_listeners_unserved(&server);
+        drop(guard);
+    };
+    let thread = thread::Builder::new().name("gracious-close".into());
+    if let Err(error) = thread.spawn(keep) {
+        log::warn!(target: "gracious", error:%; "cannot wait for handshakes under way: {error}");
+        close_listeners_unserved(shared);
+    }
+}
+
+fn sweep_unserved(shared: &Arc<Shared>) {
+    let mut sweep = Sweep::new(shared);
+    while !sweep.some(&Unserved, u32::MAX) {}
+}
+
+fn close_after_sweep(
+    shared: &Arc<Shared>,
+    destination: &impl Destination,
+    is_done: impl Fn(&BoundListener) -> bool,
+) {
+    shut_own_listeners(shared);
+    let mut sweep = Sweep::new(shared);
+    while !sweep.some(destination, u32::MAX) {}
+    for set in &shared.listener_sets {
+        let closed: Vec<_> = {
+            let mut set = lock(set);
+            let listeners = std::mem::take(&mut set.listeners).into_iter();
+            let (closed, kept) = listeners.partition(&is_done);
+            set.listeners = kept;
+            closed
+        };
+        // Outside the lock: a listener of the user's own is dropped with the others.
+        drop(closed);
+    }
+    notify(&shared.permits.released);
+    notify(&shared.registry.empty);
+}
+
+/// One pass over the queues of all listeners.
+struct Sweep<'a> {
+    shared: &'a Arc<Shared>,
+    set: usize,
+    index: usize,
+    /// How many peers were accepted at this listener.
+    accepted: u32,
+    backoff: AcceptBackoff,
+    /// No shortage of ours has left a peer.
+    is_complete: bool,
+}
+
+impl<'a> Sweep<'a> {
+    fn new(shared: &'a Arc<Shared>) -> Self {
+        Self {
+            shared,
+            set: 0,
+            index: 0,
+            accepted: 0,
+            backoff: AcceptBackoff::default(),
+            is_complete: true,
+        }
+    }
+
+    /// Makes so many tries to accept; gives whether the pass is over.
+    fn some(&mut self, destination: &impl Destination, tries: u32) -> bool {
+        let shared = self.shared;
+        for _ in 0..tries {
+            // The lock is not held while a peer is entered and admitted.
+            let accepted = {
+                let Some(set) = shared.listener_sets.get(self.set) else {
+                    return true;
+                };
+                let mut set = lock(set);
+                let Some(listener) = set.listeners.get_mut(self.index) else {
+                    drop(set);
+                    (self.set, self.index) = (self.set + 1, 0);
+                    continue;
+                };
+                // Where peers still come, no more than were queued at first: the rest are for those
+                // who hold this socket, too, or reset.
+                let is_over = !listener.is_shut() && self.accepted >= shared.config.backlog;
+                if is_over {
+                    Err(io::ErrorKind::WouldBlock.into())
+                } else {
+                    listener.try_accept()
+                }
+            };
+            match enter(shared, self.set, accepted) {
+                Ok(connection) => {
+                    self.backoff = AcceptBackoff::default();
+                    self.accepted += 1;
+                    destination.take(shared, connection);
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => match self.backoff.on_error(shared, &error) {
+                    Next::Again => continue,
+                    Next::Backoff => self.is_complete = false,
+                    // This listener is of no use any more.
+                    Next::Pause(_) | Next::Stop => {}
+                },
+            }
+            self.index += 1;
+            self.accepted = 0;
+            self.backoff = AcceptBackoff::default();
+        }
+        false
     }
 }
 

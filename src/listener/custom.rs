@@ -126,6 +126,10 @@ impl<L: Listener> RawListener for CustomListener<L> {
             Err(error) => log::warn!(target: "gracious", "cannot shut a listener: {error}"),
         }
     }
+
+    fn is_shut(&self) -> bool {
+        self.shut
+    }
 }
 
 fn accept<L: Listener>(mut listener: L, release: Arc<AtomicBool>) -> Accepting<L> {

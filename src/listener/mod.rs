@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::task::{Context, Poll, ready};
 
@@ -16,8 +17,12 @@ use crate::workers::WatchedListener;
 
 pub(crate) mod bind;
 mod custom;
+#[cfg(target_os = "linux")]
+pub(crate) mod handshakes;
 mod inherited;
 pub(crate) mod set;
+#[cfg(target_os = "linux")]
+mod shut;
 mod tcp;
 mod unix;
 
@@ -54,8 +59,16 @@ pub(crate) trait RawListener: Send {
 
     fn local_addr(&self) -> io::Result<Address>;
 
-    /// No new peers from here on; those queued can still be accepted.
+    /// Keeps new peers out from here on, as far as that can be; those queued can still be accepted.
     fn shut(&mut self);
+
+    /// Whether new peers are kept out, so that the queue comes to an end.
+    fn is_shut(&self) -> bool;
+
+    /// Where the system has to be asked for handshakes under way: at a shut TCP listener.
+    fn handshakes_at(&self) -> Option<SocketAddr> {
+        None
+    }
 
     /// How many peers wait to be accepted, where the system tells.
     fn queued(&self) -> Option<u32> {

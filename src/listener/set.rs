@@ -2,6 +2,7 @@
 //! own.
 
 use std::io;
+use std::net::SocketAddr;
 use std::task::{Context, Poll};
 
 use super::RawListener;
@@ -89,6 +90,16 @@ impl BoundListener {
     /// Takes no new peers from here on; those queued can still be accepted.
     pub(crate) fn shut(&mut self) {
         self.raw.shut();
+    }
+
+    /// Whether new peers are kept out, so that the queue comes to an end.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.raw.is_shut()
+    }
+
+    /// Where the system has to be asked for handshakes under way.
+    pub(crate) fn handshakes_at(&self) -> Option<SocketAddr> {
+        self.raw.handshakes_at()
     }
 
     pub(crate) fn queued(&self) -> Option<u32> {

@@ -7,6 +7,8 @@ use std::task::{Context, Poll};
 use socket2::{Domain, TcpKeepalive, Type};
 
 use super::bind::cannot_listen;
+#[cfg(target_os = "linux")]
+use super::shut::Means;
 use super::{ListeningSocket, RawListener};
 use crate::address::Address;
 use crate::config::{Config, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
@@ -20,9 +22,12 @@ const PORT_TRIES: usize = 32;
 #[derive(Debug)]
 pub(crate) struct Tcp {
     socket: ListeningSocket<TcpListener>,
-    /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
-    #[cfg_attr(not(target_os = "linux"), expect(dead_code))]
-    shared: bool,
+    /// What keeps new peers out at a stop. Nothing of an adopted socket, which others may hold: what
+    /// acts on the socket and not on our descriptor stays undone.
+    #[cfg(target_os = "linux")]
+    means: Means,
+    /// New peers are kept out.
+    is_shut: bool,
 }
 
 impl Tcp {
@@ -43,11 +48,24 @@ impl Tcp {
         for _ in 1..engines.len() {
             sockets.push(bind_one(address, only_v6, config, true)?);
         }
+        // Before any of them listens: what is tried out has no effect on peers.
+        #[cfg(target_os = "linux")]
+        let means = Means::find(&socket2::SockRef::from(&sockets[0]));
+        #[cfg(target_os = "linux")]
+        if means == Means::None {
+            log::warn!(
+                target: "gracious", address:%;
+                "new peers cannot be kept out of {address} at a stop, some may be reset: expected Linux \
+                 5.7, a listener that is bound to no interface, or CAP_NET_ADMIN",
+            );
+        }
         let listening = sockets.into_iter().zip(engines).map(|(socket, engine)| {
             socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
             Ok(Self {
                 socket: ListeningSocket::new(socket.into(), engine)?,
-                shared: false,
+                #[cfg(target_os = "linux")]
+                means,
+                is_shut: false,
             })
         });
         listening.collect()
@@ -57,7 +75,9 @@ impl Tcp {
         listener.set_nonblocking(true)?;
         Ok(Self {
             socket: ListeningSocket::new(listener, engine)?,
-            shared: true,
+            #[cfg(target_os = "linux")]
+            means: Means::None,
+            is_shut: false,
         })
     }
 }
@@ -128,13 +148,18 @@ impl RawListener for Tcp {
 
     fn shut(&mut self) {
         #[cfg(target_os = "linux")]
-        if !self.shared {
-            let socket = socket2::SockRef::from(self.socket.get_ref());
-            if let Err(error) = socket.attach_filter(&NO_SYN) {
-                // Without it peers may be queued until the sweep is over: accepted, most of them.
-                log::debug!(target: "gracious", "cannot keep new peers out during the sweep: {error}");
-            }
+        if !self.is_shut {
+            self.is_shut = self.means.shut(self.socket.get_ref());
         }
+    }
+
+    fn is_shut(&self) -> bool {
+        self.is_shut
+    }
+
+    fn handshakes_at(&self) -> Option<SocketAddr> {
+        let local = self.socket.get_ref().local_addr();
+        self.is_shut.then_some(local.ok()).flatten()
     }
 
     #[cfg(target_os = "linux")]
@@ -170,27 +195,6 @@ fn queued(listener: &TcpListener) -> Option<u32> {
     let info = unsafe { info.assume_init() };
     Some(info.tcpi_unacked)
 }
-
-/// Drops what would open a connection, a segment with SYN and without ACK: its sender tries again
-/// in a second and meets the successor, or a refusal. What belongs to a handshake under way passes.
-#[cfg(target_os = "linux")]
-const NO_SYN: [socket2::SockFilter; 5] = {
-    use socket2::SockFilter;
-    const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
-    const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
-    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    const FLAGS: u32 = 13;
-    const SYN: u32 = 0x02;
-    const ACK: u32 = 0x10;
-    [
-        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
-        SockFilter::new(AND, 0, 0, SYN | ACK),
-        SockFilter::new(JUMP_EQUAL, 0, 1, SYN),
-        SockFilter::new(RETURN, 0, 0, 0),
-        SockFilter::new(RETURN, 0, 0, u32::MAX),
-    ]
-};
 
 /// Every address a name has.
 pub(super) async fn resolve(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {

@@ -178,6 +178,10 @@ impl RawListener for Unix {
             self.shut = true;
         }
     }
+
+    fn is_shut(&self) -> bool {
+        self.shut
+    }
 }
 
 impl Drop for Unix {

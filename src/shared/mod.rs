@@ -208,6 +208,18 @@ impl Shared {
         infos.into_values().collect()
     }
 
+    /// Where the system has to be asked for handshakes under way: at the listeners that are shut.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn handshakes_at(&self) -> Vec<std::net::SocketAddr> {
+        let mut addresses = Vec::new();
+        for set in &self.listener_sets {
+            let set = lock(set);
+            let shut = set.listeners.iter().filter_map(|it| it.handshakes_at());
+            addresses.extend(shut);
+        }
+        addresses
+    }
+
     pub(crate) fn is_closed_to_peers(&self) -> bool {
         let mut sets = self.listener_sets.iter();
         sets.all(|set| lock(set).listeners.is_empty())

@@ -243,7 +243,7 @@ async fn a_kept_sweep_ends_by_itself(runtime: TestRuntime) {
             builder = builder.listen(address);
         }
         let server = builder
-            .sweep(Duration::from_millis(20))
+            .handshake_grace(Duration::from_millis(20))
             .bind()
             .await
             .unwrap();
@@ -289,7 +289,9 @@ impl Listener for Gone {
 
 async fn a_listener_that_fails_once_it_is_shut_does_not_hold_up_the_stop(runtime: TestRuntime) {
     for sweep in [Duration::ZERO, Duration::from_millis(20)] {
-        let server = tcp(runtime.clone()).listener(Gone(false)).sweep(sweep);
+        let server = tcp(runtime.clone())
+            .listener(Gone(false))
+            .handshake_grace(sweep);
         let running = server.bind().await.unwrap().spawn(echo);
         running.shutdown().await.unwrap();
     }
@@ -332,7 +334,7 @@ async fn a_kept_sweep_without_descriptors_waits_for_one(runtime: TestRuntime) {
 }
 
 async fn waits_for_a_descriptor(address: &str, sweep: Duration, runtime: TestRuntime) {
-    let builder = on(address, runtime.clone()).sweep(sweep);
+    let builder = on(address, runtime.clone()).handshake_grace(sweep);
     let server = builder.bind().await.unwrap();
     let handle = server.handle();
     let mut queued: Vec<_> = (0..5).map(|_| Client::to(&server)).collect();
