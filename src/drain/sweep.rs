@@ -88,58 +88,54 @@ pub(super) async fn sweep_and_close(shared: &Arc<Shared>, launcher: &dyn Launche
     if !sweep(shared, launcher).await {
         return Kept::Queue;
     }
-    let handshakes = Handshakes::look(shared).await;
-    if handshakes.is_over() {
-        close_listeners(shared, launcher);
-        return Kept::Nothing;
+    match Handshakes::look(shared).await {
+        Some(handshakes) => {
+            close_others(shared, launcher);
+            Kept::Handshakes(handshakes)
+        }
+        None => {
+            close_listeners(shared, launcher);
+            Kept::Nothing
+        }
     }
-    close_others(shared, launcher);
-    Kept::Handshakes(handshakes)
 }
 
 /// Accepts at the shut listeners until those are in for whom they were kept, and closes them.
-pub(super) async fn keep_sweeping(shared: &Arc<Shared>, launcher: &dyn Launcher, kept: Kept) {
-    let mut handshakes = match kept {
-        Kept::Nothing => return,
-        Kept::Queue => None,
-        Kept::Handshakes(handshakes) => Some(handshakes),
-    };
+pub(super) async fn keep_sweeping(shared: &Arc<Shared>, launcher: &dyn Launcher, mut kept: Kept) {
     let mut backoff = AcceptBackoff::default();
     loop {
-        if handshakes.as_ref().is_none_or(Handshakes::is_over) {
-            if !sweep(shared, launcher).await {
+        let mut handshakes = match kept {
+            Kept::Nothing => return,
+            Kept::Queue => {
                 let error = io::Error::from_raw_os_error(libc::EMFILE);
                 backoff.pause(shared, &error).await;
+                kept = sweep_and_close(shared, launcher).await;
                 continue;
             }
-            if handshakes.is_some() {
-                return close_listeners(shared, launcher);
-            }
-            // The queue is empty at last.
-            handshakes = Some(Handshakes::look(shared).await);
-            if !handshakes.as_ref().is_some_and(Handshakes::is_over) {
-                close_others(shared, launcher);
-            }
-            continue;
-        }
-        let accepted = async { Some(poll_fn(|cx| poll_any(shared, cx)).await) };
-        let look = async {
-            if let Some(handshakes) = &mut handshakes {
-                handshakes.look_again(shared).await;
-            }
-            None
+            Kept::Handshakes(handshakes) => handshakes,
         };
-        // The look first: it comes also where peers, or errors, come without a pause.
-        match future::or(look, accepted).await {
-            Some(Ok(connection)) => admit(shared, connection, launcher),
-            Some(Err(error)) => match backoff.on_error(shared, &error) {
-                Next::Backoff => backoff.pause(shared, &error).await,
-                // The peer's error, or that of a listener that is being closed anyway.
-                _ => shared.clock.sleep(ERROR_PAUSE).await,
-            },
-            None => {}
+        while !handshakes.is_over() {
+            let accepted = async { Some(poll_fn(|cx| poll_any(shared, cx)).await) };
+            let look = async {
+                handshakes.look_again().await;
+                None
+            };
+            // The look first: it comes also where peers, or errors, come without a pause.
+            match future::or(look, accepted).await {
+                Some(Ok(connection)) => admit(shared, connection, launcher),
+                Some(Err(error)) => match backoff.on_error(shared, &error) {
+                    Next::Backoff => backoff.pause(shared, &error).await,
+                    // The peer's error, or that of a listener that is being closed anyway.
+                    _ => shared.clock.sleep(ERROR_PAUSE).await,
+                },
+                None => {}
+            }
+            future::yield_now().await;
         }
-        future::yield_now().await;
+        if sweep(shared, launcher).await {
+            return close_listeners(shared, launcher);
+        }
+        kept = Kept::Queue;
     }
 }
 
@@ -190,7 +186,7 @@ pub(super) fn close_listeners_without_runtime(shared: &Arc<Shared>) {
     let (server, guard) = (shared.clone(), AcceptorGuard::new(shared));
     let keep = move || {
         while !handshakes.is_over() && !server.is_closed_to_peers() {
-            handshakes.look_again_blocking(&server);
+            handshakes.look_again_blocking();
             sweep_unserved(&server);
         }
         close_listeners_unserved(&server);
