@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::future::poll_fn;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 use std::thread;
@@ -69,20 +70,26 @@ async fn work_at_hand_is_done_by_as_many_threads_as_there_are_workers(workers: u
     const CLIENTS: usize = 32;
     let server = with_workers(workers).bind().await.unwrap();
     let seen = Arc::new(Mutex::new(BTreeSet::new()));
-    let see = seen.clone();
+    let held_up = Arc::new(AtomicBool::new(false));
+    let (see, was_held_up) = (seen.clone(), held_up.clone());
     let running = server.spawn(async move |mut conn: Connection| {
         let mut line = String::new();
         while conn.read_line(&mut line).await? > 0 {
+            let begun = Instant::now();
             see.lock().unwrap().insert(worker().unwrap());
             // Work, and much more of it than a wake-up is.
-            let begun = Instant::now();
             while begun.elapsed() < Duration::from_millis(1) {}
             conn.write_all(line.as_bytes()).await?;
+            if begun.elapsed() > Duration::from_millis(40) {
+                // Somebody else has had this thread's core, and another thread may take over.
+                was_held_up.store(true, SeqCst);
+            }
             line.clear();
         }
         io::Result::Ok(())
     });
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| Client::of(&running)).collect();
+    let mut all = BTreeSet::new();
     eventually("all have worked", || {
         for client in &mut clients {
             client.send("work\n");
@@ -90,8 +97,14 @@ async fn work_at_hand_is_done_by_as_many_threads_as_there_are_workers(workers: u
         for client in &mut clients {
             assert_eq!(client.line(), "work");
         }
-        seen.lock().unwrap().len() == workers
+        // By the answers to these, and not by what took over for another before.
+        let now = std::mem::take(&mut *seen.lock().unwrap());
+        all.extend(now.iter().cloned());
+        now.len() == workers
     });
+    if !held_up.load(SeqCst) {
+        assert_eq!(all.len(), workers, "{all:?}");
+    }
     drop(clients);
     running.handle().shutdown();
     assert_eq!(settled(running.await).completed, CLIENTS as u64);
