@@ -205,8 +205,8 @@ impl<I: Into<IpAddr>> From<(I, u16)> for Target {
 pub(crate) const NO_ADDRESS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
 
 /// The compact form of an address, which takes 6 bytes, and whether it stands for an IPv6 address
-/// that maps it (`::ffff:a.b.c.d`, as peers of a dual-stack listener have). Most peers have one; any
-/// other address is given back as it is.
+/// that maps it (`::ffff:a.b.c.d`, as peers of a dual-stack listener have). Most peers have one;
+/// any other address is given back as it is.
 pub(crate) fn shorten(address: Address) -> Result<(SocketAddrV4, bool), Address> {
     let short = match &address {
         Address::Unnamed => return Ok((NO_ADDRESS, false)),

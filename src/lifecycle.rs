@@ -1,13 +1,13 @@
 //! The states of a server, and the latch that stops it: a phase that only rises, the first reason,
 //! the earliest deadline.
 //!
-//! 1. `Latch::advance` raises the phase first and notifies the event afterwards; a future that waits
-//!    begins to listen first and looks at the phase afterwards. Swapped on either side, a rise between
-//!    the two acts would wake no future.
-//! 2. The phase never falls, so of any number of threads that raise it to the same height exactly one
-//!    is told by `advance` that it has.
-//! 3. Only futures wait. A request for a shutdown takes one lock for a few instructions, so it can be
-//!    made from any thread, and from a handler.
+//! 1. `Latch::advance` raises the phase first and notifies the event afterwards; a future that
+//!    waits begins to listen first and looks at the phase afterwards. Swapped on either side, a
+//!    rise between the two acts would wake no future.
+//! 2. The phase never falls, so of any number of threads that raise it to the same height exactly
+//!    one is told by `advance` that it has.
+//! 3. Only futures wait. A request for a shutdown takes one lock for a few instructions, so it can
+//!    be made from any thread, and from a handler.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
@@ -84,8 +84,8 @@ pub enum State {
 }
 
 impl State {
-    /// How far this state is on the way to the end; of two states the one with the higher rank is the
-    /// later.
+    /// How far this state is on the way to the end; of two states the one with the higher rank is
+    /// the later.
     pub(crate) fn rank(self) -> u8 {
         match self {
             Self::Bound => 0,
@@ -137,7 +137,8 @@ impl Phase {
 pub(crate) struct Latch {
     /// A `Phase`, by its number.
     phase: AtomicU8,
-    /// Notified at every rise of the phase, and at every change of the request that moves a deadline.
+    /// Notified at every rise of the phase, and at every change of the request that moves a
+    /// deadline.
     changed: Event,
     request: Mutex<Request>,
 }
@@ -157,8 +158,8 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// The earliest of the deadlines that were given: the configured `span` after the listeners were
-    /// `shut`, and the instant that a `shutdown_within` named.
+    /// The earliest of the deadlines that were given: the configured `span` after the listeners
+    /// were `shut`, and the instant that a `shutdown_within` named.
     pub(crate) fn deadline(
         &self,
         span: Option<Duration>,
@@ -173,8 +174,8 @@ impl Request {
 
 impl Latch {
     pub(crate) fn phase(&self) -> Phase {
-        // `SeqCst` pairs with the `fetch_max` in `advance`: a thread that began to listen before this
-        // load sees the new phase here, or is notified of it (invariant 1).
+        // `SeqCst` pairs with the `fetch_max` in `advance`: a thread that began to listen before
+        // this load sees the new phase here, or is notified of it (invariant 1).
         Phase::ALL[usize::from(self.phase.load(SeqCst))]
     }
 
@@ -188,8 +189,8 @@ impl Latch {
         risen
     }
 
-    /// Asks for a shutdown, over at the instant `before` if there is one; `true` for the first request
-    /// of all.
+    /// Asks for a shutdown, over at the instant `before` if there is one; `true` for the first
+    /// request of all.
     pub(crate) fn ask(&self, reason: Reason, now: Instant, before: Option<Instant>) -> bool {
         let first = self.note(reason, now, before);
         if !self.advance(Phase::Draining) && before.is_some() {

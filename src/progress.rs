@@ -42,8 +42,8 @@ impl DrainProgress {
     }
 }
 
-/// Waits for the item after one whose number was `last`, if there was one; gives with it whether it is
-/// the final one.
+/// Waits for the item after one whose number was `last`, if there was one; gives with it whether it
+/// is the final one.
 async fn next(shared: &Shared, last: Option<u64>) -> (Progress, bool) {
     shared.latch.reached(Phase::Draining).await;
     let tick = async {
@@ -64,8 +64,8 @@ async fn next(shared: &Shared, last: Option<u64>) -> (Progress, bool) {
         }
     };
     future::or(changed, tick).await;
-    // The phase is loaded before the number: once the phase is `Closed` the number is 0. Swapped, the
-    // final item could say that some are left.
+    // The phase is loaded before the number: once the phase is `Closed` the number is 0. Swapped,
+    // the final item could say that some are left.
     let over = shared.latch.phase() == Phase::Closed;
     let now = shared.clock.now();
     let progress = Progress {

@@ -94,7 +94,8 @@ impl AcceptBackoff {
         }
     }
 
-    /// Forgets the errors, since a peer could be accepted, and says in the log that a shortage is over.
+    /// Forgets the errors, since a peer could be accepted, and says in the log that a shortage is
+    /// over.
     pub(crate) fn on_success(&mut self, shared: &Shared) {
         *self = Self::default();
         // `SeqCst` pairs with nothing here or below: only this one value is compared.
@@ -103,8 +104,8 @@ impl AcceptBackoff {
             return;
         }
         let since = shared.uptime().saturating_sub(Duration::from_nanos(last));
-        // Fails where another accept loop has met the shortage again since the load, or has said that
-        // it is over.
+        // Fails where another accept loop has met the shortage again since the load, or has said
+        // that it is over.
         let over = || {
             shared
                 .last_shortage
@@ -115,8 +116,8 @@ impl AcceptBackoff {
         }
     }
 
-    /// Waits a while, longer each time, or until a connection of this server ends: it may have freed
-    /// what was missing. Says in the log that there is a shortage, unless that has been said.
+    /// Waits a while, longer each time, or until a connection of this server ends: it may have
+    /// freed what was missing. Says in the log that there is a shortage, unless that has been said.
     pub(crate) async fn pause(&mut self, shared: &Shared, error: &io::Error) {
         let ended = shared.permits.released.listen();
         let now = nanos(shared.uptime()).max(1);

@@ -6,8 +6,8 @@
 //! 3. A shutdown wins over everything that the loop may be waiting for: a permit, a peer, a pause
 //!    after an error.
 //!
-//! What becomes of a peer once it is accepted is decided in [`admission`]; its handler is started in
-//! [`spawn`].
+//! What becomes of a peer once it is accepted is decided in [`admission`]; its handler is started
+//! in [`spawn`].
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -47,7 +47,8 @@ pub(crate) async fn accept(shared: &Arc<Shared>, set: usize, launcher: &dyn Laun
     }
 }
 
-/// Accepts peers until `stop`, and launches the handlers of connections for which there is a permit.
+/// Accepts peers until `stop`, and launches the handlers of connections for which there is a
+/// permit.
 ///
 /// # Errors
 /// That of a listener that cannot go on.
@@ -67,10 +68,10 @@ async fn accept_until(
                 Peer::Queued(connection) => launcher.launch(connection),
             }
             accepted = accepted.wrapping_add(1);
-            // Only where this future is pending does the race below look at `stop`. A loop that finds
-            // one peer after the other is not, so it yields: at once where the phase has risen, which
-            // is how a shutdown and an abort come, and else after so many peers, for the end of a
-            // lame duck's time.
+            // Only where this future is pending does the race below look at `stop`. A loop that
+            // finds one peer after the other is not, so it yields: at once where the phase has
+            // risen, which is how a shutdown and an abort come, and else after so many peers, for
+            // the end of a lame duck's time.
             if accepted % IN_A_ROW == 0 || shared.latch.phase() > phase {
                 future::yield_now().await;
             }
@@ -123,8 +124,8 @@ async fn next_peer(
     }
 }
 
-/// Waits for the end of the lame duck's time, or for an abort. A deadline that comes before that end
-/// ends the lame duck at once: all the time there is belongs to the drain.
+/// Waits for the end of the lame duck's time, or for an abort. A deadline that comes before that
+/// end ends the lame duck at once: all the time there is belongs to the drain.
 async fn lame_duck(shared: &Shared) {
     let over = async {
         loop {

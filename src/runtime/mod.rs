@@ -1,4 +1,5 @@
-//! The executor and the clock that a server runs on. Only the files of this folder know an executor.
+//! The executor and the clock that a server runs on. Only the files of this folder know an
+//! executor.
 
 use std::future::Future;
 use std::pin::Pin;

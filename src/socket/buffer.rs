@@ -7,8 +7,8 @@
 
 use std::cell::RefCell;
 
-/// The size of a buffer in bytes, and so what one read can bring: more than most messages, and small
-/// enough that a position in a buffer fits 16 bits.
+/// The size of a buffer in bytes, and so what one read can bring: more than most messages, and
+/// small enough that a position in a buffer fits 16 bits.
 const SIZE: usize = 16 * 1024;
 
 /// How many empty buffers a thread keeps; beyond that number they are freed.
@@ -49,8 +49,8 @@ impl Buffer {
         }
     }
 
-    /// Borrows a buffer and lets `read` fill it; `read` gives how many bytes it wrote. The buffer is
-    /// kept if that is not 0.
+    /// Borrows a buffer and lets `read` fill it; `read` gives how many bytes it wrote. The buffer
+    /// is kept if that is not 0.
     #[inline]
     pub(crate) fn fill<R>(&mut self, read: impl FnOnce(&mut [u8]) -> (usize, R)) -> R {
         debug_assert!(self.is_empty());

@@ -55,7 +55,8 @@ pub struct Credentials {
     pub gid: u32,
 }
 
-/// A peer's connection as its listener gives it, before it is registered with a reactor or a poller.
+/// A peer's connection as its listener gives it, before it is registered with a reactor or a
+/// poller.
 pub(crate) enum Incoming {
     /// In non-blocking mode.
     Socket(Socket),
@@ -143,8 +144,8 @@ impl SocketRef<'_> {
             Self::Tcp(socket) => output_queue(socket),
             #[cfg(not(target_os = "linux"))]
             Self::Tcp(_) => None,
-            // What was written to a Unix socket is in the peer's receive queue, and stays there when
-            // this end is closed.
+            // What was written to a Unix socket is in the peer's receive queue, and stays there
+            // when this end is closed.
             Self::Unix(_) => Some(0),
         }
     }
