@@ -9,7 +9,7 @@ const GAPS: usize = 32;
 /// value is a pointer takes 16 bytes, half of what it would take in a `BTreeMap`.
 #[derive(Debug)]
 pub(crate) struct IdMap<T> {
-    /// `None` is a gap. The last entry is none.
+    /// `None` is a gap. The last entry is never one.
     entries: Vec<(u64, Option<T>)>,
     /// How many entries are no gaps.
     len: usize,
