@@ -9,6 +9,8 @@
 //! ```
 #![cfg(target_os = "linux")]
 
+mod connections;
+mod not_yet;
 mod rig;
 mod storms;
 

@@ -17,14 +17,8 @@ use super::link::Link;
 
 /// Runs a load at the client's end of the link.
 #[track_caller]
-pub fn at_client<T: Send>(
-    link: &Link,
-    load: impl AsyncFnOnce(&LocalExecutor<'_>) -> T + Send,
-) -> T {
-    link.client.run(|| {
-        let executor = LocalExecutor::new();
-        async_io::block_on(executor.run(load(&executor)))
-    })
+pub fn at_client<T: Send>(link: &Link, load: impl AsyncFnOnce() -> T + Send) -> T {
+    link.client.run(|| async_io::block_on(load()))
 }
 
 /// What became of what a client asked for.

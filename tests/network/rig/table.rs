@@ -9,6 +9,7 @@ use super::load::{Incident, Tally};
 use super::namespace::Counters;
 use super::relay::Lost;
 use super::scenarios::Cell;
+use super::server::Account;
 
 /// What one cell came to.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub struct Row {
     pub tally: Tally,
     /// How long each stop took, from the request to the end of the process.
     pub stops: Vec<Duration>,
+    /// What each server said of itself.
+    pub accounts: Vec<Account>,
     /// How much later than it should the relay has sent a packet on.
     pub relay_late: Duration,
     pub lost_packets: Vec<Lost>,
@@ -45,28 +48,32 @@ impl Watch {
     }
 
     #[track_caller]
-    pub fn end(
-        self,
-        link: &Link,
-        scenario: &'static str,
-        cell: Cell,
-        tally: Tally,
-        stops: Vec<Duration>,
-    ) -> Row {
+    pub fn end(self, link: &Link, row: Row) -> Row {
         Row {
-            scenario,
-            cell,
-            tally,
-            stops,
             relay_late: link.relay.relayed().1,
             lost_packets: link.relay.lost(),
             client: link.client.counters().since(&self.client),
             server: link.server.counters().since(&self.server),
+            ..row
         }
     }
 }
 
 impl Row {
+    pub fn new(scenario: &'static str, cell: Cell) -> Self {
+        Self {
+            scenario,
+            cell,
+            tally: Tally::default(),
+            stops: Vec::new(),
+            accounts: Vec::new(),
+            relay_late: Duration::ZERO,
+            lost_packets: Vec::new(),
+            client: Counters::default(),
+            server: Counters::default(),
+        }
+    }
+
     fn line(&self) -> String {
         let tally = &self.tally;
         let mut stops = self.stops.clone();
