@@ -10,6 +10,7 @@
 #![cfg(target_os = "linux")]
 
 mod connections;
+mod door;
 mod not_yet;
 mod rig;
 mod storms;
