@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use crate::not_yet::{GIVES_UP_THE_UNREACHABLE, WAITS_FOR_ITS_END_TO_ARRIVE};
 use crate::rig::link::Link;
-use crate::rig::scenarios::{
-    CUT_DEADLINE, CUT_OF_A_SORT, Cell, HEALTHY, cut_cables, half_closed, keep_alive, slow_readers,
-    unreachable,
+use crate::rig::scenarios::Cell;
+use crate::rig::scenarios::cut_cables::{
+    CUT_DEADLINE, CUT_OF_A_SORT, HEALTHY, cut_cables, unreachable,
 };
+use crate::rig::scenarios::half_closed::half_closed;
+use crate::rig::scenarios::keep_alive::keep_alive;
+use crate::rig::scenarios::slow_readers::slow_readers;
+use crate::rig::server::BARE;
 use crate::rig::server::User::{Nobody, Root};
 use crate::rig::table::{Row, Table};
 
@@ -147,18 +151,19 @@ const SLACK: Duration = Duration::from_secs(10);
 #[test]
 #[ignore = "needs root, network namespaces and minutes"]
 fn peers_who_acknowledge_nothing_are_given_up() {
-    if !GIVES_UP_THE_UNREACHABLE {
-        return;
-    }
     let Some(link) = Link::lay(8) else { return };
     let mut table = Table::default();
-    for cell in [
-        Cell::new("async-std", Nobody, 40, 0),
-        Cell::new("smol", Root, 0, 0),
-        Cell::new("workers", Nobody, 200, 0),
-        Cell::new("shards", Root, 40, 0),
-    ] {
-        table.push(unreachable(&link, cell, 2));
+    // What the kernel can do, if it is told.
+    table.push(unreachable(&link, Cell::new(BARE.name, Nobody, 40, 0), 1));
+    if GIVES_UP_THE_UNREACHABLE {
+        for cell in [
+            Cell::new("async-std", Nobody, 40, 0),
+            Cell::new("smol", Root, 0, 0),
+            Cell::new("workers", Nobody, 200, 0),
+            Cell::new("shards", Root, 40, 0),
+        ] {
+            table.push(unreachable(&link, cell, 2));
+        }
     }
     for row in &table.rows {
         // They are gone before the stop, which has nothing to wait for.

@@ -14,6 +14,7 @@ mod door;
 mod not_yet;
 mod rig;
 mod storms;
+mod the_link;
 
 use rig::server::{BARE, ENGINES, serve_if_asked};
 

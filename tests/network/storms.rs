@@ -2,7 +2,9 @@
 
 use crate::not_yet::WAITS_FOR_HANDSHAKES;
 use crate::rig::link::Link;
-use crate::rig::scenarios::{Cell, Joins, storm, successor};
+use crate::rig::scenarios::Cell;
+use crate::rig::scenarios::storm::storm;
+use crate::rig::scenarios::successor::{Joins, successor};
 use crate::rig::server::BARE;
 use crate::rig::server::User::{Nobody, Root};
 use crate::rig::table::{Table, upper_bound};
@@ -107,5 +109,13 @@ fn every_pair_is_in_a_cell() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn the_bound_is_that_of_the_tables() {
+    // Of a Poisson distribution, with 95 %.
+    for (seen, mean) in [(0, 2.996), (1, 4.744), (4, 9.154), (10, 16.962)] {
+        assert!((upper_bound(seen, 1) - mean).abs() < 0.001, "{seen}");
     }
 }

@@ -18,7 +18,11 @@ use super::link::Link;
 /// Runs a load at the client's end of the link.
 #[track_caller]
 pub fn at_client<T: Send>(link: &Link, load: impl AsyncFnOnce() -> T + Send) -> T {
-    link.client.run(|| async_io::block_on(load()))
+    link.client.run(|| {
+        // Ignoring that it may not be had. The servers are what may be short of time.
+        let _ = rustix::process::setpriority_process(None, -10);
+        async_io::block_on(load())
+    })
 }
 
 /// What became of what a client asked for.

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::sys;
+
 /// What becomes of packets on their way.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conditions {
@@ -217,7 +219,7 @@ struct Packet {
 impl Wire {
     fn run(mut self, ended: &UnixStream) {
         // Ignoring that it may not be had: the relay then is late more often, and says so.
-        let _ = rustix::process::setpriority_process(None, -10);
+        let _ = sys::be_urgent();
         let mut buffer = vec![0; 1 << 16];
         loop {
             let wait = self.forward();

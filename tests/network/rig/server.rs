@@ -210,6 +210,7 @@ fn serve<R: Runtime>(builder: Builder<R>, config: Config) -> io::Result<()> {
     let mut builder = builder
         .listen(config.address)
         .deadline(config.deadline)
+        .first_byte_grace(FIRST_BYTE_GRACE)
         .lame_duck(config.lame_duck)
         .reuse_port(config.reuse_port);
     if let Some(span) = config.given_up_after {
@@ -236,9 +237,13 @@ fn serve<R: Runtime>(builder: Builder<R>, config: Config) -> io::Result<()> {
     Ok(())
 }
 
+/// Longer than by default: who says something at once, and is late on a busy machine or because a
+/// packet was lost, is not what is tested.
+const FIRST_BYTE_GRACE: Duration = Duration::from_secs(6);
+
 /// To be completed by `user_timeout` as soon as there is one.
-fn giving_up_after<R: Runtime>(builder: Builder<R>, span: Duration) -> Builder<R> {
-    builder.keepalive(span)
+fn giving_up_after<R: Runtime>(builder: Builder<R>, _span: Duration) -> Builder<R> {
+    builder.keepalive(Duration::from_secs(1))
 }
 
 async fn converse(conn: Connection) -> io::Result<()> {
@@ -313,12 +318,20 @@ async fn converse_bare(stream: TcpStream) -> io::Result<()> {
 
 /// The socket of every server that does not make its own.
 pub fn listener(config: &Config) -> io::Result<std::net::TcpListener> {
-    use socket2::{Domain, Socket, Type};
+    use socket2::{Domain, Socket, TcpKeepalive, Type};
     let domain = Domain::for_address(config.address);
     let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(config.reuse_port)?;
     socket.set_tcp_nodelay(true)?;
+    if let Some(span) = config.given_up_after {
+        // Whole seconds are what the kernel takes.
+        let probes = TcpKeepalive::new()
+            .with_time(Duration::from_secs(1))
+            .with_interval(Duration::from_secs(1));
+        socket.set_tcp_keepalive(&probes)?;
+        socket.set_tcp_user_timeout(Some(span))?;
+    }
     socket.bind(&config.address.into())?;
     socket.listen(1024)?;
     Ok(socket.into())

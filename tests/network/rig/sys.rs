@@ -103,6 +103,13 @@ pub fn bound_to_interface(socket: BorrowedFd<'_>) -> io::Result<i32> {
     Ok(index)
 }
 
+/// Lets the calling thread run whenever it can, before all that are not as urgent.
+pub fn be_urgent() -> io::Result<()> {
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: one `sched_param` is read.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &lowest) })
+}
+
 fn request(name: &str) -> libc::ifreq {
     // SAFETY: `ifreq` is made of integers and a union of integers and pointers, all valid as zeros.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -12,19 +12,45 @@ use super::relay::{Conditions, Random};
 use super::server::{Config, User};
 use super::table::{Row, Watch};
 
-mod cut_cables;
-mod half_closed;
-mod keep_alive;
-mod slow_readers;
-mod storm;
-mod successor;
+pub mod cut_cables;
+pub mod half_closed;
+pub mod keep_alive;
+pub mod slow_readers;
+pub mod storm;
+pub mod successor;
 
-pub use cut_cables::{CUT_DEADLINE, CUT_OF_A_SORT, HEALTHY, cut_cables, unreachable};
-pub use half_closed::half_closed;
-pub use keep_alive::keep_alive;
-pub use slow_readers::slow_readers;
-pub use storm::storm;
-pub use successor::{Joins, successor};
+use cut_cables::cut_cables;
+use half_closed::half_closed;
+use keep_alive::keep_alive;
+use slow_readers::slow_readers;
+use storm::storm;
+use successor::{Joins, successor};
+
+/// Measures one cell, with so many stops.
+pub type Scenario = fn(&Link, Cell, u32) -> Row;
+
+/// All that tell of clients what became of them.
+pub const SCENARIOS: [(&str, Scenario); 9] = [
+    ("storm", |link, cell, stops| storm(link, cell, stops, false)),
+    ("storm, half closed", |link, cell, stops| {
+        storm(link, cell, stops, true)
+    }),
+    ("keep-alive", |link, cell, stops| {
+        keep_alive(link, cell, stops, false)
+    }),
+    ("keep-alive, lame duck", |link, cell, stops| {
+        keep_alive(link, cell, stops, true)
+    }),
+    ("slow readers of 8 MiB", slow_readers),
+    ("half-closed peers", half_closed),
+    ("cut cables", cut_cables),
+    ("successor joins after", |link, cell, stops| {
+        successor(link, cell, stops, Joins::AfterTheStop)
+    }),
+    ("successor joins before", |link, cell, stops| {
+        successor(link, cell, stops, Joins::BeforeTheStop)
+    }),
+];
 
 /// A server, and the way to it.
 #[derive(Clone, Copy, Debug, PartialEq)]
