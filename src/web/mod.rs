@@ -55,7 +55,7 @@ pub use self::tracked::upgrade;
 /// A request, with its body as it comes in.
 pub type Request = hyper::Request<Incoming>;
 
-pub use hyper::Response;
+pub use hyper::{Response, StatusCode};
 
 type BoxedError = Box<dyn Error + Send + Sync>;
 

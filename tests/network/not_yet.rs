@@ -2,7 +2,7 @@
 //! that it does.
 
 /// It keeps its listeners, shut, until the handshakes under way have ended.
-pub(crate) const WAITS_FOR_HANDSHAKES: bool = false;
+pub(crate) const WAITS_FOR_HANDSHAKES: bool = true;
 
 /// It gives up peers that acknowledge nothing, after a time that can be set.
 pub(crate) const GIVES_UP_THE_UNREACHABLE: bool = false;
