@@ -111,6 +111,7 @@
 //!   has been discontinued; code that runs on it can use this and move to smol later.
 //! - `smol`: the runtime `Smol`. `Server::with_runtime(Smol)` stands for `Server::builder()` then.
 //! - `signals` (default): `Builder::stop_on_signals`.
+//! - `http`: the module `web`, HTTP/1 and HTTP/2.
 
 #![deny(unsafe_code)]
 
@@ -137,6 +138,8 @@ mod socket;
 mod sync;
 mod track;
 mod transport;
+#[cfg(feature = "http")]
+pub mod web;
 mod workers;
 
 pub use address::{Address, Target};

@@ -66,6 +66,23 @@ impl Buffer {
         result
     }
 
+    /// Puts bytes in front of those that are unread; `false` where there is no room for both.
+    #[cfg(feature = "http")]
+    pub(crate) fn unread(&mut self, bytes: &[u8]) -> bool {
+        let both = [bytes, self.bytes()].concat();
+        if both.len() > SIZE {
+            return false;
+        }
+        self.consume(usize::MAX);
+        if !both.is_empty() {
+            self.fill(|buf| {
+                buf[..both.len()].copy_from_slice(&both);
+                (both.len(), ())
+            });
+        }
+        true
+    }
+
     /// Takes `amount` bytes off the front, at most what is there; gives how many it took. The last
     /// byte takes the buffer with it.
     #[inline]
