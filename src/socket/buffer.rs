@@ -66,7 +66,7 @@ impl Buffer {
         result
     }
 
-    /// Puts bytes in front of what is there; `false` where there is no room for both.
+    /// Puts bytes in front of those that are unread; `false` where there is no room for both.
     #[cfg(feature = "http")]
     pub(crate) fn unread(&mut self, bytes: &[u8]) -> bool {
         let both = [bytes, self.bytes()].concat();

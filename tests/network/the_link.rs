@@ -42,7 +42,7 @@ fn so_many_packets_are_lost_and_overtaken() {
         .set_read_timeout(Some(Duration::from_secs(1)))
         .unwrap();
     let (received, overtaken) = thread::scope(|scope| {
-        // Beside the one who sends: a socket has room for few packets.
+        // Beside the thread that sends: a socket has room for few packets.
         let receiving = scope.spawn(|| receive(&server));
         for number in 0..SENT {
             client.send(&number.to_be_bytes()).unwrap();

@@ -30,7 +30,7 @@ pub fn at_client<T: Send>(link: &Link, load: impl AsyncFnOnce() -> T + Send) -> 
 pub enum Outcome {
     /// All of the answer, and its end where the client waited for that.
     Served,
-    /// The connect was refused while there was nobody to serve it.
+    /// The connect was refused while there was no server for it.
     Refused,
     /// The connection was reset, or ended before a byte of the answer.
     Reset(String),
@@ -254,7 +254,7 @@ pub struct Storm {
 pub struct Gate {
     /// The server was asked to stop: connects may be refused.
     pub stopping: Cell<bool>,
-    /// Another one listens: whoever connects from now on is not refused.
+    /// Another server listens: a client that connects from now on is not refused.
     pub open_again: Cell<bool>,
 }
 

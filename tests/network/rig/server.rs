@@ -1,7 +1,7 @@
 //! The servers, each of which is the whole of a process.
 //!
-//! A server tells its parent where it listens, serves until its standard input is closed, stops, and
-//! tells its account.
+//! A server tells its parent where it listens, serves until its standard input is closed, stops,
+//! and tells its account.
 
 use std::fmt;
 use std::future::{Future, pending};
@@ -48,7 +48,7 @@ pub const ENGINES: [Kind; 5] = [
 /// A loop on async-std that accepts and spawns, and closes its listener at the stop.
 pub const BARE: Kind = Kind::new("bare loop", bare);
 
-/// Who a server runs as.
+/// The user that a server runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
     Root,
@@ -197,7 +197,7 @@ pub fn tell(word: &str, text: impl fmt::Display) {
     told.expect("the parent listens");
 }
 
-/// Calls `stop` when whoever started this process has closed its input, or is gone.
+/// Calls `stop` when the process that started this one has closed its input, or is gone.
 pub fn on_stop(stop: impl FnOnce() + Send + 'static) {
     thread::spawn(|| {
         // An input that cannot be read any more has ended, too.

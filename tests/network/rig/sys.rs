@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use socket2::SockAddr;
 
-/// Gives the calling thread a network namespace that nobody else is in.
+/// Gives the calling thread a network namespace of its own.
 pub fn unshare_network() -> io::Result<()> {
     // SAFETY: no memory is touched, and the table of descriptors stays shared.
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) })
@@ -56,7 +56,7 @@ pub fn add_v6_address(name: &str, ours: Ipv6Addr) -> io::Result<()> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR as _, &mut request) })
 }
 
-/// How many packets wait for whoever reads a TUN device; more are lost.
+/// How many packets wait for the reader of a TUN device; more are lost.
 pub fn set_queue_length(name: &str, packets: i32) -> io::Result<()> {
     let mut request = request(name);
     request.ifr_ifru.ifru_metric = packets;

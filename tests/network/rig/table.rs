@@ -155,7 +155,7 @@ impl Table {
         self.rows.push(row);
     }
 
-    /// What explains those who were lost.
+    /// What explains the clients that were lost.
     pub fn explain(&self) {
         for row in &self.rows {
             say(row.explanation().trim_end());

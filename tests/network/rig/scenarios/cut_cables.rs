@@ -75,14 +75,15 @@ pub fn unreachable(link: &Link, cell: Cell, stops: u32) -> Row {
     run.end()
 }
 
-/// How long a drain with peers may take who are gone.
+/// How long a drain may take with peers that are gone.
 pub const CUT_DEADLINE: Duration = Duration::from_secs(2);
 pub const GIVEN_UP_AFTER: Duration = Duration::from_secs(3);
-/// How many of each sort are cut off: who send, who are sent to, and who are idle.
+/// How many clients of each sort are cut off: those that send, those that are sent to, and idle
+/// ones.
 pub const CUT_OF_A_SORT: u32 = 4;
 pub const HEALTHY: u32 = 10;
 
-/// Clients who are there, and do not know that nobody hears them.
+/// Clients that are there, and do not know that the server does not hear them.
 struct Cut {
     _clients: Vec<Task<()>>,
 }

@@ -1,4 +1,4 @@
-//! What is done to a server, and who is there when it stops.
+//! What is done to a server, and which clients are there when it stops.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -106,8 +106,8 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Each cell has a port of its own: what the one before has left behind, closed connections that
-    /// keep their ports for a minute, is not what is measured.
+    /// Each cell has a port of its own: what the one before has left behind, closed connections
+    /// that keep their ports for a minute, is not what is measured.
     #[track_caller]
     fn begin(link: &'a Link, cell: Cell, scenario: &'static str) -> Self {
         static PORT: AtomicU16 = AtomicU16::new(7000);

@@ -15,7 +15,7 @@ use crate::rig::table::Row;
 pub enum Joins {
     /// While its predecessor serves: both do, for a while.
     BeforeTheStop,
-    /// As soon as its predecessor was asked to stop; whoever comes in between is refused.
+    /// As soon as its predecessor was asked to stop; a client that comes in between is refused.
     AfterTheStop,
 }
 
