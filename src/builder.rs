@@ -1,31 +1,18 @@
-//! Every default of a server in one place, with its reason and its unit.
+//! How a server is configured, and made.
 
 use std::fmt;
 use std::io;
 use std::time::Duration;
 
 use crate::address::Target;
-use crate::listener::{Adopted, Listener, Source};
+use crate::config::Config;
+use crate::idle::IdleWhen;
+use crate::listener::bind::Source;
+use crate::listener::{Adopted, Listener};
+#[cfg(feature = "async-std")]
+use crate::runtime::AsyncStd;
 use crate::runtime::Runtime;
 use crate::server::Server;
-
-/// Docker and most supervisors kill ten seconds after the signal; two are left for the rest.
-const DEADLINE: Duration = Duration::from_secs(8);
-/// A client that has just connected mostly has its first request on the way.
-const FIRST_BYTE_GRACE: Duration = Duration::from_secs(1);
-/// nginx's `lingering_timeout` is 5 s and Apache's 2 s; a peer that makes no progress for that long
-/// has stopped reading.
-const LINGER: Duration = Duration::from_secs(2);
-/// As nginx's `lingering_time`.
-const LINGER_TOTAL: Duration = Duration::from_secs(30);
-/// asyncio's limit of a stream's line.
-const LINE_LIMIT: usize = 64 * 1024;
-/// std's 128 overflows in a burst; the kernel caps it at `net.core.somaxconn` (4096).
-const BACKLOG: u32 = 1024;
-/// A peer that vanished without a word is noticed within two minutes.
-const KEEPALIVE: Duration = Duration::from_secs(60);
-pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-pub(crate) const KEEPALIVE_PROBES: u32 = 6;
 
 /// Configures and binds a [`Server`].
 ///
@@ -55,123 +42,12 @@ pub struct Builder<R> {
     config: Config,
 }
 
-#[derive(Clone, Debug)]
-pub(crate) struct Config {
-    pub(crate) max_connections: Option<usize>,
-    pub(crate) max_per_peer: Option<usize>,
-    pub(crate) reject_with: Option<Vec<u8>>,
-    pub(crate) deadline: Option<Duration>,
-    pub(crate) first_byte_grace: Duration,
-    pub(crate) linger: Duration,
-    pub(crate) linger_total: Duration,
-    pub(crate) lame_duck: Duration,
-    pub(crate) sweep: Duration,
-    pub(crate) idle_timeout: Option<Duration>,
-    pub(crate) first_byte_timeout: Option<Duration>,
-    pub(crate) max_age: Option<Duration>,
-    pub(crate) line_limit: usize,
-    pub(crate) backlog: u32,
-    pub(crate) nodelay: bool,
-    pub(crate) keepalive: Option<Duration>,
-    pub(crate) reuse_port: bool,
-    #[cfg(target_os = "linux")]
-    pub(crate) workers: Option<usize>,
-    #[cfg(target_os = "linux")]
-    pub(crate) sharded: bool,
-    #[cfg(target_os = "linux")]
-    pub(crate) spin: Duration,
-    pub(crate) unix_mode: Option<u32>,
-    pub(crate) unix_owner: Option<(Option<u32>, Option<u32>)>,
-    #[cfg(feature = "signals")]
-    pub(crate) signals: bool,
-}
-
-impl Config {
-    /// Whether a connection has to note when a byte moves.
-    pub(crate) fn watches_idle(&self) -> bool {
-        self.idle_timeout.is_some()
-    }
-
-    /// Whether a connection needs a timer from its start.
-    pub(crate) fn is_timed(&self) -> bool {
-        self.idle_timeout.is_some() || self.first_byte_timeout.is_some() || self.max_age.is_some()
-    }
-
-    fn check(&self) -> io::Result<()> {
-        let limits = [
-            ("max_connections", self.max_connections),
-            ("max_per_peer", self.max_per_peer),
-            ("line_limit", Some(self.line_limit)),
-            #[cfg(target_os = "linux")]
-            ("workers", self.workers),
-        ];
-        for (name, limit) in limits {
-            if limit == Some(0) {
-                return Err(zero(name));
-            }
-        }
-        let times = [
-            ("idle_timeout", self.idle_timeout),
-            ("first_byte_timeout", self.first_byte_timeout),
-            ("max_age", self.max_age),
-        ];
-        for (name, time) in times {
-            if time == Some(Duration::ZERO) {
-                return Err(zero(name));
-            }
-        }
-        #[cfg(target_os = "linux")]
-        if self.sharded && self.workers.is_none() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "sharded without workers: expected `workers(n)` beside it",
-            ));
-        }
-        Ok(())
-    }
-}
-
-pub(crate) fn zero(name: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidInput,
-        format!("{name} is 0: expected something above it, or `None` for no limit"),
-    )
-}
-
 impl<R: Runtime> Builder<R> {
     pub(crate) fn new(runtime: R) -> Self {
         Self {
             runtime,
             sources: Vec::new(),
-            config: Config {
-                max_connections: None,
-                max_per_peer: None,
-                reject_with: None,
-                deadline: Some(DEADLINE),
-                first_byte_grace: FIRST_BYTE_GRACE,
-                linger: LINGER,
-                linger_total: LINGER_TOTAL,
-                lame_duck: Duration::ZERO,
-                sweep: Duration::ZERO,
-                idle_timeout: None,
-                first_byte_timeout: None,
-                max_age: None,
-                line_limit: LINE_LIMIT,
-                backlog: BACKLOG,
-                nodelay: true,
-                keepalive: Some(KEEPALIVE),
-                reuse_port: false,
-                #[cfg(target_os = "linux")]
-                workers: None,
-                #[cfg(target_os = "linux")]
-                sharded: false,
-                #[cfg(target_os = "linux")]
-                spin: Duration::ZERO,
-                unix_mode: None,
-                unix_owner: None,
-                #[cfg(feature = "signals")]
-                signals: false,
-            },
+            config: Config::default(),
         }
     }
 
@@ -200,7 +76,7 @@ impl<R: Runtime> Builder<R> {
 
     /// Takes peers from a transport of one's own.
     pub fn listener(mut self, listener: impl Listener) -> Self {
-        self.sources.push(Source::own(listener));
+        self.sources.push(Source::custom(listener));
         self
     }
 
@@ -267,10 +143,24 @@ impl<R: Runtime> Builder<R> {
         self
     }
 
-    /// How long, beside the drain, the shut door is kept for peers whose handshake is not finished:
-    /// a round trip or so; 0 by default.
-    pub fn sweep(mut self, span: impl Into<Option<Duration>>) -> Self {
-        self.config.sweep = span.into().unwrap_or_default();
+    /// How long at most a listener that is shut is kept, beside the drain, for peers whose handshake
+    /// was under way when it was shut; 3.5 s by default, which is two retransmissions and a round
+    /// trip. Such a peer believes to be connected, and would be reset.
+    ///
+    /// The listener is closed as soon as there is none of them any more, which is mostly at once, and
+    /// at the [`deadline`](Self::deadline) in any case. Until then new peers are refused, and the port
+    /// cannot be bound again. `None` does not wait. It has an effect on TCP on Linux, where the kernel
+    /// tells of handshakes under way (not of those by SYN cookie), and on listeners that can be shut:
+    /// not [adopted](Self::adopt) ones.
+    pub fn handshake_grace(mut self, grace: impl Into<Option<Duration>>) -> Self {
+        self.config.handshake_grace = grace.into().unwrap_or_default();
+        self
+    }
+
+    /// Declares when connections are idle, for all of this server: see [`IdleWhen`]. A connection may
+    /// [declare](crate::Connection::idle_when) otherwise for itself.
+    pub fn idle_when(mut self, when: IdleWhen) -> Self {
+        self.config.idle_when = Some(when);
         self
     }
 
@@ -408,7 +298,7 @@ impl<R: Runtime> Builder<R> {
     /// bound then.
     pub async fn bind(self) -> io::Result<Server<R>> {
         self.config.check()?;
-        Server::bound(self.runtime, self.sources, self.config).await
+        Server::bind_all(self.runtime, self.sources, self.config).await
     }
 }
 
@@ -423,5 +313,30 @@ impl<R> fmt::Debug for Builder<R> {
             .field("sources", sources)
             .field("config", config)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "async-std")]
+impl Server<AsyncStd> {
+    /// Binds one address, with everything else as it is by default, on async-std.
+    ///
+    /// # Errors
+    /// Those of [`Builder::bind`].
+    pub async fn bind(target: impl Into<Target>) -> io::Result<Self> {
+        Self::builder().listen(target).bind().await
+    }
+
+    /// Configures a server on async-std.
+    pub fn builder() -> Builder<AsyncStd> {
+        Builder::new(AsyncStd)
+    }
+}
+
+impl<R: Runtime> Server<R> {
+    /// Configures a server on a runtime: `Smol`, or one's own.
+    // Nothing else could be constructed from a runtime alone.
+    #[allow(clippy::new_ret_no_self)]
+    pub fn with_runtime(runtime: R) -> Builder<R> {
+        Builder::new(runtime)
     }
 }

@@ -1,4 +1,4 @@
-//! How a drain goes, told live.
+//! How a drain goes, while it goes on.
 
 use std::fmt;
 use std::pin::Pin;
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use futures_lite::{Stream, future, stream};
 
-use crate::handle::Shared;
-use crate::shutdown::Phase;
+use crate::lifecycle::Phase;
+use crate::shared::Shared;
 
-/// How often the time left is told where nothing else changes.
+/// How long after one item the next comes, where the number of what is left does not change.
 const TICK: Duration = Duration::from_millis(100);
 
 /// How far a drain has come.
@@ -33,8 +33,8 @@ impl DrainProgress {
         Self(Box::pin(stream::unfold(
             Some((shared, None)),
             |state| async {
-                let (shared, told) = state?;
-                let (progress, over) = next(&shared, told).await;
+                let (shared, last) = state?;
+                let (progress, over) = next(&shared, last).await;
                 let rest = (!over).then_some((shared, Some(progress.left)));
                 Some((progress, rest))
             },
@@ -42,30 +42,34 @@ impl DrainProgress {
     }
 }
 
-/// Waits for something to tell; with it, whether it is the last.
-async fn next(shared: &Shared, told: Option<u64>) -> (Progress, bool) {
+/// Waits for the item after one whose number was `last`, if there was one; gives with it whether it
+/// is the final one.
+async fn next(shared: &Shared, last: Option<u64>) -> (Progress, bool) {
     shared.latch.reached(Phase::Draining).await;
     let tick = async {
-        // The first is told at once.
-        if told.is_some() {
+        // The first item comes at once.
+        if last.is_some() {
             shared.clock.sleep(TICK).await;
         }
     };
     let changed = async {
         loop {
-            let (ended, stopped) = (shared.group.vacancy.listen(), shared.latch.listen());
-            if shared.latch.phase() == Phase::Closed || Some(shared.left()) != told {
+            // Listening begins before the number is looked at: swapped, a connection that ends
+            // between the two acts would be heard of with the next tick only.
+            let (ended, stopped) = (shared.permits.released.listen(), shared.latch.listen());
+            if shared.latch.phase() == Phase::Closed || Some(shared.registry.left()) != last {
                 return;
             }
             future::or(ended, stopped).await;
         }
     };
     future::or(changed, tick).await;
-    // Looked at before the number: what comes after the end is zero.
+    // The phase is loaded before the number: once the phase is `Closed` the number is 0. Swapped,
+    // the final item could say that some are left.
     let over = shared.latch.phase() == Phase::Closed;
     let now = shared.clock.now();
     let progress = Progress {
-        left: shared.left(),
+        left: shared.registry.left(),
         time: shared
             .deadline()
             .map(|deadline| deadline.saturating_duration_since(now)),

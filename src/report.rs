@@ -5,7 +5,7 @@ use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
 use crate::address::Address;
-use crate::shutdown::Reason;
+use crate::lifecycle::Reason;
 
 /// The counts of a server, as of one moment.
 ///
@@ -130,13 +130,22 @@ impl fmt::Display for Report {
     }
 }
 
-impl Termination for Report {
-    fn report(self) -> ExitCode {
+impl Report {
+    /// The exit status that this report stands for as the value of `main`: 0 when nothing was aborted,
+    /// else 1. For a `main` with more to say.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
         if self.stats.aborted == 0 {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
         }
+    }
+}
+
+impl Termination for Report {
+    fn report(self) -> ExitCode {
+        self.exit_code()
     }
 }
 
@@ -177,8 +186,8 @@ pub enum Waiting {
     Write,
     /// Its peer, to take the rest after its handler ended.
     Close,
-    /// A place under [`max_connections`](crate::Builder::max_connections).
-    Place,
+    /// A permit under [`max_connections`](crate::Builder::max_connections).
+    Limit,
     /// Its handler, which waits for something of its own.
     Handler,
     /// Its handler, which blocks the thread it runs on and could not be dropped.
@@ -191,9 +200,67 @@ impl fmt::Display for Waiting {
             Self::Read => "waiting for its peer to send",
             Self::Write => "waiting for its peer to read",
             Self::Close => "waiting for its peer to hang up",
-            Self::Place => "waiting for a place",
+            Self::Limit => "waiting for a permit",
             Self::Handler => "its handler at work",
             Self::Blocked => "its handler blocks a thread",
         })
     }
+}
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// Its handler returned, of itself.
+    Handler,
+    /// Its handler returned after the peer had ended its side.
+    Peer,
+    /// Its handler returned after a drain had ended its reads.
+    Drain,
+    /// Its handler returned this error.
+    Error(String),
+    /// Its handler panicked.
+    Panic,
+    /// It was cut: at the deadline, by an abort, or with the runtime.
+    Aborted,
+    /// [`Builder::idle_timeout`](crate::Builder::idle_timeout).
+    IdleTimeout,
+    /// [`Builder::first_byte_timeout`](crate::Builder::first_byte_timeout).
+    FirstByteTimeout,
+    /// [`Builder::max_age`](crate::Builder::max_age).
+    MaxAge,
+    /// There was no permit for it.
+    Rejected,
+    /// Its handler took it out of the server.
+    Detached,
+}
+
+/// A connection as [`Handle::connections`](crate::Handle::connections) shows it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConnectionInfo {
+    /// Its id: 1 for the first of a server, and so on.
+    pub id: u64,
+    /// Its peer.
+    pub peer: Address,
+    /// How long ago it was accepted.
+    pub age: Duration,
+    /// Whether it is inside a message.
+    pub busy: bool,
+    /// What it is waiting for.
+    pub waiting: Waiting,
+    /// Bytes read from the peer.
+    pub bytes_in: u64,
+    /// Bytes written to the peer.
+    pub bytes_out: u64,
+}
+
+/// A listener, as [`Handle::listeners`](crate::Handle::listeners) shows it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ListenerInfo {
+    /// Where it listens.
+    pub address: Address,
+    /// How many peers wait in the kernel's queue; known for TCP on Linux.
+    pub queued: Option<u32>,
 }

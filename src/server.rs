@@ -10,25 +10,25 @@ use std::time::Duration;
 
 use futures_lite::future;
 
+#[cfg(target_os = "linux")]
+use crate::accept::spawn::LocalLauncher;
+use crate::accept::spawn::{Executor, Launcher, SendLauncher};
 use crate::address::Address;
-#[cfg(feature = "async-std")]
-use crate::address::Target;
-use crate::builder::{Builder, Config};
+use crate::config::Config;
 use crate::connection::Connection;
-use crate::drain;
-use crate::handle::{Handle, Shared};
+use crate::drain::{self, abort, fallback};
+use crate::handle::Handle;
 use crate::handler::{Handler, Outcome};
-use crate::host::Host;
-use crate::listener::{self, Source};
-use crate::record::Record;
+use crate::lifecycle::Reason;
+use crate::listener::bind::{self, Source};
 use crate::report::Report;
-#[cfg(feature = "async-std")]
-use crate::runtime::AsyncStd;
 use crate::runtime::Runtime;
-use crate::shutdown::Reason;
+use crate::shared::Shared;
+#[cfg(target_os = "linux")]
+use crate::shared::connection::ConnectionState;
 use crate::transport::Engine;
 #[cfg(target_os = "linux")]
-use crate::workers::{self, Poller};
+use crate::workers::{self, Poller, WorkerOptions, WorkerPools};
 
 /// Bound listeners and a configuration.
 ///
@@ -53,31 +53,8 @@ pub struct Server<R: Runtime> {
     pollers: Vec<Arc<Poller>>,
 }
 
-#[cfg(feature = "async-std")]
-impl Server<AsyncStd> {
-    /// Binds one address, with everything else as it is by default, on async-std.
-    ///
-    /// # Errors
-    /// Those of [`Builder::bind`].
-    pub async fn bind(target: impl Into<Target>) -> io::Result<Self> {
-        Self::builder().listen(target).bind().await
-    }
-
-    /// Configures a server on async-std.
-    pub fn builder() -> Builder<AsyncStd> {
-        Builder::new(AsyncStd)
-    }
-}
-
 impl<R: Runtime> Server<R> {
-    /// Configures a server on a runtime: `Smol`, or one's own.
-    // Nothing else could be constructed from a runtime alone.
-    #[allow(clippy::new_ret_no_self)]
-    pub fn with_runtime(runtime: R) -> Builder<R> {
-        Builder::new(runtime)
-    }
-
-    pub(crate) async fn bound(
+    pub(crate) async fn bind_all(
         runtime: R,
         sources: Vec<Source>,
         config: Config,
@@ -86,13 +63,14 @@ impl<R: Runtime> Server<R> {
         #[cfg(target_os = "linux")]
         let (engines, pollers) = match config.workers {
             Some(workers) => {
-                let pollers = workers::pollers(if config.sharded { workers } else { 1 })?;
+                let pollers =
+                    workers::pollers::<ConnectionState>(if config.sharded { workers } else { 1 })?;
                 let engines = pollers.iter().cloned().map(Engine::Workers).collect();
                 (engines, pollers)
             }
             None => (engines, Vec::new()),
         };
-        let listeners = listener::bind(sources, &config, &engines).await?;
+        let listeners = bind::bind(sources, &config, &engines).await?;
         let shared = Arc::new(Shared::new(&runtime, config, listeners)?);
         // The first timer brings descriptors of its reactor's with it, and may otherwise be the one
         // that is needed because there are none left.
@@ -172,9 +150,9 @@ impl<R: Runtime> Server<R> {
 
     /// Serves with handlers that need not be `Send`: what they hold over an await may be an `Rc`.
     ///
-    /// `factory` is called once on each [worker](Builder::workers), and the handler that it makes
+    /// `factory` is called once on each [worker](crate::Builder::workers), and the handler that it makes
     /// there is cloned for every connection of that worker, none of which ever leaves its thread.
-    /// So it implies [`sharded`](Builder::sharded): workers that were not bound so have the
+    /// So it implies [`sharded`](crate::Builder::sharded): workers that were not bound so have the
     /// connections of their one listening socket dealt out in turn, as has a server without
     /// workers, which gets one a core. A handler that blocks its thread stops the others of that
     /// worker; it is named in the log. Available on Linux.
@@ -223,9 +201,9 @@ impl<R: Runtime> Server<R> {
         H: FnOnce(Connection) -> Fut + Clone + 'static,
         Fut: Future<Output: Outcome> + 'static,
     {
-        let shared = self.shared.clone();
-        let host = self.host(true);
-        self.start(host, |host| host.serve_local(&shared, factory))
+        self.start(true, |executor, shared| {
+            Arc::new(LocalLauncher::new(executor, shared, factory))
+        })
     }
 
     /// Serves in the background.
@@ -239,42 +217,64 @@ impl<R: Runtime> Server<R> {
 
     /// [`spawn`](Self::spawn), with a [`Handler`] of a type of one's own.
     pub fn spawn_with(self, handler: impl Handler) -> Running {
-        let host = self.host(false);
-        self.start(host, |host| host.serve(handler))
+        self.start(false, |executor, _shared| {
+            Arc::new(SendLauncher::new(executor, handler))
+        })
     }
 
-    fn start<S>(self, host: io::Result<Host<R>>, serve: impl FnOnce(Host<R>) -> S) -> Running
-    where
-        S: Fn(Arc<Record>) + Send + Sync + 'static,
-    {
-        self.shared.claim();
-        match host {
-            Ok(host) => {
-                let task = drain::run(self.shared.clone(), host.clone(), serve(host.clone()));
-                host.spawn(0, task);
+    /// Starts the server's threads and its task; `local` handlers stay on their threads.
+    fn start(
+        self,
+        local: bool,
+        launcher: impl FnOnce(Executor<R>, &Arc<Shared>) -> Arc<dyn Launcher>,
+    ) -> Running {
+        let shared = &self.shared;
+        shared.begin_serving();
+        match self.start_threads(local) {
+            Ok(()) => {
+                let executor = Executor::new(self.runtime.clone(), shared);
+                let launcher = launcher(executor.clone(), shared);
+                executor.spawn(0, Box::pin(drain::run(shared.clone(), launcher)));
             }
-            Err(error) => drain::give_up(&self.shared, error),
+            Err(error) => abort::fail_start(shared, error),
         }
         Running {
-            closed: Box::pin(drain::finished(self.shared.clone())),
+            closed: Box::pin(fallback::closed(shared.clone())),
             handle: self.handle(),
         }
     }
 
-    /// Where the server's tasks are to run, on threads that are started now.
+    /// Starts the threads that the server was configured for.
     #[cfg(target_os = "linux")]
-    fn host(&self, local: bool) -> io::Result<Host<R>> {
-        Ok(Host {
-            runtime: self.runtime.clone(),
-            pools: workers::start(&self.pollers, &self.shared, local)?,
+    fn start_threads(&self, local: bool) -> io::Result<()> {
+        let config = &self.shared.config;
+        let options = WorkerOptions {
+            workers: config.workers,
+            sharded: config.sharded,
+            local,
+            spin: config.spin,
+        };
+        let Some(pools) = WorkerPools::new::<ConnectionState>(&self.pollers, options)? else {
+            return Ok(());
+        };
+        // Before the threads are started: where one cannot be, the end of the server ends the others.
+        self.shared.set_pools(pools.clone());
+        let server = Arc::downgrade(&self.shared);
+        // The connections whose handlers a thread was in at the last look.
+        let mut inside = Vec::new();
+        pools.start(move |is_blocked| {
+            if !is_blocked {
+                inside.clear();
+            } else if let Some(server) = server.upgrade() {
+                server.registry.log_blocked(&inside);
+                inside = server.registry.in_handlers();
+            }
         })
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn host(&self, _local: bool) -> io::Result<Host<R>> {
-        Ok(Host {
-            runtime: self.runtime.clone(),
-        })
+    fn start_threads(&self, _local: bool) -> io::Result<()> {
+        Ok(())
     }
 
     /// Serves for as long as `work` goes on: asyncio's `async with server`.
@@ -307,10 +307,8 @@ impl<R: Runtime> Server<R> {
 
 impl<R: Runtime> Drop for Server<R> {
     fn drop(&mut self) {
-        if self.shared.claim() {
-            self.shared.ask(Reason::Dropped, None);
-            self.shared.close_door();
-            self.shared.orphan();
+        if self.shared.begin_serving() {
+            abort::drop_unserved(&self.shared);
         }
     }
 }

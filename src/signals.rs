@@ -6,13 +6,15 @@
 //! does by default.
 
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 
-use crate::handle::Shared;
-use crate::shutdown::{Phase, Reason};
+use crate::drain::abort;
+use crate::lifecycle::{Phase, Reason};
+use crate::shared::Shared;
+use crate::sync::lock;
 
 /// The servers that a signal stops.
 static SERVERS: Mutex<Vec<Enlisted>> = Mutex::new(Vec::new());
@@ -26,7 +28,7 @@ struct Enlisted {
 /// Lets signals stop `server`.
 pub(crate) fn enlist(server: &Arc<Shared>) -> io::Result<()> {
     listen()?;
-    let mut servers = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut servers = lock(&SERVERS);
     servers.retain(Enlisted::is_open);
     servers.push(Enlisted {
         server: Arc::downgrade(server),
@@ -66,7 +68,7 @@ fn hear(signal: Signal) {
     };
     let (mut first, mut again) = (Vec::new(), Vec::new());
     {
-        let mut servers = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut servers = lock(&SERVERS);
         servers.retain(Enlisted::is_open);
         for enlisted in &mut *servers {
             let Some(server) = enlisted.server.upgrade() else {
@@ -86,11 +88,11 @@ fn hear(signal: Signal) {
     }
     for server in first {
         // A drain that is under way is left alone.
-        server.ask(Reason::Signal(name), None);
+        server.shutdown(Reason::Signal(name), None);
     }
     for server in again {
         log::warn!(target: "gracious", "{name} again: aborting");
-        server.abort_now();
+        abort::abort_now(&server);
     }
 }
 

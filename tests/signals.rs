@@ -50,7 +50,7 @@ on_every_runtime_in_a_process!(
     a_hundred_servers_leave_no_thread_and_no_descriptor_behind: comes_and_goes, passes;
 );
 
-fn hearing<R: TestRuntime>(runtime: &R) -> Builder<R> {
+fn hearing(runtime: &TestRuntime) -> Builder<TestRuntime> {
     at_home(runtime).deadline(None).stop_on_signals()
 }
 
@@ -79,7 +79,7 @@ async fn answer(mut conn: Connection) -> io::Result<()> {
     conn.write_all(b"done").await
 }
 
-async fn serves<R: TestRuntime>(runtime: R) {
+async fn serves(runtime: TestRuntime) {
     let server = hearing(&runtime).bind().await.unwrap();
     let handle = server.handle();
     let dropped = Arc::new(AtomicUsize::new(0));
@@ -171,7 +171,7 @@ fn sent_two_while_blocked(mut process: Process) {
     }
     process.hear("begun");
     process.signal(Signal::TERM);
-    // Nobody may be left who could tell that it drains.
+    // The server may be gone before it could say that it drains.
     std::thread::sleep(Duration::from_millis(200));
     process.signal(Signal::TERM);
     clients.iter_mut().for_each(is_cut);
@@ -179,7 +179,7 @@ fn sent_two_while_blocked(mut process: Process) {
     process.ends_with(1);
 }
 
-async fn is_bound_only<R: TestRuntime>(runtime: R) {
+async fn is_bound_only(runtime: TestRuntime) {
     let server = hearing(&runtime).bind().await.unwrap();
     tell("address", &server.local_addrs()[0]);
     server.handle().shutdown_requested().await;
@@ -191,14 +191,14 @@ fn sent_sigterm_before_serve(mut process: Process) {
     let mut queued = Client::connect(&address).unwrap();
     queued.send("hello\n");
     process.signal(Signal::TERM);
-    // Who was there before is served.
+    // The client that was there before is served.
     assert_eq!(queued.rest(), "hello\n");
     assert_eq!(process.hear("reason"), "SIGTERM");
     process.ends_with(0);
 }
 
 /// The first can be stopped by an order; the process ends with the reports of both.
-async fn serves_two<R: TestRuntime>(runtime: R) {
+async fn serves_two(runtime: TestRuntime) {
     let orders = orders();
     let first = hearing(&runtime).bind().await.unwrap();
     let second = hearing(&runtime).bind().await.unwrap();
@@ -286,7 +286,7 @@ async fn wait_for_the_end() {
     pending().await
 }
 
-async fn is_closed<R: TestRuntime>(runtime: R) {
+async fn is_closed(runtime: TestRuntime) {
     for _ in 0..2 {
         let server = hearing(&runtime).bind().await.unwrap();
         server.handle().shutdown();
@@ -295,7 +295,7 @@ async fn is_closed<R: TestRuntime>(runtime: R) {
     wait_for_the_end().await;
 }
 
-async fn is_dropped<R: TestRuntime>(runtime: R) {
+async fn is_dropped(runtime: TestRuntime) {
     let server = hearing(&runtime).bind().await.unwrap();
     // A handle does not keep it open.
     let handle = server.handle();
@@ -304,7 +304,7 @@ async fn is_dropped<R: TestRuntime>(runtime: R) {
     wait_for_the_end().await;
 }
 
-async fn does_not_ask<R: TestRuntime>(runtime: R) {
+async fn does_not_ask(runtime: TestRuntime) {
     let hears = hearing(&runtime).bind().await.unwrap();
     let handle = hears.handle();
     drop(hears);
@@ -326,7 +326,7 @@ fn killed_by_sigint(mut process: Process) {
     process.dies_of(SIGINT);
 }
 
-async fn serves_one_after_the_other<R: TestRuntime>(runtime: R) {
+async fn serves_one_after_the_other(runtime: TestRuntime) {
     let first = hearing(&runtime).bind().await.unwrap();
     first.handle().shutdown();
     settled(first.serve(echo).await);
@@ -343,7 +343,7 @@ fn sent_sigterm_at_the_second(mut process: Process) {
     process.ends_with(0);
 }
 
-async fn comes_and_goes<R: TestRuntime>(runtime: R) {
+async fn comes_and_goes(runtime: TestRuntime) {
     let mut before = None;
     for round in 0..100 {
         let server = hearing(&runtime).bind().await.unwrap();

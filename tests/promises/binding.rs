@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use gracious::{Address, Adopted, Connection, Reason, Socket};
@@ -34,7 +36,11 @@ crate::on_every_runtime!(
     a_blocking_listener_made_elsewhere_is_served_and_stops,
     an_adopted_listener_that_others_hold_stays_open_for_them,
     an_adopted_listener_that_somebody_else_shuts_stops_the_server,
-    an_adopted_unix_listener_keeps_its_path
+    an_adopted_unix_listener_keeps_its_path,
+    an_adopted_listener_is_not_inherited_by_programs,
+    a_descriptor_from_elsewhere_is_adopted_for_what_it_is,
+    a_descriptor_that_cannot_be_adopted_is_named,
+    a_port_alone_is_every_address_of_this_machine,
 );
 
 fn tcp(address: &Address) -> SocketAddr {
@@ -49,7 +55,7 @@ fn has_ipv6() -> bool {
     has
 }
 
-async fn a_bound_server_listens_and_does_not_serve<R: TestRuntime>(runtime: R) {
+async fn a_bound_server_listens_and_does_not_serve(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     assert!(!handle.is_serving());
@@ -59,7 +65,7 @@ async fn a_bound_server_listens_and_does_not_serve<R: TestRuntime>(runtime: R) {
     drop(clients);
 }
 
-async fn who_connects_as_soon_as_it_is_bound_is_served<R: TestRuntime>(runtime: R) {
+async fn who_connects_as_soon_as_it_is_bound_is_served(runtime: TestRuntime) {
     for _ in 0..20 {
         let server = at_home(&runtime).bind().await.unwrap();
         let mut before = Client::to(&server);
@@ -72,7 +78,7 @@ async fn who_connects_as_soon_as_it_is_bound_is_served<R: TestRuntime>(runtime: 
     }
 }
 
-async fn port_0_is_a_free_port<R: TestRuntime>(runtime: R) {
+async fn port_0_is_a_free_port(runtime: TestRuntime) {
     let server = at_home(&runtime).listen(loopback()).bind().await.unwrap();
     for address in server.local_addrs() {
         assert_ne!(tcp(address).port(), 0);
@@ -80,7 +86,7 @@ async fn port_0_is_a_free_port<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn a_name_is_bound_with_all_its_addresses_on_one_port<R: TestRuntime>(runtime: R) {
+async fn a_name_is_bound_with_all_its_addresses_on_one_port(runtime: TestRuntime) {
     let known: BTreeSet<IpAddr> = ("localhost", 0)
         .to_socket_addrs()
         .unwrap()
@@ -109,9 +115,9 @@ async fn a_name_is_bound_with_all_its_addresses_on_one_port<R: TestRuntime>(runt
     settled(running.await);
 }
 
-async fn everything_that_can_be_an_address_can_be_listened_on<R: TestRuntime>(runtime: R) {
+async fn everything_that_can_be_an_address_can_be_listened_on(runtime: TestRuntime) {
     let ip: IpAddr = loopback().parse::<SocketAddr>().unwrap().ip();
-    let bind = async |builder: gracious::Builder<R>| {
+    let bind = async |builder: gracious::Builder<TestRuntime>| {
         let server = builder.bind().await.unwrap();
         assert!(!server.local_addrs().is_empty());
     };
@@ -127,7 +133,7 @@ async fn everything_that_can_be_an_address_can_be_listened_on<R: TestRuntime>(ru
     bind(builder().listen(Address::Unix(unix_path()))).await;
 }
 
-async fn several_addresses_are_one_server<R: TestRuntime>(runtime: R) {
+async fn several_addresses_are_one_server(runtime: TestRuntime) {
     let path = unix_path();
     let server = at_home(&runtime)
         .listen(loopback())
@@ -163,7 +169,7 @@ async fn several_addresses_are_one_server<R: TestRuntime>(runtime: R) {
     assert!(addresses.iter().all(refuses));
 }
 
-async fn an_address_in_use_is_named<R: TestRuntime>(runtime: R) {
+async fn an_address_in_use_is_named(runtime: TestRuntime) {
     let first = at_home(&runtime).bind().await.unwrap();
     let address = first.local_addrs()[0].clone();
     let second = crate::support::server(runtime.clone()).listen(address.clone());
@@ -177,21 +183,21 @@ async fn an_address_in_use_is_named<R: TestRuntime>(runtime: R) {
     settled(running.await);
 }
 
-async fn an_address_this_machine_does_not_have_is_named<R: TestRuntime>(runtime: R) {
-    // TEST-NET-1, which nobody has.
+async fn an_address_this_machine_does_not_have_is_named(runtime: TestRuntime) {
+    // TEST-NET-1, which no machine has.
     let server = crate::support::server(runtime).listen("192.0.2.1:0");
     let error = server.bind().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
     assert!(error.to_string().contains("192.0.2.1"), "{error}");
 }
 
-async fn a_name_that_nobody_knows_is_named<R: TestRuntime>(runtime: R) {
+async fn a_name_that_nobody_knows_is_named(runtime: TestRuntime) {
     let server = crate::support::server(runtime).listen("nobody.invalid:80");
     let error = server.bind().await.unwrap_err();
     assert!(error.to_string().contains("nobody.invalid:80"), "{error}");
 }
 
-async fn what_is_no_address_is_named<R: TestRuntime>(runtime: R) {
+async fn what_is_no_address_is_named(runtime: TestRuntime) {
     for text in [
         "",
         "127.0.0.1",
@@ -211,7 +217,7 @@ async fn what_is_no_address_is_named<R: TestRuntime>(runtime: R) {
     assert!(error.to_string().contains("custom:memory"), "{error}");
 }
 
-async fn nothing_to_listen_on_is_an_error<R: TestRuntime>(runtime: R) {
+async fn nothing_to_listen_on_is_an_error(runtime: TestRuntime) {
     let error = crate::support::server(runtime).bind().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert!(
@@ -220,7 +226,7 @@ async fn nothing_to_listen_on_is_an_error<R: TestRuntime>(runtime: R) {
     );
 }
 
-async fn where_one_cannot_be_bound_nothing_stays_bound<R: TestRuntime>(runtime: R) {
+async fn where_one_cannot_be_bound_nothing_stays_bound(runtime: TestRuntime) {
     let (taken, path) = (at_home(&runtime).bind().await.unwrap(), unix_path());
     let free = {
         let server = at_home(&runtime).bind().await.unwrap();
@@ -239,7 +245,7 @@ async fn where_one_cannot_be_bound_nothing_stays_bound<R: TestRuntime>(runtime: 
     drop(at_home(&runtime).listen(free).bind().await.unwrap());
 }
 
-async fn ipv6_takes_ipv4_peers_alone<R: TestRuntime>(runtime: R) {
+async fn ipv6_takes_ipv4_peers_alone(runtime: TestRuntime) {
     if !has_ipv6() {
         return;
     }
@@ -255,7 +261,7 @@ async fn ipv6_takes_ipv4_peers_alone<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 2);
 }
 
-async fn ipv6_leaves_an_ipv4_port_that_is_asked_for_alone<R: TestRuntime>(runtime: R) {
+async fn ipv6_leaves_an_ipv4_port_that_is_asked_for_alone(runtime: TestRuntime) {
     if !has_ipv6() {
         return;
     }
@@ -269,7 +275,7 @@ async fn ipv6_leaves_an_ipv4_port_that_is_asked_for_alone<R: TestRuntime>(runtim
             .listen(format!("[::]:{port}"))
             .listen(format!("0.0.0.0:{port}"));
         let server = match server.bind().await {
-            // Somebody else has taken that port meanwhile.
+            // Another process has taken that port meanwhile.
             Err(_) if TcpListener::bind(("::", port)).is_err() => continue,
             server => server.unwrap(),
         };
@@ -292,7 +298,7 @@ async fn ipv6_leaves_an_ipv4_port_that_is_asked_for_alone<R: TestRuntime>(runtim
     panic!("twenty ports were taken between two calls");
 }
 
-async fn an_ipv4_peer_of_a_dual_stack_listener_counts_as_that_peer<R: TestRuntime>(runtime: R) {
+async fn an_ipv4_peer_of_a_dual_stack_listener_counts_as_that_peer(runtime: TestRuntime) {
     if !has_ipv6() {
         return;
     }
@@ -312,7 +318,7 @@ async fn an_ipv4_peer_of_a_dual_stack_listener_counts_as_that_peer<R: TestRuntim
     assert_eq!(settled(running.await).completed, 1);
 }
 
-async fn one_port_can_be_shared<R: TestRuntime>(runtime: R) {
+async fn one_port_can_be_shared(runtime: TestRuntime) {
     let first = at_home(&runtime).reuse_port(true).bind().await.unwrap();
     let address = first.local_addrs()[0].clone();
     let second = crate::support::server(runtime.clone())
@@ -321,7 +327,7 @@ async fn one_port_can_be_shared<R: TestRuntime>(runtime: R) {
         .bind()
         .await
         .unwrap();
-    // Who has not asked for it gets none of it.
+    // A server that has not asked for it gets none of it.
     let third = crate::support::server(runtime).listen(address.clone());
     assert_eq!(third.bind().await.unwrap_err().kind(), ErrorKind::AddrInUse);
     let (first, second) = (first.spawn(echo), second.spawn(echo));
@@ -337,7 +343,7 @@ async fn one_port_can_be_shared<R: TestRuntime>(runtime: R) {
     assert!(refuses(&address));
 }
 
-async fn what_is_set_on_the_listener_is_set_on_its_connections<R: TestRuntime>(runtime: R) {
+async fn what_is_set_on_the_listener_is_set_on_its_connections(runtime: TestRuntime) {
     let minute = Duration::from_secs(60);
     for (nodelay, keepalive) in [
         (true, Some(minute)),
@@ -367,7 +373,7 @@ async fn what_is_set_on_the_listener_is_set_on_its_connections<R: TestRuntime>(r
     }
 }
 
-async fn a_blocking_listener_made_elsewhere_is_served_and_stops<R: TestRuntime>(runtime: R) {
+async fn a_blocking_listener_made_elsewhere_is_served_and_stops(runtime: TestRuntime) {
     let listener = TcpListener::bind(loopback()).unwrap();
     let address = Address::Tcp(listener.local_addr().unwrap());
     let mut early = Client::connect(&address).unwrap();
@@ -385,7 +391,7 @@ async fn a_blocking_listener_made_elsewhere_is_served_and_stops<R: TestRuntime>(
     assert!(refuses(&address));
 }
 
-async fn an_adopted_listener_that_others_hold_stays_open_for_them<R: TestRuntime>(runtime: R) {
+async fn an_adopted_listener_that_others_hold_stays_open_for_them(runtime: TestRuntime) {
     let listener = TcpListener::bind(loopback()).unwrap();
     let (address, ours) = (
         listener.local_addr().unwrap(),
@@ -396,7 +402,7 @@ async fn an_adopted_listener_that_others_hold_stays_open_for_them<R: TestRuntime
     assert_eq!(Client::of(&running).ask("hello"), "hello");
     running.handle().shutdown();
     settled(running.await);
-    // Neither shut nor filtered: who comes now is the next server's.
+    // Neither shut nor filtered: a peer that comes now is the next server's.
     let waiting = TcpStream::connect(address).unwrap();
     let server = crate::support::server(runtime).adopt(ours);
     let running = server.bind().await.unwrap().spawn(echo);
@@ -409,7 +415,7 @@ async fn an_adopted_listener_that_others_hold_stays_open_for_them<R: TestRuntime
     assert_eq!(settled(running.await).completed, 1);
 }
 
-async fn an_adopted_listener_that_somebody_else_shuts_stops_the_server<R: TestRuntime>(runtime: R) {
+async fn an_adopted_listener_that_somebody_else_shuts_stops_the_server(runtime: TestRuntime) {
     let tcp = TcpListener::bind(loopback()).unwrap();
     let path = unix_path();
     let unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
@@ -431,13 +437,13 @@ async fn an_adopted_listener_that_somebody_else_shuts_stops_the_server<R: TestRu
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
         let report = handle.closed().await;
         assert!(matches!(report.reason, Reason::Listener(_)), "{report}");
-        // Who was inside is drained as ever.
+        // The open connection is drained as ever.
         assert_eq!((client.rest(), report.completed), (String::new(), 1));
     }
     std::fs::remove_file(path).unwrap();
 }
 
-async fn an_adopted_unix_listener_keeps_its_path<R: TestRuntime>(runtime: R) {
+async fn an_adopted_unix_listener_keeps_its_path(runtime: TestRuntime) {
     let path = unix_path();
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
     let ours = listener.try_clone().unwrap();
@@ -456,4 +462,85 @@ async fn an_adopted_unix_listener_keeps_its_path<R: TestRuntime>(runtime: R) {
     running.handle().shutdown();
     settled(running.await);
     std::fs::remove_file(path).unwrap();
+}
+
+async fn an_adopted_listener_is_not_inherited_by_programs(runtime: TestRuntime) {
+    use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let watched = listener.as_raw_fd();
+    fcntl_setfd(&listener, FdFlags::empty()).unwrap();
+    let server = crate::support::server(runtime).adopt(listener);
+    let server = server.bind().await.unwrap();
+    // The descriptor that the server has by now, as another owner would see it.
+    let flags = std::fs::read_to_string(format!("/proc/self/fdinfo/{watched}")).unwrap();
+    let flags = flags.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = u32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+    assert_ne!(flags & libc::O_CLOEXEC as u32, 0);
+    assert!(fcntl_getfd(std::io::stdin()).is_ok());
+    drop(server);
+}
+
+async fn a_descriptor_from_elsewhere_is_adopted_for_what_it_is(runtime: TestRuntime) {
+    let path = unix_path();
+    let listeners: [OwnedFd; 2] = [
+        TcpListener::bind("127.0.0.1:0").unwrap().into(),
+        UnixListener::bind(&path).unwrap().into(),
+    ];
+    for listener in listeners {
+        let adopted = Adopted::try_from(listener).unwrap();
+        let server = crate::support::server(runtime.clone()).adopt(adopted);
+        let running = server.bind().await.unwrap().spawn(echo);
+        assert_eq!(Client::of(&running).ask("hello"), "hello");
+        running.shutdown().await.unwrap();
+    }
+    std::fs::remove_file(path).unwrap();
+}
+
+async fn a_descriptor_that_cannot_be_adopted_is_named(_runtime: TestRuntime) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let others: [(OwnedFd, &str); 3] = [
+        (
+            std::fs::File::open("/dev/null").unwrap().into(),
+            "no socket",
+        ),
+        (
+            UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+            "another type",
+        ),
+        (stream.into(), "does not listen"),
+    ];
+    for (fd, found) in others {
+        let error = Adopted::try_from(fd).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        let text = error.to_string();
+        assert!(text.contains(found) && text.contains("expected"), "{text}");
+    }
+}
+
+async fn a_port_alone_is_every_address_of_this_machine(runtime: TestRuntime) {
+    let server = crate::support::server(runtime)
+        .listen(":0")
+        .bind()
+        .await
+        .unwrap();
+    let addresses = server.local_addrs().to_vec();
+    let port = tcp(&addresses[0]).port();
+    assert!(
+        addresses
+            .iter()
+            .all(|it| tcp(it).ip().is_unspecified() && tcp(it).port() == port)
+    );
+    let running = server.spawn(echo);
+    let address = Address::Tcp(([127, 0, 0, 1], port).into());
+    assert_eq!(Client::connect(&address).unwrap().ask("hello"), "hello");
+    if has_ipv6() {
+        let address = Address::Tcp(([0, 0, 0, 0, 0, 0, 0, 1], port).into());
+        assert_eq!(Client::connect(&address).unwrap().ask("hello"), "hello");
+    }
+    // And for clients.
+    let asked: Address = format!(":{port}").parse().unwrap();
+    drop(TcpStream::connect(asked).unwrap());
+    assert!(TcpStream::connect(Address::Unnamed).is_err());
+    running.shutdown().await.unwrap();
 }

@@ -44,7 +44,7 @@ crate::on_every_runtime!(
     everything_can_be_called_on_a_closed_server
 );
 
-async fn while_paused_new_peers_wait_and_those_inside_do_not<R: TestRuntime>(runtime: R) {
+async fn while_paused_new_peers_wait_and_those_inside_do_not(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let running = server.spawn(echo);
     let handle = running.handle();
@@ -69,7 +69,7 @@ async fn while_paused_new_peers_wait_and_those_inside_do_not<R: TestRuntime>(run
     assert_eq!(settled(running.await).completed, 2);
 }
 
-async fn a_pause_takes_hold_of_a_loop_that_waits_for_a_peer<R: TestRuntime>(runtime: R) {
+async fn a_pause_takes_hold_of_a_loop_that_waits_for_a_peer(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(echo);
@@ -93,7 +93,7 @@ async fn a_pause_takes_hold_of_a_loop_that_waits_for_a_peer<R: TestRuntime>(runt
     assert_eq!(states.last(), Some(&ServerEvent::State(State::Closed)));
 }
 
-async fn a_paused_server_that_stops_serves_those_who_wait<R: TestRuntime>(runtime: R) {
+async fn a_paused_server_that_stops_serves_those_who_wait(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let running = server.spawn(echo);
     running.handle().pause();
@@ -108,7 +108,7 @@ async fn a_paused_server_that_stops_serves_those_who_wait<R: TestRuntime>(runtim
     assert_eq!(settled(running.await).completed, 5);
 }
 
-async fn a_paused_server_has_no_lame_ducks_time<R: TestRuntime>(runtime: R) {
+async fn a_paused_server_has_no_lame_ducks_time(runtime: TestRuntime) {
     let server = at_home(&runtime).lame_duck(HOUR).bind().await.unwrap();
     let running = server.spawn(echo);
     running.handle().pause();
@@ -116,7 +116,7 @@ async fn a_paused_server_has_no_lame_ducks_time<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).accepted, 0);
 }
 
-async fn a_pause_before_serve_holds<R: TestRuntime>(runtime: R) {
+async fn a_pause_before_serve_holds(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     assert_eq!(handle.state(), State::Bound);
@@ -136,7 +136,7 @@ async fn a_pause_before_serve_holds<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 1);
 }
 
-async fn a_lame_duck_serves_and_tells_nobody<R: TestRuntime>(runtime: R) {
+async fn a_lame_duck_serves_and_tells_nobody(runtime: TestRuntime) {
     let server = at_home(&runtime).lame_duck(HOUR).bind().await.unwrap();
     let (running, connections) = handing_over(server);
     let handle = running.handle();
@@ -158,7 +158,7 @@ async fn a_lame_duck_serves_and_tells_nobody<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).accepted, 2);
 }
 
-async fn a_lame_duck_turns_at_the_end_of_its_time<R: TestRuntime>(runtime: R) {
+async fn a_lame_duck_turns_at_the_end_of_its_time(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .lame_duck(Duration::from_millis(100))
         .bind()
@@ -176,7 +176,7 @@ async fn a_lame_duck_turns_at_the_end_of_its_time<R: TestRuntime>(runtime: R) {
     assert!(report.drain >= Duration::from_millis(100));
 }
 
-async fn shutdown_within_cuts_a_lame_ducks_time_short<R: TestRuntime>(runtime: R) {
+async fn shutdown_within_cuts_a_lame_ducks_time_short(runtime: TestRuntime) {
     let server = at_home(&runtime).lame_duck(HOUR).bind().await.unwrap();
     let running = server.spawn(echo);
     let mut client = Client::of(&running);
@@ -188,7 +188,7 @@ async fn shutdown_within_cuts_a_lame_ducks_time_short<R: TestRuntime>(runtime: R
     settled(running.await);
 }
 
-async fn the_earliest_deadline_holds<R: TestRuntime>(runtime: R) {
+async fn the_earliest_deadline_holds(runtime: TestRuntime) {
     // The other order each: the later one changes nothing, the earlier one does.
     for spans in [[HOUR, Duration::ZERO], [Duration::ZERO, HOUR]] {
         let server = at_home(&runtime).bind().await.unwrap();
@@ -207,7 +207,7 @@ async fn the_earliest_deadline_holds<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn connections_asked_to_close_do_and_serving_goes_on<R: TestRuntime>(runtime: R) {
+async fn connections_asked_to_close_do_and_serving_goes_on(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .first_byte_grace(None)
         .bind()
@@ -249,7 +249,7 @@ async fn connections_asked_to_close_do_and_serving_goes_on<R: TestRuntime>(runti
     assert_eq!(settled(running.await).completed, 4);
 }
 
-async fn connections_cut_are_gone_and_serving_goes_on<R: TestRuntime>(runtime: R) {
+async fn connections_cut_are_gone_and_serving_goes_on(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let events = server.handle().events();
     let dropped = Arc::new(AtomicUsize::new(0));
@@ -284,7 +284,7 @@ async fn connections_cut_are_gone_and_serving_goes_on<R: TestRuntime>(runtime: R
     assert!(report.stragglers.is_empty());
 }
 
-async fn one_connection_can_be_cut<R: TestRuntime>(runtime: R) {
+async fn one_connection_can_be_cut(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(echo);
@@ -308,7 +308,7 @@ async fn one_connection_can_be_cut<R: TestRuntime>(runtime: R) {
     assert_eq!((report.aborted, report.completed), (1, 2));
 }
 
-async fn a_connection_that_is_gone_cannot_be_cut<R: TestRuntime>(runtime: R) {
+async fn a_connection_that_is_gone_cannot_be_cut(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(echo);
@@ -323,7 +323,7 @@ async fn a_connection_that_is_gone_cannot_be_cut<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).aborted, 0);
 }
 
-async fn the_first_reason_is_kept<R: TestRuntime>(runtime: R) {
+async fn the_first_reason_is_kept(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     handle.shutdown_because("the first");
@@ -335,7 +335,7 @@ async fn the_first_reason_is_kept<R: TestRuntime>(runtime: R) {
     assert!(report.to_string().contains("the first"), "{report}");
 }
 
-async fn states_come_in_their_order<R: TestRuntime>(runtime: R) {
+async fn states_come_in_their_order(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     let events = handle.events();
@@ -379,7 +379,7 @@ async fn states_come_in_their_order<R: TestRuntime>(runtime: R) {
     assert_eq!(states, expected);
 }
 
-async fn a_drain_waits_for_what_is_tracked<R: TestRuntime>(runtime: R) {
+async fn a_drain_waits_for_what_is_tracked(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     let (finish, finished) = async_channel::bounded::<()>(1);
@@ -399,7 +399,7 @@ async fn a_drain_waits_for_what_is_tracked<R: TestRuntime>(runtime: R) {
     assert_eq!(result.recv().await.unwrap(), Some(42));
 }
 
-async fn an_abort_drops_what_is_tracked<R: TestRuntime>(runtime: R) {
+async fn an_abort_drops_what_is_tracked(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     let dropped = Arc::new(AtomicUsize::new(0));
@@ -417,7 +417,7 @@ async fn an_abort_drops_what_is_tracked<R: TestRuntime>(runtime: R) {
     assert_eq!(result.recv().await.unwrap(), None);
 }
 
-async fn a_tracked_future_that_is_dropped_is_no_longer_waited_for<R: TestRuntime>(runtime: R) {
+async fn a_tracked_future_that_is_dropped_is_no_longer_waited_for(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     let work = handle.track(pending::<()>());
@@ -429,7 +429,7 @@ async fn a_tracked_future_that_is_dropped_is_no_longer_waited_for<R: TestRuntime
     settled(running.await);
 }
 
-async fn a_tracked_future_is_counted_apart<R: TestRuntime>(runtime: R) {
+async fn a_tracked_future_is_counted_apart(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(1).bind().await.unwrap();
     let handle = server.handle();
     let works = [(); 3].map(|()| handle.track(async {}));
@@ -450,7 +450,7 @@ async fn a_tracked_future_is_counted_apart<R: TestRuntime>(runtime: R) {
 }
 
 /// Takes a line, and lets the connection go with what came after it.
-async fn let_go<R: TestRuntime>(runtime: R, builder: gracious::Builder<R>) {
+async fn let_go(runtime: TestRuntime, builder: gracious::Builder<TestRuntime>) {
     let server = builder.max_connections(1).bind().await.unwrap();
     let address = server.local_addrs()[0].clone();
     let events = server.handle().events();
@@ -496,17 +496,17 @@ async fn let_go<R: TestRuntime>(runtime: R, builder: gracious::Builder<R>) {
     drop(runtime);
 }
 
-async fn a_detached_connection_goes_on_without_its_server<R: TestRuntime>(runtime: R) {
+async fn a_detached_connection_goes_on_without_its_server(runtime: TestRuntime) {
     let builder = at_home(&runtime);
     let_go(runtime, builder).await;
 }
 
-async fn a_detached_unix_connection_does_too<R: TestRuntime>(runtime: R) {
+async fn a_detached_unix_connection_does_too(runtime: TestRuntime) {
     let builder = crate::support::server(runtime.clone()).listen(unix_address());
     let_go(runtime, builder).await;
 }
 
-async fn a_handler_goes_on_after_it_let_its_connection_go<R: TestRuntime>(runtime: R) {
+async fn a_handler_goes_on_after_it_let_its_connection_go(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (finish, finished) = async_channel::bounded::<()>(1);
     let (told, is_told) = async_channel::bounded(1);
@@ -530,7 +530,7 @@ async fn a_handler_goes_on_after_it_let_its_connection_go<R: TestRuntime>(runtim
     assert_eq!(client.rest(), "");
 }
 
-async fn shutdown_requested_tells_at_the_request<R: TestRuntime>(runtime: R) {
+async fn shutdown_requested_tells_at_the_request(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     let mut early = [(); 3].map(|()| Box::pin(handle.shutdown_requested()));
@@ -547,7 +547,7 @@ async fn shutdown_requested_tells_at_the_request<R: TestRuntime>(runtime: R) {
     handle.shutdown_requested().await;
 }
 
-async fn everything_can_be_called_on_a_closed_server<R: TestRuntime>(runtime: R) {
+async fn everything_can_be_called_on_a_closed_server(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let addresses = server.local_addrs().to_vec();
     let handle = server.handle();

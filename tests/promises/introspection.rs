@@ -33,7 +33,7 @@ crate::on_every_runtime!(
     everything_has_a_debug_form
 );
 
-async fn a_server_shows_its_state_and_its_addresses<R: TestRuntime>(runtime: R) {
+async fn a_server_shows_its_state_and_its_addresses(runtime: TestRuntime) {
     let path = unix_path();
     let server = at_home(&runtime)
         .listen(Address::Unix(path.clone()))
@@ -60,7 +60,7 @@ async fn a_server_shows_its_state_and_its_addresses<R: TestRuntime>(runtime: R) 
     assert_eq!(handle.to_string(), format!("closed on {addresses}"));
 }
 
-async fn what_a_server_shows_of_its_addresses_can_be_parsed<R: TestRuntime>(runtime: R) {
+async fn what_a_server_shows_of_its_addresses_can_be_parsed(runtime: TestRuntime) {
     let name = unix_path().display().to_string();
     let mut builder = at_home(&runtime)
         .listen("localhost:0")
@@ -75,7 +75,7 @@ async fn what_a_server_shows_of_its_addresses_can_be_parsed<R: TestRuntime>(runt
     }
 }
 
-async fn a_connection_knows_where_it_comes_from_and_goes_to<R: TestRuntime>(runtime: R) {
+async fn a_connection_knows_where_it_comes_from_and_goes_to(runtime: TestRuntime) {
     let server = at_home(&runtime).listen(loopback()).bind().await.unwrap();
     let addresses = server.local_addrs().to_vec();
     let (running, connections) = handing_over(server);
@@ -98,7 +98,7 @@ async fn a_connection_knows_where_it_comes_from_and_goes_to<R: TestRuntime>(runt
     settled(running.await);
 }
 
-async fn a_unix_peer_without_a_name_has_none<R: TestRuntime>(runtime: R) {
+async fn a_unix_peer_without_a_name_has_none(runtime: TestRuntime) {
     let address = Address::Unix(unix_path());
     let server = crate::support::server(runtime).listen(address.clone());
     let (running, connections) = handing_over(server.bind().await.unwrap());
@@ -111,7 +111,7 @@ async fn a_unix_peer_without_a_name_has_none<R: TestRuntime>(runtime: R) {
     settled(running.await);
 }
 
-async fn ids_are_given_in_turn<R: TestRuntime>(runtime: R) {
+async fn ids_are_given_in_turn(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (running, connections) = handing_over(server);
     for id in 1..=5 {
@@ -122,7 +122,7 @@ async fn ids_are_given_in_turn<R: TestRuntime>(runtime: R) {
     settled(running.await);
 }
 
-async fn connections_are_listed_with_what_they_wait_for<R: TestRuntime>(runtime: R) {
+async fn connections_are_listed_with_what_they_wait_for(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let running = server.spawn(async move |mut conn: Connection| {
         let mut order = [0];
@@ -182,7 +182,7 @@ async fn connections_are_listed_with_what_they_wait_for<R: TestRuntime>(runtime:
     assert_eq!(seen[..3], expected[..3]);
 }
 
-async fn an_end_says_whose_it_was<R: TestRuntime>(runtime: R) {
+async fn an_end_says_whose_it_was(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .first_byte_grace(None)
         .bind()
@@ -204,7 +204,7 @@ async fn an_end_says_whose_it_was<R: TestRuntime>(runtime: R) {
     settled(running.await);
 }
 
-async fn each_start_and_each_end_is_told_once_with_its_cause<R: TestRuntime>(runtime: R) {
+async fn each_start_and_each_end_is_told_once_with_its_cause(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .first_byte_grace(None)
         .bind()
@@ -297,7 +297,7 @@ async fn each_start_and_each_end_is_told_once_with_its_cause<R: TestRuntime>(run
     assert_eq!((opened.len(), closed.len()), (7, 7));
 }
 
-async fn every_receiver_is_told_everything<R: TestRuntime>(runtime: R) {
+async fn every_receiver_is_told_everything(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let receivers = [(); 3].map(|()| server.handle().events());
     let running = server.spawn(echo);
@@ -320,7 +320,7 @@ async fn every_receiver_is_told_everything<R: TestRuntime>(runtime: R) {
     assert_eq!(told[1], told[2]);
 }
 
-async fn who_comes_late_is_told_what_happens_from_then_on<R: TestRuntime>(runtime: R) {
+async fn who_comes_late_is_told_what_happens_from_then_on(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let running = server.spawn(echo);
     let handle = running.handle();
@@ -337,7 +337,7 @@ async fn who_comes_late_is_told_what_happens_from_then_on<R: TestRuntime>(runtim
     settled(running.await);
 }
 
-async fn what_a_slow_receiver_misses_is_counted<R: TestRuntime>(runtime: R) {
+async fn what_a_slow_receiver_misses_is_counted(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     let slow = handle.events();
@@ -371,7 +371,7 @@ async fn what_a_slow_receiver_misses_is_counted<R: TestRuntime>(runtime: R) {
     assert_eq!(told as u64 + missed, 2 * pauses as u64 + 3);
 }
 
-async fn a_receiver_that_is_dropped_costs_nothing<R: TestRuntime>(runtime: R) {
+async fn a_receiver_that_is_dropped_costs_nothing(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     drop(handle.events());
@@ -384,7 +384,7 @@ async fn a_receiver_that_is_dropped_costs_nothing<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 3);
 }
 
-async fn events_end_with_the_server<R: TestRuntime>(runtime: R) {
+async fn events_end_with_the_server(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     let events = handle.events();
@@ -399,7 +399,7 @@ async fn events_end_with_the_server<R: TestRuntime>(runtime: R) {
     assert!(handle.events().recv().await.is_err());
 }
 
-async fn a_report_is_a_readable_paragraph<R: TestRuntime>(runtime: R) {
+async fn a_report_is_a_readable_paragraph(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(1);
     let running = server.spawn(async move |mut conn: Connection| {
@@ -441,7 +441,7 @@ async fn a_report_is_a_readable_paragraph<R: TestRuntime>(runtime: R) {
     assert!(report.drain > Duration::ZERO);
 }
 
-async fn the_exit_status_says_whether_anything_was_aborted<R: TestRuntime>(runtime: R) {
+async fn the_exit_status_says_whether_anything_was_aborted(runtime: TestRuntime) {
     for (abort, expected) in [(false, ExitCode::SUCCESS), (true, ExitCode::FAILURE)] {
         let server = at_home(&runtime).bind().await.unwrap();
         let running = server.spawn(echo);
@@ -461,7 +461,7 @@ async fn the_exit_status_says_whether_anything_was_aborted<R: TestRuntime>(runti
     }
 }
 
-async fn everything_has_a_debug_form<R: TestRuntime>(runtime: R) {
+async fn everything_has_a_debug_form(runtime: TestRuntime) {
     let builder = at_home(&runtime);
     let shown = format!("{builder:?}");
     assert!(shown.contains("deadline"), "{shown}");

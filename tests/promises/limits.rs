@@ -44,7 +44,7 @@ async fn read_on(mut conn: Connection) -> io::Result<()> {
     Ok(())
 }
 
-async fn the_surplus_gets_the_message_and_a_clean_end<R: TestRuntime>(runtime: R) {
+async fn the_surplus_gets_the_message_and_a_clean_end(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .max_connections(2)
         .reject_with("try again\n")
@@ -72,7 +72,7 @@ async fn the_surplus_gets_the_message_and_a_clean_end<R: TestRuntime>(runtime: R
     assert_eq!((report.completed, report.rejected), (3, 3));
 }
 
-async fn the_surplus_gets_a_clean_end_whatever_it_sent<R: TestRuntime>(runtime: R) {
+async fn the_surplus_gets_a_clean_end_whatever_it_sent(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .listen(unix_address())
         .max_connections(1)
@@ -99,7 +99,7 @@ async fn the_surplus_gets_a_clean_end_whatever_it_sent<R: TestRuntime>(runtime: 
     assert_eq!((report.completed, report.rejected), (1, 10));
 }
 
-async fn an_empty_message_is_a_clean_end<R: TestRuntime>(runtime: R) {
+async fn an_empty_message_is_a_clean_end(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .max_connections(1)
         .reject_with("")
@@ -114,7 +114,7 @@ async fn an_empty_message_is_a_clean_end<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).rejected, 1);
 }
 
-async fn the_rejected_take_nobodys_place<R: TestRuntime>(runtime: R) {
+async fn the_rejected_take_nobodys_place(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .max_connections(1)
         .reject_with("x".repeat(1000))
@@ -142,7 +142,7 @@ async fn the_rejected_take_nobodys_place<R: TestRuntime>(runtime: R) {
     assert_eq!((report.completed, report.rejected), (2, 1));
 }
 
-async fn one_peer_gets_its_share<R: TestRuntime>(runtime: R) {
+async fn one_peer_gets_its_share(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .max_per_peer(2)
         .reject_with("enough\n")
@@ -171,7 +171,7 @@ async fn one_peer_gets_its_share<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).rejected, 1);
 }
 
-async fn a_share_is_given_back<R: TestRuntime>(runtime: R) {
+async fn a_share_is_given_back(runtime: TestRuntime) {
     let server = at_home(&runtime).max_per_peer(1).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(async move |mut conn: Connection| {
@@ -194,7 +194,7 @@ async fn a_share_is_given_back<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).rejected, 0);
 }
 
-async fn unix_peers_have_no_share<R: TestRuntime>(runtime: R) {
+async fn unix_peers_have_no_share(runtime: TestRuntime) {
     let server = crate::support::server(runtime)
         .listen(unix_address())
         .max_per_peer(1)
@@ -210,7 +210,7 @@ async fn unix_peers_have_no_share<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 3);
 }
 
-async fn a_limit_of_zero_is_a_clear_error<R: TestRuntime>(runtime: R) {
+async fn a_limit_of_zero_is_a_clear_error(runtime: TestRuntime) {
     let builders = [
         ("max_connections", at_home(&runtime).max_connections(0)),
         ("max_per_peer", at_home(&runtime).max_per_peer(0)),
@@ -241,7 +241,7 @@ async fn a_limit_of_zero_is_a_clear_error<R: TestRuntime>(runtime: R) {
     drop(unlimited.bind().await.unwrap());
 }
 
-async fn an_idle_connection_is_ended<R: TestRuntime>(runtime: R) {
+async fn an_idle_connection_is_ended(runtime: TestRuntime) {
     let server = at_home(&runtime).idle_timeout(SOON).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(async move |conn: Connection| {
@@ -270,7 +270,7 @@ async fn an_idle_connection_is_ended<R: TestRuntime>(runtime: R) {
     assert_eq!((report.failed, report.limited.idle), (2, 2));
 }
 
-async fn bytes_either_way_keep_a_connection<R: TestRuntime>(runtime: R) {
+async fn bytes_either_way_keep_a_connection(runtime: TestRuntime) {
     let limit = Duration::from_secs(2);
     let server = at_home(&runtime).idle_timeout(limit).bind().await.unwrap();
     let events = server.handle().events();
@@ -310,7 +310,7 @@ async fn bytes_either_way_keep_a_connection<R: TestRuntime>(runtime: R) {
     assert_eq!((report.completed, report.limited.idle), (2, 0));
 }
 
-async fn a_handler_at_work_is_not_idle<R: TestRuntime>(runtime: R) {
+async fn a_handler_at_work_is_not_idle(runtime: TestRuntime) {
     let server = at_home(&runtime).idle_timeout(SOON).bind().await.unwrap();
     let timer = runtime.clone();
     let running = server.spawn(async move |mut conn: Connection| {
@@ -326,7 +326,7 @@ async fn a_handler_at_work_is_not_idle<R: TestRuntime>(runtime: R) {
     assert_eq!((report.completed, report.limited.idle), (1, 0));
 }
 
-async fn a_write_that_nobody_takes_is_idle<R: TestRuntime>(runtime: R) {
+async fn a_write_that_nobody_takes_is_idle(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .idle_timeout(SOON)
         .linger(SOON)
@@ -347,7 +347,7 @@ async fn a_write_that_nobody_takes_is_idle<R: TestRuntime>(runtime: R) {
     assert_eq!((report.failed, report.limited.idle), (1, 1));
 }
 
-async fn an_expired_connection_stays_expired<R: TestRuntime>(runtime: R) {
+async fn an_expired_connection_stays_expired(runtime: TestRuntime) {
     let server = at_home(&runtime).idle_timeout(SOON).bind().await.unwrap();
     let (told, kinds) = async_channel::bounded(1);
     let running = server.spawn(async move |mut conn: Connection| {
@@ -365,7 +365,7 @@ async fn an_expired_connection_stays_expired<R: TestRuntime>(runtime: R) {
     assert_eq!((report.completed, report.limited.idle), (1, 1));
 }
 
-async fn who_never_says_a_word_is_ended<R: TestRuntime>(runtime: R) {
+async fn who_never_says_a_word_is_ended(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .first_byte_timeout(SOON)
         .bind()
@@ -387,7 +387,7 @@ async fn who_never_says_a_word_is_ended<R: TestRuntime>(runtime: R) {
     assert_eq!((report.failed, report.limited.first_byte), (1, 1));
 }
 
-async fn who_said_a_word_in_time_may_be_silent<R: TestRuntime>(runtime: R) {
+async fn who_said_a_word_in_time_may_be_silent(runtime: TestRuntime) {
     let limit = Duration::from_secs(2);
     let server = at_home(&runtime)
         .first_byte_timeout(limit)
@@ -404,7 +404,7 @@ async fn who_said_a_word_in_time_may_be_silent<R: TestRuntime>(runtime: R) {
     assert_eq!((report.completed, report.limited.first_byte), (1, 0));
 }
 
-async fn a_connection_of_age_ends_as_at_a_drain<R: TestRuntime>(runtime: R) {
+async fn a_connection_of_age_ends_as_at_a_drain(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .max_age(SOON)
         .first_byte_grace(None)
@@ -445,7 +445,7 @@ async fn a_connection_of_age_ends_as_at_a_drain<R: TestRuntime>(runtime: R) {
     assert_eq!((report.completed, report.limited.age), (2, 2));
 }
 
-async fn a_connection_of_age_that_goes_on_is_aborted_a_deadline_later<R: TestRuntime>(runtime: R) {
+async fn a_connection_of_age_that_goes_on_is_aborted_a_deadline_later(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .max_age(SOON)
         .deadline(SOON)
@@ -468,7 +468,7 @@ async fn a_connection_of_age_that_goes_on_is_aborted_a_deadline_later<R: TestRun
     assert_eq!((report.aborted, report.limited.age), (1, 1));
 }
 
-async fn a_limit_frees_the_place<R: TestRuntime>(runtime: R) {
+async fn a_limit_frees_the_place(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .max_connections(1)
         .first_byte_timeout(SOON)
@@ -485,7 +485,7 @@ async fn a_limit_frees_the_place<R: TestRuntime>(runtime: R) {
     assert_eq!((report.limited.first_byte, report.peak), (3, 1));
 }
 
-async fn a_long_line_is_an_error_of_its_own<R: TestRuntime>(runtime: R) {
+async fn a_long_line_is_an_error_of_its_own(runtime: TestRuntime) {
     let server = at_home(&runtime).line_limit(10).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(echo);
@@ -503,7 +503,7 @@ async fn a_long_line_is_an_error_of_its_own<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).failed, 1);
 }
 
-async fn the_longest_line_is_no_error<R: TestRuntime>(runtime: R) {
+async fn the_longest_line_is_no_error(runtime: TestRuntime) {
     let server = at_home(&runtime).line_limit(10).bind().await.unwrap();
     let (running, connections) = handing_over(server);
     let mut client = Client::of(&running);
@@ -521,7 +521,7 @@ async fn the_longest_line_is_no_error<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 1);
 }
 
-async fn limits_end_with_the_server<R: TestRuntime>(runtime: R) {
+async fn limits_end_with_the_server(runtime: TestRuntime) {
     let hour = Duration::from_secs(3600);
     let server = at_home(&runtime)
         .idle_timeout(hour)

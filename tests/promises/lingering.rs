@@ -27,7 +27,7 @@ async fn fill(mut conn: Connection) -> io::Result<()> {
     Ok(())
 }
 
-async fn a_peer_that_takes_nothing_more_is_left_after_the_linger<R: TestRuntime>(runtime: R) {
+async fn a_peer_that_takes_nothing_more_is_left_after_the_linger(runtime: TestRuntime) {
     let builder = tcp(runtime).linger(SPAN).linger_total(None);
     let running = builder.bind().await.unwrap().spawn(fill);
     let events = running.handle().events();
@@ -36,7 +36,7 @@ async fn a_peer_that_takes_nothing_more_is_left_after_the_linger<R: TestRuntime>
     assert_eq!(running.shutdown().await.unwrap().completed, 1);
 }
 
-async fn the_linger_ends_in_any_case_after_its_total<R: TestRuntime>(runtime: R) {
+async fn the_linger_ends_in_any_case_after_its_total(runtime: TestRuntime) {
     let builder = tcp(runtime).linger(None).linger_total(SPAN);
     let running = builder.bind().await.unwrap().spawn(fill);
     let events = running.handle().events();
@@ -45,7 +45,7 @@ async fn the_linger_ends_in_any_case_after_its_total<R: TestRuntime>(runtime: R)
     assert_eq!(running.shutdown().await.unwrap().completed, 1);
 }
 
-async fn a_peer_that_takes_everything_is_not_waited_for<R: TestRuntime>(runtime: R) {
+async fn a_peer_that_takes_everything_is_not_waited_for(runtime: TestRuntime) {
     // If it were, this would not end.
     let builder = tcp(runtime).linger(None).linger_total(None);
     let running = builder.bind().await.unwrap().spawn(fill);

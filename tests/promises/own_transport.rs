@@ -191,7 +191,7 @@ fn memory() -> (Door, Memory) {
     (Door(door), Memory { queue, is_named })
 }
 
-fn in_memory<R: TestRuntime>(runtime: &R) -> (Door, Builder<R>) {
+fn in_memory(runtime: &TestRuntime) -> (Door, Builder<TestRuntime>) {
     let (door, listener) = memory();
     let builder = crate::support::server(runtime.clone());
     (door, builder.listener(listener).deadline(HOUR))
@@ -211,7 +211,7 @@ async fn rest(pipe: &mut Pipe) -> String {
     rest
 }
 
-async fn a_transport_in_memory_is_served_as_a_socket_is<R: TestRuntime>(runtime: R) {
+async fn a_transport_in_memory_is_served_as_a_socket_is(runtime: TestRuntime) {
     let (door, builder) = in_memory(&runtime);
     let server = builder.bind().await.unwrap();
     assert_eq!(server.to_string(), "bound on custom:memory");
@@ -235,7 +235,7 @@ async fn a_transport_in_memory_is_served_as_a_socket_is<R: TestRuntime>(runtime:
     );
 }
 
-async fn its_idle_connections_end_at_a_drain<R: TestRuntime>(runtime: R) {
+async fn its_idle_connections_end_at_a_drain(runtime: TestRuntime) {
     let (door, builder) = in_memory(&runtime);
     let server = builder.bind().await.unwrap();
     let running = server.spawn(async move |mut conn: Connection| {
@@ -259,7 +259,7 @@ async fn its_idle_connections_end_at_a_drain<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 3);
 }
 
-async fn its_busy_connections_finish<R: TestRuntime>(runtime: R) {
+async fn its_busy_connections_finish(runtime: TestRuntime) {
     let (door, builder) = in_memory(&runtime);
     let server = builder.bind().await.unwrap();
     let running = server.spawn(async move |mut conn: Connection| {
@@ -275,7 +275,7 @@ async fn its_busy_connections_finish<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 1);
 }
 
-async fn its_end_is_waited_for<R: TestRuntime>(runtime: R) {
+async fn its_end_is_waited_for(runtime: TestRuntime) {
     let (door, builder) = in_memory(&runtime);
     let server = builder.bind().await.unwrap();
     let running = server.spawn(async move |conn: Connection| {
@@ -296,7 +296,7 @@ async fn its_end_is_waited_for<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 1);
 }
 
-async fn who_is_queued_at_a_stop_is_served<R: TestRuntime>(runtime: R) {
+async fn who_is_queued_at_a_stop_is_served(runtime: TestRuntime) {
     let (door, builder) = in_memory(&runtime);
     let server = builder.bind().await.unwrap();
     let mut pipes = [(); 5].map(|()| door.enter());
@@ -313,7 +313,7 @@ async fn who_is_queued_at_a_stop_is_served<R: TestRuntime>(runtime: R) {
     assert!(door.0.try_send(Accept::Peer(late)).is_err());
 }
 
-async fn who_came_to_a_waiting_accept_is_not_lost_at_a_stop<R: TestRuntime>(runtime: R) {
+async fn who_came_to_a_waiting_accept_is_not_lost_at_a_stop(runtime: TestRuntime) {
     for _ in 0..50 {
         let (door, builder) = in_memory(&runtime);
         let running = builder.bind().await.unwrap().spawn(echo);
@@ -329,7 +329,7 @@ async fn who_came_to_a_waiting_accept_is_not_lost_at_a_stop<R: TestRuntime>(runt
     }
 }
 
-async fn it_goes_together_with_sockets<R: TestRuntime>(runtime: R) {
+async fn it_goes_together_with_sockets(runtime: TestRuntime) {
     let (door, listener) = memory();
     let server = at_home(&runtime).listener(listener).bind().await.unwrap();
     let address = server.local_addrs()[0].clone();
@@ -347,7 +347,7 @@ async fn it_goes_together_with_sockets<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 2);
 }
 
-async fn an_abort_drops_the_transport<R: TestRuntime>(runtime: R) {
+async fn an_abort_drops_the_transport(runtime: TestRuntime) {
     let (door, builder) = in_memory(&runtime);
     let server = builder.bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(1);
@@ -363,7 +363,7 @@ async fn an_abort_drops_the_transport<R: TestRuntime>(runtime: R) {
     assert_eq!(rest(&mut pipe).await, "");
 }
 
-async fn its_connections_cannot_be_detached<R: TestRuntime>(runtime: R) {
+async fn its_connections_cannot_be_detached(runtime: TestRuntime) {
     let (door, builder) = in_memory(&runtime);
     let server = builder.bind().await.unwrap();
     let running = server.spawn(async move |conn: Connection| conn.detach().map(drop));
@@ -374,7 +374,7 @@ async fn its_connections_cannot_be_detached<R: TestRuntime>(runtime: R) {
     assert_eq!((report.failed, report.detached), (1, 0));
 }
 
-async fn a_row_of_transient_errors_ends_nothing<R: TestRuntime>(runtime: R) {
+async fn a_row_of_transient_errors_ends_nothing(runtime: TestRuntime) {
     let peers = [
         libc::ECONNABORTED,
         libc::ECONNRESET,
@@ -412,7 +412,7 @@ async fn a_row_of_transient_errors_ends_nothing<R: TestRuntime>(runtime: R) {
     assert!(report.accept_errors_by.peer >= 2 * (peers.len() as u64 - 2));
 }
 
-async fn errors_without_a_number_are_judged_by_their_kind<R: TestRuntime>(runtime: R) {
+async fn errors_without_a_number_are_judged_by_their_kind(runtime: TestRuntime) {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, OutOfMemory, TimedOut};
     let (door, builder) = in_memory(&runtime);
     let running = builder.bind().await.unwrap().spawn(echo);
@@ -444,7 +444,7 @@ impl Listener for Broken {
     fn shut(&mut self) {}
 }
 
-async fn a_listener_that_always_fails_does_not_starve_the_others<R: TestRuntime>(runtime: R) {
+async fn a_listener_that_always_fails_does_not_starve_the_others(runtime: TestRuntime) {
     for code in [libc::ECONNABORTED, libc::EMFILE] {
         let server = at_home(&runtime)
             .listener(Broken(code))
@@ -464,11 +464,11 @@ async fn a_listener_that_always_fails_does_not_starve_the_others<R: TestRuntime>
     }
 }
 
-async fn a_shortage_is_over_when_a_connection_ends<R: TestRuntime>(runtime: R) {
-    let clock = crate::support::client::Forward::new(runtime);
-    let runtime = Patient(clock);
+async fn a_shortage_is_over_when_a_connection_ends(runtime: TestRuntime) {
     let (door, listener) = memory();
-    let server = crate::support::server(runtime)
+    let server = runtime
+        .engine
+        .server(Patient(runtime))
         .listener(listener)
         .deadline(HOUR);
     let running = server.bind().await.unwrap().spawn(echo);
@@ -486,11 +486,11 @@ async fn a_shortage_is_over_when_a_connection_ends<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 2);
 }
 
-async fn a_shortage_is_over_at_a_shutdown<R: TestRuntime>(runtime: R) {
-    let clock = crate::support::client::Forward::new(runtime);
-    let runtime = Patient(clock);
+async fn a_shortage_is_over_at_a_shutdown(runtime: TestRuntime) {
     let (door, listener) = memory();
-    let server = crate::support::server(runtime)
+    let server = runtime
+        .engine
+        .server(Patient(runtime))
         .listener(listener)
         .deadline(HOUR);
     let running = server.bind().await.unwrap().spawn(echo);
@@ -507,9 +507,9 @@ async fn a_shortage_is_over_at_a_shutdown<R: TestRuntime>(runtime: R) {
 
 /// A runtime on which the shortest pauses take an hour.
 #[derive(Clone)]
-struct Patient<R>(crate::support::client::Forward<R>);
+struct Patient(TestRuntime);
 
-impl<R: gracious::Runtime> gracious::Runtime for Patient<R> {
+impl gracious::Runtime for Patient {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, future: F) {
         self.0.spawn(future);
     }
@@ -524,7 +524,7 @@ impl<R: gracious::Runtime> gracious::Runtime for Patient<R> {
     }
 }
 
-async fn a_dead_listener_stops_the_server_with_its_error<R: TestRuntime>(runtime: R) {
+async fn a_dead_listener_stops_the_server_with_its_error(runtime: TestRuntime) {
     for code in [libc::EBADF, libc::EINVAL, libc::ENOTSOCK] {
         let (door, listener) = memory();
         let server = at_home(&runtime).listener(listener).bind().await.unwrap();
@@ -545,7 +545,7 @@ async fn a_dead_listener_stops_the_server_with_its_error<R: TestRuntime>(runtime
     }
 }
 
-async fn a_dead_listener_does_not_cut_those_inside<R: TestRuntime>(runtime: R) {
+async fn a_dead_listener_does_not_cut_those_inside(runtime: TestRuntime) {
     let (door, builder) = in_memory(&runtime);
     let server = builder.bind().await.unwrap();
     let handle = server.handle();
@@ -579,7 +579,7 @@ async fn a_dead_listener_does_not_cut_those_inside<R: TestRuntime>(runtime: R) {
     assert_eq!((report.completed, report.aborted), (2, 0));
 }
 
-async fn a_dead_listener_at_a_stop_changes_nothing<R: TestRuntime>(runtime: R) {
+async fn a_dead_listener_at_a_stop_changes_nothing(runtime: TestRuntime) {
     let (door, builder) = in_memory(&runtime);
     let server = builder.bind().await.unwrap();
     let mut pipe = door.enter();
@@ -592,7 +592,7 @@ async fn a_dead_listener_at_a_stop_changes_nothing<R: TestRuntime>(runtime: R) {
     assert_eq!(rest(&mut pipe).await, "hello\n");
 }
 
-async fn a_listener_that_panics_stops_the_server<R: TestRuntime>(runtime: R) {
+async fn a_listener_that_panics_stops_the_server(runtime: TestRuntime) {
     let (door, listener) = memory();
     let server = at_home(&runtime).listener(listener).bind().await.unwrap();
     let (address, handle) = (server.local_addrs()[0].clone(), server.handle());
@@ -609,7 +609,7 @@ async fn a_listener_that_panics_stops_the_server<R: TestRuntime>(runtime: R) {
     assert!(refuses(&address));
 }
 
-async fn a_listener_without_an_address_cannot_be_bound<R: TestRuntime>(runtime: R) {
+async fn a_listener_without_an_address_cannot_be_bound(runtime: TestRuntime) {
     let (_door, queue) = async_channel::unbounded();
     let listener = Memory {
         queue,

@@ -1,6 +1,6 @@
 //! Promise 2. **One stop.** `shutdown` is idempotent, never blocks, never fails, may come before
-//! `serve`, from a handler, a thread, a signal task, twice, from many at once. A request that finds
-//! nobody listening is not lost.
+//! `serve`, from a handler, a thread, a signal task, twice, from many at once. A request that comes
+//! while nothing waits for one is not lost.
 
 use std::io;
 use std::sync::{Arc, Barrier};
@@ -11,8 +11,8 @@ use gracious::{Cause, Connection, Reason, ServerEvent, State};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
-    Client, Forward, assert_balance, echo, handing_over, on, read_in, rounds, taken_in, tcp,
-    transports, waits,
+    Client, assert_balance, echo, handing_over, on, read_in, rounds, taken_in, tcp, transports,
+    waits,
 };
 
 crate::on_every_runtime!(
@@ -46,7 +46,7 @@ async fn talk(conn: Connection) -> io::Result<()> {
     Ok(())
 }
 
-async fn a_stop_before_serve_serves_whoever_is_queued<R: TestRuntime>(runtime: R) {
+async fn a_stop_before_serve_serves_whoever_is_queued(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let mut clients: Vec<_> = (0..5).map(|_| Client::to(&server)).collect();
@@ -66,21 +66,21 @@ async fn a_stop_before_serve_serves_whoever_is_queued<R: TestRuntime>(runtime: R
     }
 }
 
-/// The deadline runs from the door; the time between the request and `serve` is not part of it.
-async fn a_stop_long_before_serve_leaves_the_drain_its_whole_time<R: TestRuntime>(runtime: R) {
-    let clock = Forward::new(runtime);
-    let server = tcp(clock.clone()).deadline(std::time::Duration::from_secs(60));
+/// The deadline runs from the shutting of the listeners; the time between the request and `serve`
+/// is not part of it.
+async fn a_stop_long_before_serve_leaves_the_drain_its_whole_time(runtime: TestRuntime) {
+    let server = tcp(runtime.clone()).deadline(std::time::Duration::from_secs(60));
     let server = server.bind().await.unwrap();
     let mut client = Client::to(&server);
     client.send("hello\n");
     server.handle().shutdown();
-    clock.put_forward(crate::support::client::HOUR);
+    runtime.put_forward(crate::support::client::HOUR);
     let report = server.serve(echo).await.unwrap();
     assert_eq!((report.accepted, report.completed), (1, 1), "{report}");
     assert_eq!(client.rest(), "hello\n");
 }
 
-async fn the_first_reason_is_kept<R: TestRuntime>(runtime: R) {
+async fn the_first_reason_is_kept(runtime: TestRuntime) {
     let running = tcp(runtime).bind().await.unwrap().spawn(echo);
     let handle = running.handle();
     handle.shutdown_because("the first");
@@ -93,7 +93,7 @@ async fn the_first_reason_is_kept<R: TestRuntime>(runtime: R) {
     assert_eq!(handle.closed().await.reason, report.reason);
 }
 
-async fn many_threads_can_stop_a_server_at_once<R: TestRuntime>(runtime: R) {
+async fn many_threads_can_stop_a_server_at_once(runtime: TestRuntime) {
     const THREADS: usize = 16;
     for _ in 0..rounds(10) {
         let (running, connections) = handing_over(tcp(runtime.clone()).bind().await.unwrap());
@@ -110,7 +110,7 @@ async fn many_threads_can_stop_a_server_at_once<R: TestRuntime>(runtime: R) {
                 })
             })
             .collect();
-        // A stop waits for nobody: all have asked, and the connection is still there.
+        // A request waits for nothing: all threads have asked, and the connection is still there.
         threads.into_iter().for_each(|it| it.join().unwrap());
         conn.shutdown_requested().await;
         assert_eq!(running.handle().state(), State::Draining);
@@ -124,7 +124,7 @@ async fn many_threads_can_stop_a_server_at_once<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn a_stop_is_asked_for_while_nobody_listens_yet<R: TestRuntime>(runtime: R) {
+async fn a_stop_is_asked_for_while_nobody_listens_yet(runtime: TestRuntime) {
     for round in 0..rounds(100) {
         let server = tcp(runtime.clone()).bind().await.unwrap();
         let handle = server.handle();
@@ -147,7 +147,7 @@ async fn a_stop_is_asked_for_while_nobody_listens_yet<R: TestRuntime>(runtime: R
     }
 }
 
-async fn everybody_who_waits_for_the_end_gets_the_same_report<R: TestRuntime>(runtime: R) {
+async fn everybody_who_waits_for_the_end_gets_the_same_report(runtime: TestRuntime) {
     let (running, connections) = handing_over(tcp(runtime).bind().await.unwrap());
     let handle = running.handle();
     let _client = Client::of(&running);
@@ -173,7 +173,7 @@ async fn everybody_who_waits_for_the_end_gets_the_same_report<R: TestRuntime>(ru
     assert_eq!(handle.closed().await.to_string(), report);
 }
 
-async fn a_client_stops_the_server_and_reads_the_reply_to_the_end<R: TestRuntime>(runtime: R) {
+async fn a_client_stops_the_server_and_reads_the_reply_to_the_end(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let mut client = Client::to(&server);
@@ -185,7 +185,7 @@ async fn a_client_stops_the_server_and_reads_the_reply_to_the_end<R: TestRuntime
     }
 }
 
-async fn others_finish_when_a_client_stops_the_server<R: TestRuntime>(runtime: R) {
+async fn others_finish_when_a_client_stops_the_server(runtime: TestRuntime) {
     let (finish, may_finish) = async_channel::bounded::<()>(1);
     let server = tcp(runtime).bind().await.unwrap();
     let mut running = server.spawn(async move |conn: Connection| {
@@ -219,7 +219,7 @@ async fn others_finish_when_a_client_stops_the_server<R: TestRuntime>(runtime: R
     assert_eq!((report.accepted, report.completed), (3, 3));
 }
 
-async fn what_was_pipelined_behind_the_last_request_does_no_harm<R: TestRuntime>(runtime: R) {
+async fn what_was_pipelined_behind_the_last_request_does_no_harm(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let mut client = Client::to(&server);
@@ -240,7 +240,7 @@ async fn what_was_pipelined_behind_the_last_request_does_no_harm<R: TestRuntime>
     }
 }
 
-async fn two_clients_stop_the_server_at_once<R: TestRuntime>(runtime: R) {
+async fn two_clients_stop_the_server_at_once(runtime: TestRuntime) {
     let (running, connections) = handing_over(tcp(runtime).bind().await.unwrap());
     let mut clients = [Client::of(&running), Client::of(&running)];
     for client in &mut clients {
@@ -276,7 +276,7 @@ async fn two_clients_stop_the_server_at_once<R: TestRuntime>(runtime: R) {
     assert_eq!((report.accepted, report.completed), (2, 2));
 }
 
-async fn a_handler_that_stops_the_server_may_panic<R: TestRuntime>(runtime: R) {
+async fn a_handler_that_stops_the_server_may_panic(runtime: TestRuntime) {
     let running = tcp(runtime)
         .bind()
         .await
@@ -294,7 +294,7 @@ async fn a_handler_that_stops_the_server_may_panic<R: TestRuntime>(runtime: R) {
     assert_eq!(client.rest(), "");
 }
 
-async fn a_handler_that_stops_the_server_may_fail<R: TestRuntime>(runtime: R) {
+async fn a_handler_that_stops_the_server_may_fail(runtime: TestRuntime) {
     let server = tcp(runtime).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(async |conn: Connection| {

@@ -1,6 +1,6 @@
-//! Promise 3. **The door is shut first.** A connect after the listeners closed is refused at once,
-//! while the drain goes on; the port can be bound again at once; nobody is told to leave while the
-//! door is open.
+//! Promise 3. **The door is shut first.** A connect after the listeners were shut is refused at
+//! once, while the drain goes on; the port can be bound again when they are closed; no connection
+//! is asked to end while a listener takes new peers.
 
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
@@ -25,7 +25,7 @@ crate::on_every_runtime!(
     a_port_that_others_hold_stays_open,
 );
 
-async fn a_connect_during_the_drain_is_refused<R: TestRuntime>(runtime: R) {
+async fn a_connect_during_the_drain_is_refused(runtime: TestRuntime) {
     let server = crate::support::server(runtime)
         .listen("127.0.0.1:0")
         .bind()
@@ -41,7 +41,7 @@ async fn a_connect_during_the_drain_is_refused<R: TestRuntime>(runtime: R) {
     });
     let client = TcpStream::connect(address).unwrap();
     running.handle().shutdown();
-    // The connection is told after the door was shut, and still there.
+    // The connection was asked to end after the door was shut, and is still there.
     is_told.recv().await.unwrap();
     assert_eq!(
         TcpStream::connect(address).unwrap_err().kind(),
@@ -52,7 +52,7 @@ async fn a_connect_during_the_drain_is_refused<R: TestRuntime>(runtime: R) {
     assert_eq!(running.await.unwrap().completed, 1);
 }
 
-async fn the_port_can_be_bound_while_the_old_server_drains<R: TestRuntime>(runtime: R) {
+async fn the_port_can_be_bound_while_the_old_server_drains(runtime: TestRuntime) {
     let server = crate::support::server(runtime.clone())
         .listen("127.0.0.1:0")
         .bind()
@@ -78,7 +78,7 @@ async fn the_port_can_be_bound_while_the_old_server_drains<R: TestRuntime>(runti
     running.await.unwrap();
 }
 
-async fn whoever_is_told_finds_every_door_shut<R: TestRuntime>(runtime: R) {
+async fn whoever_is_told_finds_every_door_shut(runtime: TestRuntime) {
     let server = tcp(runtime).listen(unix_address()).listen("127.0.0.1:0");
     let server = server.bind().await.unwrap();
     let addresses = server.local_addrs().to_vec();
@@ -86,7 +86,7 @@ async fn whoever_is_told_finds_every_door_shut<R: TestRuntime>(runtime: R) {
     let running = server.spawn(async move |conn: Connection| {
         inside.send(()).await.unwrap();
         conn.shutdown_requested().await;
-        // Where the handler runs, with nobody else's doing in between.
+        // On the handler's own thread, with nothing that the test does in between.
         let refused = conn.handle().local_addrs().iter().all(refuses);
         assert!(refused && conn.is_shutting_down());
     });
@@ -103,7 +103,7 @@ async fn whoever_is_told_finds_every_door_shut<R: TestRuntime>(runtime: R) {
     assert_eq!((report.accepted, report.completed), (all, all), "{report}");
 }
 
-async fn both_servers_of_a_port_go_on_while_the_old_one_drains<R: TestRuntime>(runtime: R) {
+async fn both_servers_of_a_port_go_on_while_the_old_one_drains(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let address = server.local_addrs()[0].clone();
@@ -132,7 +132,7 @@ async fn both_servers_of_a_port_go_on_while_the_old_one_drains<R: TestRuntime>(r
     }
 }
 
-async fn a_path_is_gone_during_the_drain_and_can_be_bound_again<R: TestRuntime>(runtime: R) {
+async fn a_path_is_gone_during_the_drain_and_can_be_bound_again(runtime: TestRuntime) {
     let path = unix_path();
     let address = format!("unix:{}", path.display());
     let (running, connections) = handing_over(on(&address, runtime).bind().await.unwrap());
@@ -145,7 +145,7 @@ async fn a_path_is_gone_during_the_drain_and_can_be_bound_again<R: TestRuntime>(
         ErrorKind::NotFound
     );
     assert!(!path.exists());
-    // Anybody may have the name now, and keeps it.
+    // Another program may take the path now, and keeps it.
     std::fs::write(&path, "somebody else's").unwrap();
     drop(conn);
     running.await.unwrap();
@@ -153,7 +153,7 @@ async fn a_path_is_gone_during_the_drain_and_can_be_bound_again<R: TestRuntime>(
     std::fs::remove_file(path).unwrap();
 }
 
-async fn a_lame_duck_takes_peers_and_tells_nobody<R: TestRuntime>(runtime: R) {
+async fn a_lame_duck_takes_peers_and_tells_nobody(runtime: TestRuntime) {
     let server = tcp(runtime).lame_duck(HOUR).bind().await.unwrap();
     let address = server.local_addrs()[0].clone();
     let (mut running, connections) = handing_over(server);
@@ -165,7 +165,7 @@ async fn a_lame_duck_takes_peers_and_tells_nobody<R: TestRuntime>(runtime: R) {
     assert!(!handle.is_serving());
     assert_eq!(handle.state(), State::Draining);
 
-    // The door is open, and nobody is told.
+    // The door is open, and no connection is asked to end.
     let mut late = Client::connect(&address).unwrap();
     let mut late_conn = connections.recv().await.unwrap();
     for (client, conn) in [(&mut early, &mut conn), (&mut late, &mut late_conn)] {
@@ -188,7 +188,7 @@ async fn a_lame_duck_takes_peers_and_tells_nobody<R: TestRuntime>(runtime: R) {
 }
 
 /// What acts on the socket and not on our descriptor would shut the others out as well.
-async fn a_port_that_others_hold_stays_open<R: TestRuntime>(runtime: R) {
+async fn a_port_that_others_hold_stays_open(runtime: TestRuntime) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let other = listener.try_clone().unwrap();

@@ -54,7 +54,7 @@ async fn reply_at_length(mut conn: Connection) -> io::Result<()> {
 }
 
 /// A client's patience is not what is tried here.
-fn patient<R: TestRuntime>(address: &str, runtime: R) -> Builder<R> {
+fn patient(address: &str, runtime: TestRuntime) -> Builder<TestRuntime> {
     on(address, runtime).linger(None).linger_total(None)
 }
 
@@ -77,7 +77,7 @@ fn assert_whole(reply: &[u8]) {
     assert!(reply == large_reply());
 }
 
-async fn a_slow_reader_gets_a_large_reply_whole<R: TestRuntime>(runtime: R) {
+async fn a_slow_reader_gets_a_large_reply_whole(runtime: TestRuntime) {
     for address in transports() {
         let server = patient(&address, runtime.clone()).bind().await.unwrap();
         let running = server.spawn(reply_at_length);
@@ -90,7 +90,7 @@ async fn a_slow_reader_gets_a_large_reply_whole<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn a_slow_reader_gets_a_large_reply_whole_at_a_stop<R: TestRuntime>(runtime: R) {
+async fn a_slow_reader_gets_a_large_reply_whole_at_a_stop(runtime: TestRuntime) {
     for address in transports() {
         let server = patient(&address, runtime.clone()).bind().await.unwrap();
         let running = server.spawn(reply_at_length);
@@ -120,7 +120,7 @@ async fn a_slow_reader_gets_a_large_reply_whole_at_a_stop<R: TestRuntime>(runtim
     }
 }
 
-async fn a_client_that_has_ended_its_side_gets_the_whole_reply<R: TestRuntime>(runtime: R) {
+async fn a_client_that_has_ended_its_side_gets_the_whole_reply(runtime: TestRuntime) {
     for address in transports() {
         let server = patient(&address, runtime.clone()).bind().await.unwrap();
         let running = server.spawn(reply_at_length);
@@ -136,9 +136,7 @@ async fn a_client_that_has_ended_its_side_gets_the_whole_reply<R: TestRuntime>(r
 }
 
 /// What comes after our end must not find the socket closed while the reply is under way.
-async fn a_client_that_writes_while_it_reads_slowly_gets_the_whole_reply<R: TestRuntime>(
-    runtime: R,
-) {
+async fn a_client_that_writes_while_it_reads_slowly_gets_the_whole_reply(runtime: TestRuntime) {
     for address in transports() {
         let server = patient(&address, runtime.clone()).bind().await.unwrap();
         let running = server.spawn(reply_at_length);
@@ -163,7 +161,7 @@ async fn a_client_that_writes_while_it_reads_slowly_gets_the_whole_reply<R: Test
 
 /// The handler is done, its reply in the kernels' hands, and what the client sends now would find a
 /// socket that is closed already, and destroy what is still on its way.
-async fn a_client_that_writes_before_it_reads_gets_the_whole_reply<R: TestRuntime>(runtime: R) {
+async fn a_client_that_writes_before_it_reads_gets_the_whole_reply(runtime: TestRuntime) {
     for address in transports() {
         let server = patient(&address, runtime.clone()).bind().await.unwrap();
         let (running, connections) = handing_over(server);
@@ -188,7 +186,7 @@ async fn a_client_that_writes_before_it_reads_gets_the_whole_reply<R: TestRuntim
 }
 
 /// An upload that nobody wants, and that is still under way when the reply is complete.
-async fn a_client_that_goes_on_sending_gets_the_whole_reply<R: TestRuntime>(runtime: R) {
+async fn a_client_that_goes_on_sending_gets_the_whole_reply(runtime: TestRuntime) {
     for address in transports() {
         let server = patient(&address, runtime.clone()).bind().await.unwrap();
         let running = server.spawn(async |mut conn: Connection| {
@@ -208,7 +206,7 @@ async fn a_client_that_goes_on_sending_gets_the_whole_reply<R: TestRuntime>(runt
     }
 }
 
-async fn a_client_that_writes_after_the_end_reads_to_the_end<R: TestRuntime>(runtime: R) {
+async fn a_client_that_writes_after_the_end_reads_to_the_end(runtime: TestRuntime) {
     for address in transports() {
         let server = patient(&address, runtime.clone()).bind().await.unwrap();
         let running = server.spawn(answer_once);
@@ -230,7 +228,7 @@ async fn a_client_that_writes_after_the_end_reads_to_the_end<R: TestRuntime>(run
 }
 
 /// Between the last look for input and the close there is a moment.
-async fn a_client_that_writes_as_the_end_comes_reads_to_the_end<R: TestRuntime>(runtime: R) {
+async fn a_client_that_writes_as_the_end_comes_reads_to_the_end(runtime: TestRuntime) {
     for address in transports() {
         let server = patient(&address, runtime.clone()).bind().await.unwrap();
         let running = server.spawn(answer_once);
@@ -256,7 +254,7 @@ async fn a_client_that_writes_as_the_end_comes_reads_to_the_end<R: TestRuntime>(
     }
 }
 
-async fn clients_that_never_hang_up_are_not_waited_for<R: TestRuntime>(runtime: R) {
+async fn clients_that_never_hang_up_are_not_waited_for(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone())
             .linger(HOUR)
@@ -278,10 +276,8 @@ async fn clients_that_never_hang_up_are_not_waited_for<R: TestRuntime>(runtime: 
 
 /// What came before our end is no sign of a client that goes on in spite of it, even where the last
 /// read found nothing.
-async fn clients_that_sent_more_before_the_end_and_never_hang_up_are_not_waited_for<
-    R: TestRuntime,
->(
-    runtime: R,
+async fn clients_that_sent_more_before_the_end_and_never_hang_up_are_not_waited_for(
+    runtime: TestRuntime,
 ) {
     // On a Unix socket what is sent has arrived.
     let server = on(&unix_address(), runtime).linger(HOUR).linger_total(HOUR);
@@ -299,9 +295,7 @@ async fn clients_that_sent_more_before_the_end_and_never_hang_up_are_not_waited_
     assert_eq!(client.rest(), "hello\n");
 }
 
-async fn a_dropped_write_half_sends_the_end_and_leaves_the_other_side_open<R: TestRuntime>(
-    runtime: R,
-) {
+async fn a_dropped_write_half_sends_the_end_and_leaves_the_other_side_open(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let (running, connections) = handing_over(server);
@@ -320,7 +314,7 @@ async fn a_dropped_write_half_sends_the_end_and_leaves_the_other_side_open<R: Te
     }
 }
 
-async fn a_handler_may_go_on_after_its_connection<R: TestRuntime>(runtime: R) {
+async fn a_handler_may_go_on_after_its_connection(runtime: TestRuntime) {
     let (go_on, may_go_on) = async_channel::unbounded::<()>();
     let server = tcp(runtime).bind().await.unwrap();
     let mut running = server.spawn(async move |mut conn: Connection| {
@@ -346,7 +340,7 @@ async fn a_handler_may_go_on_after_its_connection<R: TestRuntime>(runtime: R) {
 }
 
 /// The task around the handler is polled again after the close it waited for has come.
-async fn a_handler_may_go_on_after_a_connection_that_was_slow_to_close<R: TestRuntime>(runtime: R) {
+async fn a_handler_may_go_on_after_a_connection_that_was_slow_to_close(runtime: TestRuntime) {
     let (go_on, may_go_on) = async_channel::unbounded::<()>();
     let (done, is_done) = async_channel::unbounded::<usize>();
     let server = patient("127.0.0.1:0", runtime).bind().await.unwrap();

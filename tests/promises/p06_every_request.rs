@@ -21,7 +21,7 @@ crate::on_every_runtime!(
     requests_in_turns_are_answered_whenever_the_stop_comes,
 );
 
-async fn a_reply_that_is_being_made_at_the_stop_arrives_whole<R: TestRuntime>(runtime: R) {
+async fn a_reply_that_is_being_made_at_the_stop_arrives_whole(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).deadline(HOUR);
         let (mut running, connections) = handing_over(server.bind().await.unwrap());
@@ -43,7 +43,7 @@ async fn a_reply_that_is_being_made_at_the_stop_arrives_whole<R: TestRuntime>(ru
     }
 }
 
-async fn a_reply_that_comes_in_pieces_arrives_whole<R: TestRuntime>(runtime: R) {
+async fn a_reply_that_comes_in_pieces_arrives_whole(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let (running, connections) = handing_over(server);
@@ -73,7 +73,7 @@ fn pipelined() -> String {
     (0..REQUESTS).map(|i| format!("{i}\n")).collect()
 }
 
-async fn pipelined_requests_are_all_answered<R: TestRuntime>(runtime: R) {
+async fn pipelined_requests_are_all_answered(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let mut client = Client::to(&server);
@@ -85,10 +85,8 @@ async fn pipelined_requests_are_all_answered<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn pipelined_requests_behind_the_one_that_stops_the_server_are_all_answered<
-    R: TestRuntime,
->(
-    runtime: R,
+async fn pipelined_requests_behind_the_one_that_stops_the_server_are_all_answered(
+    runtime: TestRuntime,
 ) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
@@ -111,7 +109,7 @@ async fn pipelined_requests_behind_the_one_that_stops_the_server_are_all_answere
     }
 }
 
-async fn a_request_that_has_come_in_half_is_answered<R: TestRuntime>(runtime: R) {
+async fn a_request_that_has_come_in_half_is_answered(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let (running, connections) = handing_over(server);
@@ -137,7 +135,7 @@ async fn a_request_that_has_come_in_half_is_answered<R: TestRuntime>(runtime: R)
     }
 }
 
-async fn a_request_that_nobody_has_read_yet_is_answered<R: TestRuntime>(runtime: R) {
+async fn a_request_that_nobody_has_read_yet_is_answered(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let (running, connections) = handing_over(server);
@@ -161,7 +159,7 @@ async fn a_request_that_nobody_has_read_yet_is_answered<R: TestRuntime>(runtime:
 
 /// Clients that ask and wait in turns: each question that was read is answered in full, and the end
 /// comes between two answers.
-async fn requests_in_turns_are_answered_whenever_the_stop_comes<R: TestRuntime>(runtime: R) {
+async fn requests_in_turns_are_answered_whenever_the_stop_comes(runtime: TestRuntime) {
     const REPLY: usize = 5000;
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();

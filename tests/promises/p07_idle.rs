@@ -4,8 +4,9 @@
 //! drain a read ends (`Ok(0)`, and stays so) when the connection is idle and the kernel says EAGAIN
 //! *after* the stop; input received is always delivered first. A line that `read_line` holds half of
 //! is taken and unanswered: busy. Who treats the end of input as "complete" asks `ended_by()`.
-//! Declared: `busy()` gives an owned guard, and from the first one on only guards and unread input
-//! count; `manual_drain()`: reads never end early, the handler watches `shutdown_requested`.
+//! A living `busy()` guard and a write that waits make any connection busy. Declared by `idle_when`:
+//! `Unguarded`: guards and unread input alone count; `Quiet`: idle when no byte has moved for a while;
+//! `Never`: reads never end early, the handler watches `shutdown_requested`.
 
 use std::io;
 use std::net::Shutdown;
@@ -16,12 +17,12 @@ use std::time::Duration;
 
 use async_channel::Receiver;
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, future};
-use gracious::{Connection, EndedBy, ReadHalf, Running};
+use gracious::{Connection, EndedBy, IdleWhen, ReadHalf, Running};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
-    Client, Forward, HOUR, echo, fill, handing_over, on, rounds, saying_when_it_waits, tcp,
-    transports, unix_address, waits,
+    Client, HOUR, echo, fill, handing_over, on, rounds, saying_when_it_waits, tcp, transports,
+    unix_address, waits,
 };
 use crate::support::peer::settled;
 
@@ -41,7 +42,7 @@ crate::on_every_runtime!(
     a_write_that_waits_is_busy,
     a_write_that_came_to_nothing_is_no_answer,
     a_guard_keeps_a_read_from_ending,
-    only_guards_and_unread_input_count_once_there_was_a_guard,
+    declared_unguarded_only_guards_and_unread_input_count,
     a_manual_drain_leaves_the_end_to_the_handler,
     the_answer_of_another_task_ends_the_reader,
     an_answer_raced_against_the_stop_ends_the_reader,
@@ -58,7 +59,7 @@ struct Pair {
 }
 
 impl Pair {
-    async fn on<R: TestRuntime>(address: &str, runtime: R) -> Self {
+    async fn on(address: &str, runtime: TestRuntime) -> Self {
         let server = on(address, runtime).first_byte_grace(None);
         let (running, connections) = handing_over(server.bind().await.unwrap());
         Self {
@@ -94,7 +95,7 @@ async fn read_waits(conn: &mut Connection) -> bool {
     waits(conn.read(&mut [0])).await
 }
 
-async fn idle_connections_see_the_end_at_once<R: TestRuntime>(runtime: R) {
+async fn idle_connections_see_the_end_at_once(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let running = server.spawn(echo);
@@ -111,7 +112,7 @@ async fn idle_connections_see_the_end_at_once<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn a_read_that_waits_wakes_though_nothing_arrives<R: TestRuntime>(runtime: R) {
+async fn a_read_that_waits_wakes_though_nothing_arrives(runtime: TestRuntime) {
     for address in transports() {
         let Pair {
             running,
@@ -132,7 +133,7 @@ async fn a_read_that_waits_wakes_though_nothing_arrives<R: TestRuntime>(runtime:
     }
 }
 
-async fn a_new_connection_may_still_send_its_first_request<R: TestRuntime>(runtime: R) {
+async fn a_new_connection_may_still_send_its_first_request(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).first_byte_grace(HOUR);
         let (running, connections) = handing_over(server.bind().await.unwrap());
@@ -153,7 +154,7 @@ async fn a_new_connection_may_still_send_its_first_request<R: TestRuntime>(runti
     }
 }
 
-async fn a_connection_that_says_nothing_ends_after_its_grace<R: TestRuntime>(runtime: R) {
+async fn a_connection_that_says_nothing_ends_after_its_grace(runtime: TestRuntime) {
     let grace = Duration::from_millis(200);
     let server = tcp(runtime).first_byte_grace(grace).bind().await.unwrap();
     let mut silent = Client::to(&server);
@@ -164,7 +165,7 @@ async fn a_connection_that_says_nothing_ends_after_its_grace<R: TestRuntime>(run
     assert!(report.drain >= grace, "{report}");
 }
 
-async fn without_a_grace_a_silent_connection_ends_at_once<R: TestRuntime>(runtime: R) {
+async fn without_a_grace_a_silent_connection_ends_at_once(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
         pair.stop().await;
@@ -174,13 +175,12 @@ async fn without_a_grace_a_silent_connection_ends_at_once<R: TestRuntime>(runtim
     }
 }
 
-async fn the_grace_is_over_for_one_that_has_been_silent_for_long<R: TestRuntime>(runtime: R) {
-    let clock = Forward::new(runtime);
-    let server = tcp(clock.clone()).first_byte_grace(HOUR);
+async fn the_grace_is_over_for_one_that_has_been_silent_for_long(runtime: TestRuntime) {
+    let server = tcp(runtime.clone()).first_byte_grace(HOUR);
     let (running, connections) = handing_over(server.bind().await.unwrap());
     let mut client = Client::of(&running);
     let mut conn = connections.recv().await.unwrap();
-    clock.put_forward(2 * HOUR);
+    runtime.put_forward(2 * HOUR);
     running.handle().shutdown();
     conn.shutdown_requested().await;
     assert_eq!(conn.read(&mut [0]).await.unwrap(), 0);
@@ -189,7 +189,7 @@ async fn the_grace_is_over_for_one_that_has_been_silent_for_long<R: TestRuntime>
     assert_eq!(running.await.unwrap().completed, 1);
 }
 
-async fn the_end_stays_the_end<R: TestRuntime>(runtime: R) {
+async fn the_end_stays_the_end(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
         pair.stop().await;
@@ -208,7 +208,7 @@ async fn the_end_stays_the_end<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn the_end_says_whose_it_is<R: TestRuntime>(runtime: R) {
+async fn the_end_says_whose_it_is(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
         assert_eq!(pair.conn.ended_by(), None);
@@ -232,7 +232,7 @@ async fn the_end_says_whose_it_is<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn half_a_line_is_busy<R: TestRuntime>(runtime: R) {
+async fn half_a_line_is_busy(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
         pair.client.send("hel");
@@ -258,7 +258,7 @@ async fn half_a_line_is_busy<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn half_a_line_that_is_held_elsewhere_is_busy<R: TestRuntime>(runtime: R) {
+async fn half_a_line_that_is_held_elsewhere_is_busy(runtime: TestRuntime) {
     for address in transports() {
         let Pair {
             running,
@@ -269,7 +269,7 @@ async fn half_a_line_that_is_held_elsewhere_is_busy<R: TestRuntime>(runtime: R) 
         let (reader, mut writer) = conn.split();
         let mut lines = reader.lines();
         // The guard is gone again: what is unread counts, and so does half a line.
-        drop(writer.busy());
+        writer.idle_when(IdleWhen::Unguarded);
         client.send("hel");
         // Polled until it holds what has come.
         while running.handle().stats().bytes_in < 3 {
@@ -289,7 +289,7 @@ async fn half_a_line_that_is_held_elsewhere_is_busy<R: TestRuntime>(runtime: R) 
     }
 }
 
-async fn what_was_taken_and_not_answered_is_busy<R: TestRuntime>(runtime: R) {
+async fn what_was_taken_and_not_answered_is_busy(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
         assert!(!pair.is_busy());
@@ -307,8 +307,8 @@ async fn what_was_taken_and_not_answered_is_busy<R: TestRuntime>(runtime: R) {
 
 /// The second question is read while the first answer waits for its peer: when that is written at
 /// last, the second is still to be answered.
-async fn an_answer_that_was_begun_before_the_last_question_does_not_answer_it<R: TestRuntime>(
-    runtime: R,
+async fn an_answer_that_was_begun_before_the_last_question_does_not_answer_it(
+    runtime: TestRuntime,
 ) {
     for address in transports() {
         let Pair {
@@ -342,7 +342,7 @@ async fn an_answer_that_was_begun_before_the_last_question_does_not_answer_it<R:
     }
 }
 
-async fn a_write_that_waits_is_busy<R: TestRuntime>(runtime: R) {
+async fn a_write_that_waits_is_busy(runtime: TestRuntime) {
     for address in transports() {
         let Pair {
             running,
@@ -366,7 +366,7 @@ async fn a_write_that_waits_is_busy<R: TestRuntime>(runtime: R) {
 }
 
 /// It waited, and then nobody wanted it any more, or it failed.
-async fn a_write_that_came_to_nothing_is_no_answer<R: TestRuntime>(runtime: R) {
+async fn a_write_that_came_to_nothing_is_no_answer(runtime: TestRuntime) {
     for fails in [false, true] {
         let server = on(&unix_address(), runtime.clone()).deadline(HOUR);
         let (running, connections) = handing_over(server.bind().await.unwrap());
@@ -413,7 +413,7 @@ async fn write_once(writer: &mut (impl AsyncWrite + Unpin)) -> Option<io::Result
     future::poll_once(writer.write(&[b'.'; 4096])).await
 }
 
-async fn a_guard_keeps_a_read_from_ending<R: TestRuntime>(runtime: R) {
+async fn a_guard_keeps_a_read_from_ending(runtime: TestRuntime) {
     for address in transports() {
         let pair = Pair::on(&address, runtime.clone()).await;
         let guards = [pair.conn.busy(), pair.conn.busy()];
@@ -437,9 +437,10 @@ async fn a_guard_keeps_a_read_from_ending<R: TestRuntime>(runtime: R) {
 }
 
 /// What protocols need that answer nothing, or answer later.
-async fn only_guards_and_unread_input_count_once_there_was_a_guard<R: TestRuntime>(runtime: R) {
+async fn declared_unguarded_only_guards_and_unread_input_count(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
+        pair.conn.idle_when(IdleWhen::Unguarded);
         let guard = pair.conn.busy();
         pair.client.send("news\n");
         let mut line = String::new();
@@ -461,10 +462,10 @@ async fn only_guards_and_unread_input_count_once_there_was_a_guard<R: TestRuntim
     }
 }
 
-async fn a_manual_drain_leaves_the_end_to_the_handler<R: TestRuntime>(runtime: R) {
+async fn a_manual_drain_leaves_the_end_to_the_handler(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
-        pair.conn.manual_drain();
+        pair.conn.idle_when(IdleWhen::Never);
         pair.stop().await;
         let mut line = String::new();
         assert!(read_waits(&mut pair.conn).await);
@@ -497,7 +498,7 @@ fn read_for(reader: ReadHalf, answers: async_channel::Sender<String>) -> thread:
     })
 }
 
-async fn the_answer_of_another_task_ends_the_reader<R: TestRuntime>(runtime: R) {
+async fn the_answer_of_another_task_ends_the_reader(runtime: TestRuntime) {
     for address in transports() {
         let Pair {
             running,
@@ -528,7 +529,7 @@ async fn the_answer_of_another_task_ends_the_reader<R: TestRuntime>(runtime: R) 
 
 /// The count that makes the connection idle and the word that says it should end are stored on two
 /// threads: one of them has to see the other.
-async fn an_answer_raced_against_the_stop_ends_the_reader<R: TestRuntime>(runtime: R) {
+async fn an_answer_raced_against_the_stop_ends_the_reader(runtime: TestRuntime) {
     for round in 0..rounds(100) {
         let Pair {
             running,
@@ -562,7 +563,7 @@ async fn an_answer_raced_against_the_stop_ends_the_reader<R: TestRuntime>(runtim
     }
 }
 
-async fn halves_outlive_their_handler<R: TestRuntime>(runtime: R) {
+async fn halves_outlive_their_handler(runtime: TestRuntime) {
     for address in transports() {
         // The handler has returned as soon as it has handed over.
         let Pair {
@@ -587,7 +588,7 @@ async fn halves_outlive_their_handler<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn the_other_half_is_waited_for<R: TestRuntime>(runtime: R) {
+async fn the_other_half_is_waited_for(runtime: TestRuntime) {
     for address in transports() {
         for reader_first in [true, false] {
             let Pair {

@@ -10,12 +10,11 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncBufReadExt, AsyncWriteExt};
-use gracious::{Connection, State, Waiting};
+use gracious::{Connection, IdleWhen, State, Waiting};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
-    Client, Forward, HOUR, assert_balance, echo, handing_over, on, read_in, refuses, tcp,
-    transports, waits,
+    Client, HOUR, assert_balance, echo, handing_over, on, read_in, refuses, tcp, transports, waits,
 };
 
 crate::on_every_runtime!(
@@ -50,7 +49,7 @@ impl Drop for Dropped {
     }
 }
 
-async fn a_hundred_stuck_connections_take_one_deadline<R: TestRuntime>(runtime: R) {
+async fn a_hundred_stuck_connections_take_one_deadline(runtime: TestRuntime) {
     let server = tcp(runtime).deadline(SOON).bind().await.unwrap();
     let (inside, is_inside) = async_channel::unbounded();
     let dropped = Arc::<AtomicUsize>::default();
@@ -79,7 +78,7 @@ async fn a_hundred_stuck_connections_take_one_deadline<R: TestRuntime>(runtime: 
 }
 
 /// Two peers of this kind never return.
-async fn half_a_message_and_then_silence_ends_at_the_deadline<R: TestRuntime>(runtime: R) {
+async fn half_a_message_and_then_silence_ends_at_the_deadline(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).deadline(SOON);
         let running = server.bind().await.unwrap().spawn(echo);
@@ -103,7 +102,7 @@ async fn write_without_end(mut conn: Connection) -> io::Result<()> {
     }
 }
 
-async fn a_client_that_does_not_read_ends_at_the_deadline<R: TestRuntime>(runtime: R) {
+async fn a_client_that_does_not_read_ends_at_the_deadline(runtime: TestRuntime) {
     for address in transports() {
         let server = on(&address, runtime.clone()).deadline(SOON);
         let running = server.bind().await.unwrap().spawn(write_without_end);
@@ -125,7 +124,7 @@ fn wait_until_it_waits(handle: &gracious::Handle, waiting: Waiting) {
     });
 }
 
-async fn a_close_that_takes_its_time_ends_at_the_deadline<R: TestRuntime>(runtime: R) {
+async fn a_close_that_takes_its_time_ends_at_the_deadline(runtime: TestRuntime) {
     let server = tcp(runtime).linger(HOUR).linger_total(HOUR).deadline(SOON);
     let running = server
         .bind()
@@ -146,9 +145,8 @@ async fn a_close_that_takes_its_time_ends_at_the_deadline<R: TestRuntime>(runtim
     assert_eq!(report.stragglers[0].waiting, Waiting::Close);
 }
 
-async fn without_a_deadline_the_drain_takes_as_long_as_it_takes<R: TestRuntime>(runtime: R) {
-    let clock = Forward::new(runtime);
-    let server = tcp(clock.clone()).deadline(None).bind().await.unwrap();
+async fn without_a_deadline_the_drain_takes_as_long_as_it_takes(runtime: TestRuntime) {
+    let server = tcp(runtime.clone()).deadline(None).bind().await.unwrap();
     let (mut running, connections) = handing_over(server);
     let mut client = Client::of(&running);
     let mut conn = connections.recv().await.unwrap();
@@ -156,7 +154,7 @@ async fn without_a_deadline_the_drain_takes_as_long_as_it_takes<R: TestRuntime>(
     running.handle().shutdown();
     conn.shutdown_requested().await;
     for _ in 0..3 {
-        clock.put_forward(HOUR);
+        runtime.put_forward(HOUR);
         assert!(waits(&mut running).await);
         client.send("still here\n");
         let mut line = String::new();
@@ -171,12 +169,12 @@ async fn without_a_deadline_the_drain_takes_as_long_as_it_takes<R: TestRuntime>(
     assert!(report.drain >= 3 * HOUR);
 }
 
-async fn a_deadline_of_zero_cuts_at_once<R: TestRuntime>(runtime: R) {
+async fn a_deadline_of_zero_cuts_at_once(runtime: TestRuntime) {
     let server = tcp(runtime).deadline(Duration::ZERO).bind().await.unwrap();
     let (running, connections) = handing_over(server);
     let mut client = Client::of(&running);
     let mut conn = connections.recv().await.unwrap();
-    conn.manual_drain();
+    conn.idle_when(IdleWhen::Never);
     let report = running.shutdown().await.unwrap();
     assert_eq!((report.accepted, report.aborted), (1, 1));
     assert_eq!(client.rest(), "");
@@ -184,7 +182,7 @@ async fn a_deadline_of_zero_cuts_at_once<R: TestRuntime>(runtime: R) {
     assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
 }
 
-async fn the_earliest_deadline_wins<R: TestRuntime>(runtime: R) {
+async fn the_earliest_deadline_wins(runtime: TestRuntime) {
     // Of the server's own and those that were asked for, in any order.
     let cases: [(Duration, &[Duration]); 4] = [
         (SOON, &[]),
@@ -215,14 +213,13 @@ async fn the_earliest_deadline_wins<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn a_deadline_that_comes_during_the_drain_counts_from_then<R: TestRuntime>(runtime: R) {
-    let clock = Forward::new(runtime);
-    let (mut running, connections) = handing_over(tcp(clock.clone()).bind().await.unwrap());
+async fn a_deadline_that_comes_during_the_drain_counts_from_then(runtime: TestRuntime) {
+    let (mut running, connections) = handing_over(tcp(runtime.clone()).bind().await.unwrap());
     let _client = Client::of(&running);
     let conn = connections.recv().await.unwrap();
     running.handle().shutdown();
     conn.shutdown_requested().await;
-    clock.put_forward(HOUR);
+    runtime.put_forward(HOUR);
     assert!(waits(&mut running).await);
     let start = Instant::now();
     running.handle().shutdown_within(SOON);
@@ -231,7 +228,7 @@ async fn a_deadline_that_comes_during_the_drain_counts_from_then<R: TestRuntime>
     assert_eq!((report.accepted, report.aborted), (1, 1));
 }
 
-async fn a_deadline_beyond_the_end_of_time_is_none<R: TestRuntime>(runtime: R) {
+async fn a_deadline_beyond_the_end_of_time_is_none(runtime: TestRuntime) {
     const ENDLESS: Duration = Duration::MAX;
     for address in transports() {
         let server = on(&address, runtime.clone())
@@ -264,7 +261,7 @@ async fn a_deadline_beyond_the_end_of_time_is_none<R: TestRuntime>(runtime: R) {
 }
 
 /// A peer of this kind looks once a second: twenty such stops would take it ten seconds at least.
-async fn the_drain_is_over_when_the_last_connection_is<R: TestRuntime>(runtime: R) {
+async fn the_drain_is_over_when_the_last_connection_is(runtime: TestRuntime) {
     let start = Instant::now();
     for _ in 0..20 {
         let (running, connections) = handing_over(tcp(runtime.clone()).bind().await.unwrap());
@@ -298,7 +295,7 @@ impl Gate {
     }
 }
 
-async fn handlers_that_block_their_threads_do_not_hold_up_serve<R: TestRuntime>(runtime: R) {
+async fn handlers_that_block_their_threads_do_not_hold_up_serve(runtime: TestRuntime) {
     let server = tcp(runtime).deadline(SOON).bind().await.unwrap();
     let gate = Gate::default();
     let (blocking, is_blocking) = async_channel::unbounded();
@@ -342,7 +339,7 @@ async fn handlers_that_block_their_threads_do_not_hold_up_serve<R: TestRuntime>(
     assert_eq!(handle.closed().await.to_string(), report.to_string());
 }
 
-async fn a_handler_that_is_released_before_the_deadline_is_not_cut<R: TestRuntime>(runtime: R) {
+async fn a_handler_that_is_released_before_the_deadline_is_not_cut(runtime: TestRuntime) {
     let server = tcp(runtime).deadline(HOUR).bind().await.unwrap();
     let gate = Gate::default();
     let (blocking, is_blocking) = async_channel::unbounded();

@@ -33,7 +33,7 @@ crate::on_every_runtime!(
     what_was_completed_before_the_abort_counts_as_completed
 );
 
-async fn an_abort_ends_a_drain_that_waits_for_a_handler<R: TestRuntime>(runtime: R) {
+async fn an_abort_ends_a_drain_that_waits_for_a_handler(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (told, is_told) = async_channel::bounded(1);
     let mut running = server.spawn(async move |conn: Connection| {
@@ -58,7 +58,7 @@ async fn an_abort_ends_a_drain_that_waits_for_a_handler<R: TestRuntime>(runtime:
     is_cut(&mut client);
 }
 
-async fn a_second_request_to_shut_down_is_no_abort<R: TestRuntime>(runtime: R) {
+async fn a_second_request_to_shut_down_is_no_abort(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (running, connections) = handing_over(server);
     let mut client = Client::of(&running);
@@ -77,7 +77,7 @@ async fn a_second_request_to_shut_down_is_no_abort<R: TestRuntime>(runtime: R) {
     assert_eq!(client.rest(), "still here\n");
 }
 
-async fn destructors_have_run_before_serve_returns<R: TestRuntime>(runtime: R) {
+async fn destructors_have_run_before_serve_returns(runtime: TestRuntime) {
     const CLIENTS: usize = 20;
     let dropped = Arc::new(AtomicUsize::new(0));
     let server = at_home(&runtime).bind().await.unwrap();
@@ -102,7 +102,7 @@ async fn destructors_have_run_before_serve_returns<R: TestRuntime>(runtime: R) {
     assert_eq!(report.stragglers.len(), CLIENTS);
 }
 
-async fn a_destructor_may_use_the_handle_and_the_connection<R: TestRuntime>(runtime: R) {
+async fn a_destructor_may_use_the_handle_and_the_connection(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(1);
     let seen = Arc::new(AtomicUsize::new(0));
@@ -128,7 +128,7 @@ async fn a_destructor_may_use_the_handle_and_the_connection<R: TestRuntime>(runt
     assert_eq!(seen.load(SeqCst), 1);
 }
 
-async fn an_abort_shuts_the_socket_under_halves_in_another_task<R: TestRuntime>(runtime: R) {
+async fn an_abort_shuts_the_socket_under_halves_in_another_task(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (failed, failure) = async_channel::bounded(2);
     let (begun, has_begun) = async_channel::bounded(2);
@@ -162,7 +162,7 @@ async fn an_abort_shuts_the_socket_under_halves_in_another_task<R: TestRuntime>(
     is_cut(&mut client);
 }
 
-async fn an_abort_fails_what_a_half_does_later<R: TestRuntime>(runtime: R) {
+async fn an_abort_fails_what_a_half_does_later(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (running, connections) = handing_over(server);
     let mut client = Client::of(&running);
@@ -180,7 +180,7 @@ async fn an_abort_fails_what_a_half_does_later<R: TestRuntime>(runtime: R) {
     reader.shutdown_requested().await;
 }
 
-async fn a_write_that_waits_is_cut<R: TestRuntime>(runtime: R) {
+async fn a_write_that_waits_is_cut(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(1);
     let running = server.spawn(async move |mut conn: Connection| -> io::Result<()> {
@@ -198,7 +198,7 @@ async fn a_write_that_waits_is_cut<R: TestRuntime>(runtime: R) {
     is_cut(&mut client);
 }
 
-async fn an_abort_before_serve_serves_nobody<R: TestRuntime>(runtime: R) {
+async fn an_abort_before_serve_serves_nobody(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let address = server.local_addrs()[0].clone();
     let mut client = Client::to(&server);
@@ -212,7 +212,7 @@ async fn an_abort_before_serve_serves_nobody<R: TestRuntime>(runtime: R) {
     assert!(refuses(&address));
 }
 
-async fn an_abort_from_a_handler_drops_that_handler_too<R: TestRuntime>(runtime: R) {
+async fn an_abort_from_a_handler_drops_that_handler_too(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let dropped = Arc::new(AtomicUsize::new(0));
     let counter = dropped.clone();
@@ -228,7 +228,7 @@ async fn an_abort_from_a_handler_drops_that_handler_too<R: TestRuntime>(runtime:
     is_cut(&mut client);
 }
 
-async fn many_aborts_from_many_threads_are_one<R: TestRuntime>(runtime: R) {
+async fn many_aborts_from_many_threads_are_one(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (begun, has_begun) = async_channel::unbounded();
     let running = server.spawn(async move |_conn: Connection| {
@@ -251,7 +251,7 @@ async fn many_aborts_from_many_threads_are_one<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn an_abort_ends_a_lame_ducks_time<R: TestRuntime>(runtime: R) {
+async fn an_abort_ends_a_lame_ducks_time(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .lame_duck(Duration::from_secs(3600))
         .bind()
@@ -267,7 +267,7 @@ async fn an_abort_ends_a_lame_ducks_time<R: TestRuntime>(runtime: R) {
     is_cut(&mut client);
 }
 
-async fn an_abort_ends_a_close_that_lingers<R: TestRuntime>(runtime: R) {
+async fn an_abort_ends_a_close_that_lingers(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .linger(None)
         .linger_total(None)
@@ -290,7 +290,7 @@ async fn an_abort_ends_a_close_that_lingers<R: TestRuntime>(runtime: R) {
     drop(client);
 }
 
-async fn an_abort_ends_those_who_wait_for_a_place<R: TestRuntime>(runtime: R) {
+async fn an_abort_ends_those_who_wait_for_a_place(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(1).bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(1);
     let (told, is_told) = async_channel::bounded(1);
@@ -315,7 +315,7 @@ async fn an_abort_ends_those_who_wait_for_a_place<R: TestRuntime>(runtime: R) {
     assert_eq!(waiting.rest(), "");
 }
 
-async fn what_was_completed_before_the_abort_counts_as_completed<R: TestRuntime>(runtime: R) {
+async fn what_was_completed_before_the_abort_counts_as_completed(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(1);
     let running = server.spawn(async move |mut conn: Connection| {

@@ -25,7 +25,7 @@ fn tells(report: &Report) -> String {
     format!("{} active\n", report.active)
 }
 
-async fn a_handler_can_stop_the_server_and_wait_for_it<R: TestRuntime>(runtime: R) {
+async fn a_handler_can_stop_the_server_and_wait_for_it(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let running = server.spawn(async move |mut conn: Connection| {
         let handle = conn.handle();
@@ -39,7 +39,7 @@ async fn a_handler_can_stop_the_server_and_wait_for_it<R: TestRuntime>(runtime: 
     assert_eq!((report.accepted, report.completed), (1, 1));
 }
 
-async fn two_handlers_can_wait_at_once<R: TestRuntime>(runtime: R) {
+async fn two_handlers_can_wait_at_once(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(2);
     let (stop, stopped) = async_channel::bounded::<()>(1);
@@ -63,7 +63,7 @@ async fn two_handlers_can_wait_at_once<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 2);
 }
 
-async fn a_handler_waits_for_those_who_do_not_wait<R: TestRuntime>(runtime: R) {
+async fn a_handler_waits_for_those_who_do_not_wait(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(2);
     let running = server.spawn(async move |mut conn: Connection| {
@@ -94,7 +94,7 @@ async fn a_handler_waits_for_those_who_do_not_wait<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 2);
 }
 
-async fn a_handler_waits_for_tracked_futures<R: TestRuntime>(runtime: R) {
+async fn a_handler_waits_for_tracked_futures(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (finish, finished) = async_channel::bounded::<()>(1);
     let work = server.handle().track(async move { finished.recv().await });
@@ -117,7 +117,7 @@ async fn a_handler_waits_for_tracked_futures<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 1);
 }
 
-async fn a_handler_that_gives_up_waiting_is_waited_for_again<R: TestRuntime>(runtime: R) {
+async fn a_handler_that_gives_up_waiting_is_waited_for_again(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(2);
     let (gave_up, has_given_up) = async_channel::bounded(1);
@@ -149,7 +149,7 @@ async fn a_handler_that_gives_up_waiting_is_waited_for_again<R: TestRuntime>(run
     assert_eq!(settled(running.await).completed, 2);
 }
 
-async fn one_handler_can_wait_twice_at_once<R: TestRuntime>(runtime: R) {
+async fn one_handler_can_wait_twice_at_once(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let running = server.spawn(async move |conn: Connection| {
         let (reader, mut writer) = conn.split();
@@ -164,7 +164,7 @@ async fn one_handler_can_wait_twice_at_once<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 1);
 }
 
-async fn a_handler_that_waits_can_be_aborted<R: TestRuntime>(runtime: R) {
+async fn a_handler_that_waits_can_be_aborted(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(1);
     let running = server.spawn(async move |conn: Connection| {
@@ -182,7 +182,7 @@ async fn a_handler_that_waits_can_be_aborted<R: TestRuntime>(runtime: R) {
     assert_eq!(report.accepted, 1);
 }
 
-async fn a_wait_that_outlives_its_connection_ends_with_the_server<R: TestRuntime>(runtime: R) {
+async fn a_wait_that_outlives_its_connection_ends_with_the_server(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (give, given) = async_channel::bounded(1);
     let running = server.spawn(async move |conn: Connection| {

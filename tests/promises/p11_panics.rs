@@ -31,7 +31,7 @@ crate::on_every_runtime_in_a_process!(
     a_panic_is_logged_with_its_peer: logs_a_panic, names_the_peer
 );
 
-async fn a_panic_ends_one_connection_and_no_other<R: TestRuntime>(runtime: R) {
+async fn a_panic_ends_one_connection_and_no_other(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(async move |mut conn: Connection| {
@@ -59,7 +59,7 @@ async fn a_panic_ends_one_connection_and_no_other<R: TestRuntime>(runtime: R) {
     assert_eq!((report.panicked, report.completed), (1, 2));
 }
 
-async fn a_panic_after_the_stop_was_asked_for_does_not_hold_it_up<R: TestRuntime>(runtime: R) {
+async fn a_panic_after_the_stop_was_asked_for_does_not_hold_it_up(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let running = server.spawn(async move |conn: Connection| -> io::Result<()> {
         conn.handle().shutdown();
@@ -70,7 +70,7 @@ async fn a_panic_after_the_stop_was_asked_for_does_not_hold_it_up<R: TestRuntime
     assert_eq!(settled(running.await).panicked, 1);
 }
 
-async fn two_panics_at_once_in_a_drain_are_both_counted<R: TestRuntime>(runtime: R) {
+async fn two_panics_at_once_in_a_drain_are_both_counted(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(3);
     let running = server.spawn(async move |mut conn: Connection| {
@@ -96,7 +96,7 @@ async fn two_panics_at_once_in_a_drain_are_both_counted<R: TestRuntime>(runtime:
     assert_eq!((report.panicked, report.completed), (2, 1));
 }
 
-async fn the_last_handler_of_a_drain_may_panic<R: TestRuntime>(runtime: R) {
+async fn the_last_handler_of_a_drain_may_panic(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(2);
     let events = server.handle().events();
@@ -120,7 +120,7 @@ async fn the_last_handler_of_a_drain_may_panic<R: TestRuntime>(runtime: R) {
     assert_eq!((first.rest(), last.rest()), ("".into(), "".into()));
 }
 
-async fn a_panicking_destructor_at_an_abort_harms_nobody_else<R: TestRuntime>(runtime: R) {
+async fn a_panicking_destructor_at_an_abort_harms_nobody_else(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (begun, has_begun) = async_channel::unbounded();
     let dropped = Arc::new(AtomicUsize::new(0));
@@ -144,7 +144,7 @@ async fn a_panicking_destructor_at_an_abort_harms_nobody_else<R: TestRuntime>(ru
     clients.iter_mut().for_each(is_cut);
 }
 
-async fn a_panic_before_the_first_await_is_no_different<R: TestRuntime>(runtime: R) {
+async fn a_panic_before_the_first_await_is_no_different(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let running = server.spawn(async move |conn: Connection| {
         assert_eq!(conn.id() % 2, 0, "as the test wants it");
@@ -153,9 +153,7 @@ async fn a_panic_before_the_first_await_is_no_different<R: TestRuntime>(runtime:
     panicking_and_not(runtime, running).await;
 }
 
-async fn a_closure_that_panics_before_it_gives_a_future_is_no_different<R: TestRuntime>(
-    runtime: R,
-) {
+async fn a_closure_that_panics_before_it_gives_a_future_is_no_different(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let running = server.spawn(|conn: Connection| {
         assert_eq!(conn.id() % 2, 0, "as the test wants it");
@@ -164,8 +162,8 @@ async fn a_closure_that_panics_before_it_gives_a_future_is_no_different<R: TestR
     panicking_and_not(runtime, running).await;
 }
 
-async fn a_handler_that_cannot_be_cloned_without_a_panic_ends_that_connection<R: TestRuntime>(
-    runtime: R,
+async fn a_handler_that_cannot_be_cloned_without_a_panic_ends_that_connection(
+    runtime: TestRuntime,
 ) {
     struct Moody(Arc<AtomicUsize>);
 
@@ -189,7 +187,7 @@ async fn a_handler_that_cannot_be_cloned_without_a_panic_ends_that_connection<R:
 }
 
 /// Every other connection panics, from the first on; six times.
-async fn panicking_and_not<R: TestRuntime>(_runtime: R, running: gracious::Running) {
+async fn panicking_and_not(_runtime: TestRuntime, running: gracious::Running) {
     let mut clients = Vec::new();
     for _ in 0..6 {
         let mut panicking = Client::of(&running);
@@ -206,7 +204,7 @@ async fn panicking_and_not<R: TestRuntime>(_runtime: R, running: gracious::Runni
     assert_eq!((report.panicked, report.completed), (6, 6));
 }
 
-async fn a_panic_may_carry_anything<R: TestRuntime>(runtime: R) {
+async fn a_panic_may_carry_anything(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let running = server.spawn(async move |conn: Connection| -> io::Result<()> {
         match conn.id() {
@@ -222,7 +220,7 @@ async fn a_panic_may_carry_anything<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).panicked, 3);
 }
 
-async fn logs_a_panic<R: TestRuntime>(runtime: R) {
+async fn logs_a_panic(runtime: TestRuntime) {
     let orders = orders();
     let server = at_home(&runtime).bind().await.unwrap();
     tell("address", &server.local_addrs()[0]);

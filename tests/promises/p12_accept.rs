@@ -9,10 +9,10 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
-use gracious::Address;
+use gracious::{Address, Connection};
 
 use crate::support::TestRuntime;
-use crate::support::client::{Client, Visit, echo, eventually, visit};
+use crate::support::client::{Client, Visit, echo, eventually, taken_in, visit};
 use crate::support::peer::at_home;
 use crate::support::peer::{Process, passes, settled};
 
@@ -30,7 +30,7 @@ crate::on_every_runtime_in_a_process!(
     a_door_that_nobody_can_come_through_takes_no_processor_time: shut_doors, passes;
 );
 
-async fn a_peer_that_is_gone_before_it_is_accepted_harms_nobody<R: TestRuntime>(runtime: R) {
+async fn a_peer_that_is_gone_before_it_is_accepted_harms_nobody(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     for _ in 0..5 {
         let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
@@ -53,7 +53,7 @@ async fn a_peer_that_is_gone_before_it_is_accepted_harms_nobody<R: TestRuntime>(
 
 /// The kernel reports as ready what was shut, for as long as it is open.
 #[cfg(target_os = "linux")]
-async fn shut_doors<R: TestRuntime>(runtime: R) {
+async fn shut_doors(runtime: TestRuntime) {
     use std::net::{Shutdown, TcpListener};
 
     use crate::support::client::{on, unix_address};
@@ -68,12 +68,20 @@ async fn shut_doors<R: TestRuntime>(runtime: R) {
         assert!(used < A_WHILE / 3, "{what}: it used {used:?}");
     };
 
-    // By ourselves, and kept for those whose handshake is under way.
-    let server = on(&unix_address(), runtime.clone()).sweep(20 * A_WHILE);
-    let running = server.bind().await.unwrap().spawn(echo);
-    assert_eq!(Client::of(&running).ask("hello"), "hello");
+    // By ourselves, while a handler goes on.
+    let server = on(&unix_address(), runtime.clone());
+    let running = server
+        .bind()
+        .await
+        .unwrap()
+        .spawn(async |conn: Connection| {
+            let _busy = conn.busy();
+            std::future::pending::<()>().await;
+        });
+    let _client = Client::of(&running);
+    taken_in(&running.handle(), 1);
     running.handle().shutdown();
-    takes_little("a sweep").await;
+    takes_little("a drain").await;
     running.handle().abort();
     settled(running.await);
 
@@ -99,7 +107,7 @@ const ROOM: usize = 8;
 
 /// An echo server that has few descriptors, until it is told otherwise.
 #[cfg(target_os = "linux")]
-async fn short_of_descriptors<R: TestRuntime>(runtime: R) {
+async fn short_of_descriptors(runtime: TestRuntime) {
     use crate::support::peer::{cpu_time, logged, orders, tell};
 
     let orders = orders();

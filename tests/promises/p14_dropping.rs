@@ -1,8 +1,8 @@
-//! Promise 14. **Dropping is stopping.** Loop, drain and deadline are tasks of the server; `serve`'s
-//! future and `Running` only wait. Dropping them is `shutdown_because(Dropped)`, and the stop goes on
-//! in the runtime, deadline included. A `Server` never served closes the same way. A runtime that is
-//! dropped takes the handlers with it (`aborted`); the door is closed and `closed()` resolves all the
-//! same.
+//! Promise 14. **Dropping is stopping.** Loop, drain and deadline are tasks of the server;
+//! `serve`'s future and `Running` only wait. Dropping them is `shutdown_because(Dropped)`, and the
+//! stop goes on in the runtime, deadline included. A `Server` never served closes the same way. A
+//! runtime that is dropped takes the handlers with it (`aborted`); the listeners are closed and
+//! `closed()` resolves all the same.
 
 use std::future::{Future, pending};
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
-use gracious::{Connection, Reason, Runtime, State};
+use gracious::{Connection, Reason, Runtime, Server, State};
 
+use crate::support::TestRuntime;
 use crate::support::client::{Client, assert_balance, echo, handing_over, read_in, refuses, waits};
 use crate::support::peer::{Counted, at_home, is_cut, loopback, settled};
-use crate::support::{TestRuntime, on_workers};
 
 crate::on_every_runtime!(
     a_dropped_serve_stops_the_server_and_frees_the_port,
@@ -30,7 +30,7 @@ crate::on_every_runtime!(
     a_runtime_that_takes_no_tasks_any_more_closes_the_server
 );
 
-async fn a_dropped_serve_stops_the_server_and_frees_the_port<R: TestRuntime>(runtime: R) {
+async fn a_dropped_serve_stops_the_server_and_frees_the_port(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (address, handle) = (server.local_addrs()[0].clone(), server.handle());
     let mut client = Client::to(&server);
@@ -54,7 +54,7 @@ async fn a_dropped_serve_stops_the_server_and_frees_the_port<R: TestRuntime>(run
     );
 }
 
-async fn a_serve_that_is_dropped_before_it_was_polled_stops_the_server<R: TestRuntime>(runtime: R) {
+async fn a_serve_that_is_dropped_before_it_was_polled_stops_the_server(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (address, handle) = (server.local_addrs()[0].clone(), server.handle());
     let mut client = Client::to(&server);
@@ -68,7 +68,7 @@ async fn a_serve_that_is_dropped_before_it_was_polled_stops_the_server<R: TestRu
     );
 }
 
-async fn a_dropped_running_lets_those_inside_finish<R: TestRuntime>(runtime: R) {
+async fn a_dropped_running_lets_those_inside_finish(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (address, handle) = (server.local_addrs()[0].clone(), server.handle());
     let (told, is_told) = async_channel::bounded(1);
@@ -95,7 +95,7 @@ async fn a_dropped_running_lets_those_inside_finish<R: TestRuntime>(runtime: R) 
     );
 }
 
-async fn a_dropped_running_has_a_deadline_nobody_waits_for<R: TestRuntime>(runtime: R) {
+async fn a_dropped_running_has_a_deadline_nobody_waits_for(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .deadline(Duration::from_millis(50))
         .bind()
@@ -114,12 +114,12 @@ async fn a_dropped_running_has_a_deadline_nobody_waits_for<R: TestRuntime>(runti
     has_begun.recv().await.unwrap();
     drop(running);
     is_cut(&mut client);
-    // Nobody asked before the end of it, and the report is there.
+    // No one asked before the end of the drain, and the report is there.
     let report = settled(Ok(handle.closed().await));
     assert_eq!((report.aborted, dropped.load(SeqCst)), (1, 1));
 }
 
-async fn running_dropped_in_the_middle_of_a_drain_changes_nothing<R: TestRuntime>(runtime: R) {
+async fn running_dropped_in_the_middle_of_a_drain_changes_nothing(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (running, connections) = handing_over(server);
     let mut client = Client::of(&running);
@@ -136,7 +136,7 @@ async fn running_dropped_in_the_middle_of_a_drain_changes_nothing<R: TestRuntime
     assert_eq!(report.completed, 1);
 }
 
-async fn a_dropped_wait_for_the_end_changes_nothing<R: TestRuntime>(runtime: R) {
+async fn a_dropped_wait_for_the_end_changes_nothing(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     let running = server.spawn(echo);
@@ -156,7 +156,7 @@ async fn a_dropped_wait_for_the_end_changes_nothing<R: TestRuntime>(runtime: R) 
     }
 }
 
-async fn a_server_that_was_never_served_closes<R: TestRuntime>(runtime: R) {
+async fn a_server_that_was_never_served_closes(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (address, handle) = (server.local_addrs()[0].clone(), server.handle());
     let mut clients = [(); 5].map(|()| Client::to(&server));
@@ -178,7 +178,7 @@ async fn a_server_that_was_never_served_closes<R: TestRuntime>(runtime: R) {
     );
 }
 
-async fn a_server_that_was_stopped_and_never_served_closes<R: TestRuntime>(runtime: R) {
+async fn a_server_that_was_stopped_and_never_served_closes(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     handle.shutdown();
@@ -191,7 +191,7 @@ async fn a_server_that_was_stopped_and_never_served_closes<R: TestRuntime>(runti
     assert_eq!(handle.state(), State::Closed);
 }
 
-async fn a_dropped_serve_until_drops_its_work<R: TestRuntime>(runtime: R) {
+async fn a_dropped_serve_until_drops_its_work(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     let dropped = Arc::new(AtomicUsize::new(0));
@@ -209,7 +209,7 @@ async fn a_dropped_serve_until_drops_its_work<R: TestRuntime>(runtime: R) {
     assert_eq!(report.reason, Reason::Dropped);
 }
 
-async fn a_handler_may_own_what_stops_its_server<R: TestRuntime>(runtime: R) {
+async fn a_handler_may_own_what_stops_its_server(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (give, given) = async_channel::bounded(1);
     let handle = server.handle();
@@ -231,9 +231,9 @@ async fn a_handler_may_own_what_stops_its_server<R: TestRuntime>(runtime: R) {
 
 /// What is spawned on it is dropped.
 #[derive(Clone)]
-struct Gone<R>(R);
+struct Gone(TestRuntime);
 
-impl<R: Runtime> Runtime for Gone<R> {
+impl Runtime for Gone {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, future: F) {
         drop(future);
     }
@@ -243,12 +243,12 @@ impl<R: Runtime> Runtime for Gone<R> {
     }
 }
 
-async fn a_runtime_that_takes_no_tasks_any_more_closes_the_server<R: TestRuntime>(runtime: R) {
-    if on_workers() {
+async fn a_runtime_that_takes_no_tasks_any_more_closes_the_server(runtime: TestRuntime) {
+    if runtime.engine.has_workers() {
         // Their tasks are not the runtime's.
         return;
     }
-    let server = crate::support::server(Gone(runtime)).listen(loopback());
+    let server = Server::with_runtime(Gone(runtime)).listen(loopback());
     let server = server.bind().await.unwrap();
     let (address, handle) = (server.local_addrs()[0].clone(), server.handle());
     let mut client = Client::to(&server);
@@ -315,7 +315,7 @@ mod on_an_executor_that_is_dropped {
             (runtime, owner)
         }
 
-        /// Nobody drives the tasks from here on; they are there still.
+        /// No thread runs the tasks from here on; they are there still.
         fn halt(&mut self) {
             self.stop.close();
             for thread in self.threads.drain(..) {
@@ -340,7 +340,7 @@ mod on_an_executor_that_is_dropped {
     #[test]
     fn its_handlers_are_aborted_and_the_server_is_closed() {
         run(async |runtime, owner| {
-            let server = crate::support::server(runtime).listen(loopback());
+            let server = Server::with_runtime(runtime).listen(loopback());
             let server = server.bind().await.unwrap();
             let (address, handle) = (server.local_addrs()[0].clone(), server.handle());
             let dropped = Arc::new(AtomicUsize::new(0));
@@ -368,7 +368,7 @@ mod on_an_executor_that_is_dropped {
     #[test]
     fn in_the_middle_of_a_drain_it_ends_it() {
         run(async |runtime, owner| {
-            let server = crate::support::server(runtime).listen(loopback());
+            let server = Server::with_runtime(runtime).listen(loopback());
             let server = server.deadline(None).bind().await.unwrap();
             let (told, is_told) = async_channel::bounded(1);
             let running = server.spawn(async move |conn: Connection| {
@@ -392,7 +392,7 @@ mod on_an_executor_that_is_dropped {
     fn before_it_was_driven_it_closes_the_server() {
         run(async |runtime, mut owner| {
             owner.halt();
-            let server = crate::support::server(runtime).listen(loopback());
+            let server = Server::with_runtime(runtime).listen(loopback());
             let server = server.bind().await.unwrap();
             let address = server.local_addrs()[0].clone();
             let mut client = Client::to(&server);
@@ -408,7 +408,7 @@ mod on_an_executor_that_is_dropped {
     #[test]
     fn those_who_wait_for_a_place_are_closed_cleanly() {
         run(async |runtime, owner| {
-            let server = crate::support::server(runtime).listen(loopback());
+            let server = Server::with_runtime(runtime).listen(loopback());
             let server = server
                 .max_connections(1)
                 .deadline(None)
@@ -437,7 +437,7 @@ mod on_an_executor_that_is_dropped {
     #[test]
     fn halves_that_live_elsewhere_are_cut() {
         run(async |runtime, owner| {
-            let server = crate::support::server(runtime).listen(loopback());
+            let server = Server::with_runtime(runtime).listen(loopback());
             let server = server.bind().await.unwrap();
             let (running, connections) = handing_over(server);
             let mut client = Client::of(&running);
@@ -455,7 +455,7 @@ mod on_an_executor_that_is_dropped {
     fn a_server_bound_on_one_that_is_gone_closes() {
         run(async |runtime, owner| {
             owner.end();
-            let server = crate::support::server(runtime).listen(loopback());
+            let server = Server::with_runtime(runtime).listen(loopback());
             let server = server.bind().await.unwrap();
             let handle = server.handle();
             let report = settled(server.serve(echo).await);

@@ -42,7 +42,7 @@ async fn as_told(mut conn: Connection) -> io::Result<()> {
     }
 }
 
-async fn every_way_to_end_is_counted_once<R: TestRuntime>(runtime: R) {
+async fn every_way_to_end_is_counted_once(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .max_connections(2)
         .reject_with("full\n")
@@ -130,7 +130,7 @@ impl Drop for Auditor {
     }
 }
 
-async fn it_balances_while_connections_come_and_go<R: TestRuntime>(runtime: R) {
+async fn it_balances_while_connections_come_and_go(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(4).bind().await.unwrap();
     let auditor = Auditor::of(server.handle());
     let running = server.spawn(as_told);
@@ -158,7 +158,7 @@ async fn it_balances_while_connections_come_and_go<R: TestRuntime>(runtime: R) {
     assert_eq!((report.panicked, report.detached), (25, 25));
 }
 
-async fn it_balances_when_an_abort_falls_into_the_middle<R: TestRuntime>(runtime: R) {
+async fn it_balances_when_an_abort_falls_into_the_middle(runtime: TestRuntime) {
     for clients in 1..20 {
         let server = at_home(&runtime).bind().await.unwrap();
         let auditor = Auditor::of(server.handle());
@@ -182,7 +182,7 @@ async fn it_balances_when_an_abort_falls_into_the_middle<R: TestRuntime>(runtime
     }
 }
 
-async fn bytes_are_counted_on_both_ways<R: TestRuntime>(runtime: R) {
+async fn bytes_are_counted_on_both_ways(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(async move |mut conn: Connection| {
@@ -222,7 +222,7 @@ async fn bytes_are_counted_on_both_ways<R: TestRuntime>(runtime: R) {
     assert_eq!((received, sent), (101_001, 202_002));
 }
 
-async fn the_stats_of_a_closed_server_are_its_report<R: TestRuntime>(runtime: R) {
+async fn the_stats_of_a_closed_server_are_its_report(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     let running = server.spawn(echo);
@@ -234,7 +234,7 @@ async fn the_stats_of_a_closed_server_are_its_report<R: TestRuntime>(runtime: R)
 }
 
 #[cfg(target_os = "linux")]
-async fn starts_and_stops<R: TestRuntime>(runtime: R) {
+async fn starts_and_stops(runtime: TestRuntime) {
     use crate::support::peer::{open_descriptors, threads};
 
     let first = at_home(&runtime).bind().await.unwrap();
@@ -279,7 +279,7 @@ async fn starts_and_stops<R: TestRuntime>(runtime: R) {
 }
 
 #[cfg(target_os = "linux")]
-async fn takes_short_connections<R: TestRuntime>(runtime: R) {
+async fn takes_short_connections(runtime: TestRuntime) {
     use crate::support::peer::resident;
 
     // Most of them on a Unix socket, which leaves no port in TIME_WAIT behind.

@@ -21,7 +21,7 @@ crate::on_every_runtime!(
     ten_thousand_idle_connections_end_together,
 );
 
-async fn the_end_of_the_work_stops_the_server<R: TestRuntime>(runtime: R) {
+async fn the_end_of_the_work_stops_the_server(runtime: TestRuntime) {
     let server = tcp(runtime).bind().await.unwrap();
     let mut client = Client::to(&server);
     let (value, report) = server
@@ -34,7 +34,7 @@ async fn the_end_of_the_work_stops_the_server<R: TestRuntime>(runtime: R) {
     assert_eq!(client.rest(), "");
 }
 
-async fn an_error_of_the_work_stops_it_as_well<R: TestRuntime>(runtime: R) {
+async fn an_error_of_the_work_stops_it_as_well(runtime: TestRuntime) {
     let server = tcp(runtime).bind().await.unwrap();
     let work = async { Err::<(), _>(io::Error::other("no luck")) };
     let (value, report) = server.serve_until(echo, work).await.unwrap();
@@ -42,7 +42,7 @@ async fn an_error_of_the_work_stops_it_as_well<R: TestRuntime>(runtime: R) {
     assert_eq!(report.reason, Reason::WorkEnded);
 }
 
-async fn a_stop_lets_the_work_go_on_to_its_end<R: TestRuntime>(runtime: R) {
+async fn a_stop_lets_the_work_go_on_to_its_end(runtime: TestRuntime) {
     let server = tcp(runtime).bind().await.unwrap();
     let (handle, address) = (server.handle(), server.local_addrs()[0].clone());
     let work = async {
@@ -55,14 +55,14 @@ async fn a_stop_lets_the_work_go_on_to_its_end<R: TestRuntime>(runtime: R) {
     assert_eq!((value, report.reason), (Some(42), Reason::Requested));
 }
 
-async fn the_deadline_drops_the_work<R: TestRuntime>(runtime: R) {
+async fn the_deadline_drops_the_work(runtime: TestRuntime) {
     let server = tcp(runtime).bind().await.unwrap();
     server.handle().shutdown_within(Duration::from_millis(50));
     let (value, _report) = server.serve_until(echo, pending::<()>()).await.unwrap();
     assert_eq!(value, None);
 }
 
-async fn an_abort_drops_the_work<R: TestRuntime>(runtime: R) {
+async fn an_abort_drops_the_work(runtime: TestRuntime) {
     let server = tcp(runtime).deadline(HOUR).bind().await.unwrap();
     let handle = server.handle();
     let work = async {
@@ -73,7 +73,7 @@ async fn an_abort_drops_the_work<R: TestRuntime>(runtime: R) {
     assert_eq!(value, None);
 }
 
-async fn dropping_the_scope_drops_the_work_and_stops_the_server<R: TestRuntime>(runtime: R) {
+async fn dropping_the_scope_drops_the_work_and_stops_the_server(runtime: TestRuntime) {
     let server = tcp(runtime).bind().await.unwrap();
     let handle = server.handle();
     let mut scope = Box::pin(server.serve_until(echo, pending::<()>()));
@@ -87,7 +87,7 @@ async fn dropping_the_scope_drops_the_work_and_stops_the_server<R: TestRuntime>(
     );
 }
 
-async fn a_handler_can_be_a_type<R: TestRuntime>(runtime: R) {
+async fn a_handler_can_be_a_type(runtime: TestRuntime) {
     #[derive(Clone)]
     struct Greeter(&'static str);
 
@@ -114,7 +114,7 @@ async fn a_handler_can_be_a_type<R: TestRuntime>(runtime: R) {
     assert_eq!(client.rest(), "bye");
 }
 
-async fn ten_thousand_idle_connections_end_together<R: TestRuntime>(runtime: R) {
+async fn ten_thousand_idle_connections_end_together(runtime: TestRuntime) {
     // Both ends are in this process, which may not have so many descriptors.
     let most = descriptors() / 8;
     let running = tcp(runtime).bind().await.unwrap().spawn(echo);

@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures_lite::AsyncReadExt;
 use gracious::{Connection, Reason, ServerSet};
 
+use crate::support::TestRuntime;
 use crate::support::client::{Client, HOUR, echo, refuses, tcp};
-use crate::support::{Plain, TestRuntime};
 
 crate::on_every_runtime!(
     what_stops_one_stops_all,
@@ -18,7 +18,7 @@ crate::on_every_runtime!(
     an_abort_of_one_leaves_the_others_to_their_drains,
 );
 
-async fn what_stops_one_stops_all<R: TestRuntime>(runtime: R) {
+async fn what_stops_one_stops_all(runtime: TestRuntime) {
     let one = tcp(runtime.clone()).bind().await.unwrap();
     let other = tcp(runtime).bind().await.unwrap();
     let set = ServerSet::new([one.handle(), other.handle()]);
@@ -36,9 +36,9 @@ async fn what_stops_one_stops_all<R: TestRuntime>(runtime: R) {
     drop((one, other));
 }
 
-async fn servers_on_two_runtimes_stop_as_one<R: TestRuntime>(runtime: R) {
-    let one = tcp(runtime).bind().await.unwrap();
-    let other = tcp(Plain::start()).bind().await.unwrap();
+async fn servers_on_two_runtimes_stop_as_one(runtime: TestRuntime) {
+    let one = tcp(runtime.clone()).bind().await.unwrap();
+    let other = tcp(runtime.elsewhere()).bind().await.unwrap();
     let set = ServerSet::new([one.handle(), other.handle()]);
     let (one, other) = (one.spawn(echo), other.spawn(echo));
     let mut client = Client::of(&one);
@@ -49,7 +49,7 @@ async fn servers_on_two_runtimes_stop_as_one<R: TestRuntime>(runtime: R) {
     other.await.unwrap();
 }
 
-async fn every_door_is_shut_before_anybody_is_told<R: TestRuntime>(runtime: R) {
+async fn every_door_is_shut_before_anybody_is_told(runtime: TestRuntime) {
     let (told, is_told) = async_channel::bounded(1);
     let talk = async move |mut conn: Connection| {
         conn.shutdown_requested().await;
@@ -79,7 +79,7 @@ async fn every_door_is_shut_before_anybody_is_told<R: TestRuntime>(runtime: R) {
     drop(one);
 }
 
-async fn the_longest_lame_duck_holds_for_all<R: TestRuntime>(runtime: R) {
+async fn the_longest_lame_duck_holds_for_all(runtime: TestRuntime) {
     let one = tcp(runtime.clone()).lame_duck(HOUR).bind().await.unwrap();
     let other = tcp(runtime).bind().await.unwrap();
     let set = ServerSet::new([one.handle(), other.handle()]);
@@ -95,7 +95,7 @@ async fn the_longest_lame_duck_holds_for_all<R: TestRuntime>(runtime: R) {
     drop((one, other));
 }
 
-async fn a_set_made_of_a_stopped_server_stops<R: TestRuntime>(runtime: R) {
+async fn a_set_made_of_a_stopped_server_stops(runtime: TestRuntime) {
     let one = crate::support::server(runtime.clone()).listen("127.0.0.1:0");
     let other = crate::support::server(runtime).listen("127.0.0.1:0");
     let (one, other) = (one.bind().await.unwrap(), other.bind().await.unwrap());
@@ -107,7 +107,7 @@ async fn a_set_made_of_a_stopped_server_stops<R: TestRuntime>(runtime: R) {
     assert_eq!(set.closed().await.len(), 2);
 }
 
-async fn an_abort_of_one_leaves_the_others_to_their_drains<R: TestRuntime>(runtime: R) {
+async fn an_abort_of_one_leaves_the_others_to_their_drains(runtime: TestRuntime) {
     let stays = async |mut conn: Connection| {
         let _busy = conn.busy();
         conn.read(&mut [0]).await.map(drop)

@@ -1,4 +1,4 @@
-//! What a server tells about itself while it serves and while it drains.
+//! What can be seen of a server while it serves and while it drains.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ crate::on_every_runtime!(
     a_unix_peer_is_known_by_its_credentials,
 );
 
-async fn a_drain_tells_how_many_are_left<R: TestRuntime>(runtime: R) {
+async fn a_drain_tells_how_many_are_left(runtime: TestRuntime) {
     let server = tcp(runtime).bind().await.unwrap();
     let running = server.spawn(async |mut conn: Connection| {
         let _busy = conn.busy();
@@ -44,7 +44,7 @@ async fn a_drain_tells_how_many_are_left<R: TestRuntime>(runtime: R) {
     running.await.unwrap();
 }
 
-async fn a_drain_tells_how_much_time_is_left<R: TestRuntime>(runtime: R) {
+async fn a_drain_tells_how_much_time_is_left(runtime: TestRuntime) {
     let hour = Duration::from_secs(3600);
     let server = tcp(runtime).deadline(hour).bind().await.unwrap();
     let running = server.spawn(async |mut conn: Connection| {
@@ -68,7 +68,7 @@ async fn a_drain_tells_how_much_time_is_left<R: TestRuntime>(runtime: R) {
     running.await.unwrap();
 }
 
-async fn the_progress_of_a_closed_server_ends_with_nobody_left<R: TestRuntime>(runtime: R) {
+async fn the_progress_of_a_closed_server_ends_with_nobody_left(runtime: TestRuntime) {
     let running = tcp(runtime).bind().await.unwrap().spawn(echo);
     let handle = running.handle();
     running.shutdown().await.unwrap();
@@ -76,7 +76,7 @@ async fn the_progress_of_a_closed_server_ends_with_nobody_left<R: TestRuntime>(r
     assert_eq!(told.iter().map(|it| it.left).collect::<Vec<_>>(), [0]);
 }
 
-async fn a_paused_server_tells_how_many_are_queued<R: TestRuntime>(runtime: R) {
+async fn a_paused_server_tells_how_many_are_queued(runtime: TestRuntime) {
     let running = tcp(runtime).bind().await.unwrap().spawn(echo);
     let handle = running.handle();
     handle.pause();
@@ -95,7 +95,7 @@ async fn a_paused_server_tells_how_many_are_queued<R: TestRuntime>(runtime: R) {
     running.shutdown().await.unwrap();
 }
 
-async fn a_closed_door_has_no_listeners<R: TestRuntime>(runtime: R) {
+async fn a_closed_door_has_no_listeners(runtime: TestRuntime) {
     let server = tcp(runtime).listen(unix_address()).bind().await.unwrap();
     let handle = server.handle();
     let listeners = handle.listeners();
@@ -105,7 +105,7 @@ async fn a_closed_door_has_no_listeners<R: TestRuntime>(runtime: R) {
     assert!(handle.listeners().is_empty());
 }
 
-async fn a_unix_peer_is_known_by_its_credentials<R: TestRuntime>(runtime: R) {
+async fn a_unix_peer_is_known_by_its_credentials(runtime: TestRuntime) {
     let whoami = async |mut conn: Connection| {
         let peer = conn.peer_credentials()?;
         let text = peer.map_or("nobody".into(), |Credentials { pid, uid, .. }| {

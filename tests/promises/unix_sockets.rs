@@ -1,5 +1,5 @@
-//! Unix sockets: a path belongs to whoever made it, is there as long as somebody answers behind it,
-//! and is made in place of one that nobody answers behind.
+//! Unix sockets: a path belongs to the server that made it, is there as long as that server
+//! listens, and is made in place of one behind which no process listens any more.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,7 +17,7 @@ use gracious::{Address, Builder};
 
 use crate::support::client::{Client, echo, handing_over, refuses, taken_in, unix_path};
 use crate::support::peer::{Process, orders, passes, settled, tell};
-use crate::support::{Plain, TestRuntime};
+use crate::support::{Engine, TestRuntime};
 
 crate::on_every_runtime!(
     a_path_is_there_while_the_server_is,
@@ -48,7 +48,7 @@ crate::on_every_runtime_in_a_process!(
     a_path_left_behind_by_a_kill_is_replaced: is_killed, binds_where_another_was_killed;
 );
 
-fn on<R: TestRuntime>(runtime: &R, path: &Path) -> Builder<R> {
+fn on(runtime: &TestRuntime, path: &Path) -> Builder<TestRuntime> {
     crate::support::server(runtime.clone()).listen(Address::Unix(path.to_owned()))
 }
 
@@ -58,7 +58,7 @@ fn is_socket(path: &Path) {
     assert!(found.file_type().is_socket());
 }
 
-async fn a_path_is_there_while_the_server_is<R: TestRuntime>(runtime: R) {
+async fn a_path_is_there_while_the_server_is(runtime: TestRuntime) {
     let path = unix_path();
     let server = on(&runtime, &path).bind().await.unwrap();
     let address = server.local_addrs()[0].clone();
@@ -72,7 +72,7 @@ async fn a_path_is_there_while_the_server_is<R: TestRuntime>(runtime: R) {
     assert!(refuses(&address));
 }
 
-async fn a_path_that_is_gone_already_is_no_error<R: TestRuntime>(runtime: R) {
+async fn a_path_that_is_gone_already_is_no_error(runtime: TestRuntime) {
     let path = unix_path();
     let running = on(&runtime, &path).bind().await.unwrap().spawn(echo);
     let mut client = Client::of(&running);
@@ -82,7 +82,7 @@ async fn a_path_that_is_gone_already_is_no_error<R: TestRuntime>(runtime: R) {
     assert_eq!(settled(running.await).completed, 1);
 }
 
-async fn a_path_that_is_somebody_elses_by_now_stays<R: TestRuntime>(runtime: R) {
+async fn a_path_that_is_somebody_elses_by_now_stays(runtime: TestRuntime) {
     // A file, and a socket, which is told from ours by its inode alone.
     let path = unix_path();
     let running = on(&runtime, &path).bind().await.unwrap().spawn(echo);
@@ -105,7 +105,7 @@ async fn a_path_that_is_somebody_elses_by_now_stays<R: TestRuntime>(runtime: R) 
     fs::remove_file(path.with_extension("away")).unwrap();
 }
 
-async fn a_path_is_removed_by_whatever_ends_the_server<R: TestRuntime>(runtime: R) {
+async fn a_path_is_removed_by_whatever_ends_the_server(runtime: TestRuntime) {
     let path = unix_path();
     drop(on(&runtime, &path).bind().await.unwrap());
     assert!(!path.exists());
@@ -122,7 +122,7 @@ async fn a_path_is_removed_by_whatever_ends_the_server<R: TestRuntime>(runtime: 
     assert!(!path.exists());
 }
 
-async fn a_path_that_nobody_answers_behind_is_replaced<R: TestRuntime>(runtime: R) {
+async fn a_path_that_nobody_answers_behind_is_replaced(runtime: TestRuntime) {
     let path = unix_path();
     // Its listener is closed, and std leaves the path.
     drop(UnixListener::bind(&path).unwrap());
@@ -134,7 +134,7 @@ async fn a_path_that_nobody_answers_behind_is_replaced<R: TestRuntime>(runtime: 
     assert!(!path.exists());
 }
 
-async fn a_path_that_somebody_answers_behind_is_not<R: TestRuntime>(runtime: R) {
+async fn a_path_that_somebody_answers_behind_is_not(runtime: TestRuntime) {
     let path = unix_path();
     let running = on(&runtime, &path).bind().await.unwrap().spawn(echo);
     let inode = fs::symlink_metadata(&path).unwrap().ino();
@@ -150,7 +150,7 @@ async fn a_path_that_somebody_answers_behind_is_not<R: TestRuntime>(runtime: R) 
     assert_eq!(report.completed, report.accepted);
 }
 
-async fn a_path_behind_a_full_queue_is_not_replaced<R: TestRuntime>(runtime: R) {
+async fn a_path_behind_a_full_queue_is_not_replaced(runtime: TestRuntime) {
     let path = unix_path();
     let server = on(&runtime, &path).backlog(1).bind().await.unwrap();
     let address = socket2::SockAddr::unix(&path).unwrap();
@@ -171,7 +171,7 @@ async fn a_path_behind_a_full_queue_is_not_replaced<R: TestRuntime>(runtime: R) 
     drop(server);
 }
 
-async fn a_file_that_is_no_socket_is_left_alone<R: TestRuntime>(runtime: R) {
+async fn a_file_that_is_no_socket_is_left_alone(runtime: TestRuntime) {
     let path = unix_path();
     fs::write(&path, "precious").unwrap();
     let error = on(&runtime, &path).bind().await.unwrap_err();
@@ -182,7 +182,7 @@ async fn a_file_that_is_no_socket_is_left_alone<R: TestRuntime>(runtime: R) {
     fs::remove_file(path).unwrap();
 }
 
-async fn a_link_to_nowhere_is_left_alone<R: TestRuntime>(runtime: R) {
+async fn a_link_to_nowhere_is_left_alone(runtime: TestRuntime) {
     let path = unix_path();
     std::os::unix::fs::symlink("/nowhere/at/all", &path).unwrap();
     let error = on(&runtime, &path).bind().await.unwrap_err();
@@ -191,7 +191,7 @@ async fn a_link_to_nowhere_is_left_alone<R: TestRuntime>(runtime: R) {
     fs::remove_file(path).unwrap();
 }
 
-async fn a_directory_that_is_not_there_is_named<R: TestRuntime>(runtime: R) {
+async fn a_directory_that_is_not_there_is_named(runtime: TestRuntime) {
     let error = on(&runtime, Path::new("/nowhere/at/all")).bind().await;
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
@@ -201,7 +201,7 @@ async fn a_directory_that_is_not_there_is_named<R: TestRuntime>(runtime: R) {
     );
 }
 
-async fn a_path_too_long_is_an_error<R: TestRuntime>(runtime: R) {
+async fn a_path_too_long_is_an_error(runtime: TestRuntime) {
     let path = std::env::temp_dir().join("x".repeat(150));
     let error = on(&runtime, &path).bind().await.unwrap_err();
     assert!(error.to_string().contains("xxx"), "{error}");
@@ -212,7 +212,7 @@ fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
-async fn its_mode_is_what_was_asked_for<R: TestRuntime>(runtime: R) {
+async fn its_mode_is_what_was_asked_for(runtime: TestRuntime) {
     for wanted in [0o600, 0o660, 0o666, 0o777, 0o000] {
         let path = unix_path();
         let server = on(&runtime, &path).unix_mode(wanted).bind().await.unwrap();
@@ -222,7 +222,7 @@ async fn its_mode_is_what_was_asked_for<R: TestRuntime>(runtime: R) {
     }
 }
 
-async fn nobody_gets_in_before_the_mode_is_set<R: TestRuntime>(runtime: R) {
+async fn nobody_gets_in_before_the_mode_is_set(runtime: TestRuntime) {
     let directory = unix_path();
     fs::create_dir(&directory).unwrap();
     let round = Arc::new(AtomicUsize::new(0));
@@ -257,7 +257,7 @@ async fn nobody_gets_in_before_the_mode_is_set<R: TestRuntime>(runtime: R) {
     fs::remove_dir(directory).unwrap();
 }
 
-async fn its_owner_can_be_asked_for<R: TestRuntime>(runtime: R) {
+async fn its_owner_can_be_asked_for(runtime: TestRuntime) {
     let path = unix_path();
     // Its own user and group, which needs no rights.
     let own = fs::metadata("/proc/self").map(|found| (found.uid(), found.gid()));
@@ -293,14 +293,14 @@ async fn its_owner_can_be_asked_for<R: TestRuntime>(runtime: R) {
     assert!(!path.exists());
 }
 
-async fn a_successor_on_the_same_path_keeps_it<R: TestRuntime>(runtime: R) {
+async fn a_successor_on_the_same_path_keeps_it(runtime: TestRuntime) {
     let path = unix_path();
     let (running, connections) = handing_over(on(&runtime, &path).bind().await.unwrap());
     let mut old = Client::of(&running);
     let mut conn = connections.recv().await.unwrap();
     running.handle().shutdown();
     conn.shutdown_requested().await;
-    // The path is gone as soon as anybody is told, so it can be bound.
+    // The path is gone before any connection is asked to end, so it can be bound.
     let successor = on(&runtime, &path).bind().await.unwrap().spawn(echo);
     conn.write_all(b"old\n").await.unwrap();
     drop(conn);
@@ -312,7 +312,7 @@ async fn a_successor_on_the_same_path_keeps_it<R: TestRuntime>(runtime: R) {
     assert!(!path.exists());
 }
 
-async fn many_servers_after_each_other_lose_no_path<R: TestRuntime>(runtime: R) {
+async fn many_servers_after_each_other_lose_no_path(runtime: TestRuntime) {
     let path = unix_path();
     let mut running = on(&runtime, &path).bind().await.unwrap().spawn(echo);
     for _ in 0..200 {
@@ -331,7 +331,7 @@ async fn many_servers_after_each_other_lose_no_path<R: TestRuntime>(runtime: R) 
     settled(running.await);
 }
 
-async fn a_connection_goes_on_after_its_path_is_gone<R: TestRuntime>(runtime: R) {
+async fn a_connection_goes_on_after_its_path_is_gone(runtime: TestRuntime) {
     let path = unix_path();
     let (running, connections) = handing_over(on(&runtime, &path).bind().await.unwrap());
     let mut client = Client::of(&running);
@@ -346,7 +346,7 @@ async fn a_connection_goes_on_after_its_path_is_gone<R: TestRuntime>(runtime: R)
     assert_eq!(settled(running.await).completed, 1);
 }
 
-async fn odd_names_are_as_good_as_any<R: TestRuntime>(runtime: R) {
+async fn odd_names_are_as_good_as_any(runtime: TestRuntime) {
     for suffix in [
         &b" with a space"[..],
         b"%41",
@@ -370,7 +370,7 @@ async fn odd_names_are_as_good_as_any<R: TestRuntime>(runtime: R) {
 }
 
 #[cfg(target_os = "linux")]
-async fn an_abstract_name_leaves_no_file<R: TestRuntime>(runtime: R) {
+async fn an_abstract_name_leaves_no_file(runtime: TestRuntime) {
     let name = unix_path().display().to_string();
     let server = crate::support::server(runtime.clone()).listen(format!("unix:@{name}"));
     let server = server.bind().await.unwrap();
@@ -389,7 +389,7 @@ async fn an_abstract_name_leaves_no_file<R: TestRuntime>(runtime: R) {
 }
 
 #[cfg(target_os = "linux")]
-async fn an_abstract_name_in_use_is_named<R: TestRuntime>(runtime: R) {
+async fn an_abstract_name_in_use_is_named(runtime: TestRuntime) {
     let name = format!("unix:@{}", unix_path().display());
     let first = crate::support::server(runtime.clone()).listen(&name);
     let first = first.bind().await.unwrap();
@@ -407,7 +407,7 @@ fn abstract_client(name: &str) -> std::io::Result<Client> {
     UnixStream::connect_addr(&address).map(Client::Unix)
 }
 
-async fn moves_away<R: TestRuntime>(runtime: R) {
+async fn moves_away(runtime: TestRuntime) {
     let directory = unix_path();
     fs::create_dir(&directory).unwrap();
     std::env::set_current_dir(&directory).unwrap();
@@ -424,7 +424,7 @@ async fn moves_away<R: TestRuntime>(runtime: R) {
     fs::remove_dir(directory).unwrap();
 }
 
-async fn is_killed<R: TestRuntime>(runtime: R) {
+async fn is_killed(runtime: TestRuntime) {
     let server = on(&runtime, &unix_path()).bind().await.unwrap();
     tell("address", &server.local_addrs()[0]);
     let _running = server.spawn(echo);
@@ -439,7 +439,10 @@ fn binds_where_another_was_killed(mut process: Process) {
     let path = address.as_path().unwrap().to_owned();
     is_socket(&path);
     async_io::block_on(async {
-        let server = on(&Plain::start(), &path).bind().await.unwrap();
+        let server = on(&TestRuntime::start(Engine::Executor), &path)
+            .bind()
+            .await
+            .unwrap();
         let running = server.spawn(echo);
         assert_eq!(Client::of(&running).ask("hello"), "hello");
         running.handle().shutdown();

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use async_channel::Receiver;
 use futures_lite::{AsyncBufReadExt, AsyncWrite, AsyncWriteExt, future};
 use gracious::{Address, Builder, Connection, Handle, Running, Runtime, Server, Stats};
 
-use super::TestRuntime;
+use super::{Body, Engine, TestRuntime};
 
 /// Generous, and below the deadline of a test: a client that hangs fails and says so.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,12 +28,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub const HOUR: Duration = Duration::from_secs(3600);
 
 /// A server on a free TCP port, whose drain takes as long as it takes.
-pub fn tcp<R: Runtime>(runtime: R) -> Builder<R> {
+pub fn tcp(runtime: TestRuntime) -> Builder<TestRuntime> {
     on("127.0.0.1:0", runtime)
 }
 
 /// A server on one address, whose drain takes as long as it takes.
-pub fn on<R: Runtime>(address: &str, runtime: R) -> Builder<R> {
+pub fn on(address: &str, runtime: TestRuntime) -> Builder<TestRuntime> {
     crate::support::server(runtime)
         .listen(address)
         .deadline(None)
@@ -340,44 +340,12 @@ pub fn rounds(default: usize) -> usize {
     asked.and_then(|it| it.parse().ok()).unwrap_or(default)
 }
 
-/// A runtime whose clock can be put forward.
-#[derive(Clone)]
-pub struct Forward<R> {
-    runtime: R,
-    seconds: Arc<AtomicU64>,
-}
-
-impl<R: Runtime> Forward<R> {
-    pub fn new(runtime: R) -> Self {
-        let seconds = Arc::default();
-        Self { runtime, seconds }
-    }
-
-    pub fn put_forward(&self, time: Duration) {
-        self.seconds.fetch_add(time.as_secs(), SeqCst);
-    }
-}
-
-impl<R: Runtime> Runtime for Forward<R> {
-    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, future: F) {
-        self.runtime.spawn(future);
-    }
-
-    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static {
-        self.runtime.sleep(duration)
-    }
-
-    fn now(&self) -> Instant {
-        self.runtime.now() + Duration::from_secs(self.seconds.load(SeqCst))
-    }
-}
-
 /// Runs a test body in a process of its own, whose executors have one thread each: for what would
 /// be in the way of others, a lack of descriptors or a blocked thread. `test` is its full name.
-pub fn run_alone<R: TestRuntime, F: Future<Output = ()> + 'static>(test: &str, body: fn(R) -> F) {
+pub fn run_alone(engine: Engine, test: &str, body: &'static dyn Body<TestRuntime>) {
     const ALONE: &str = "GRACIOUS_TEST_ALONE";
     if std::env::var_os(ALONE).is_some() {
-        return super::run(body);
+        return super::run(engine, test, body);
     }
     let (_crate, test) = test.split_once("::").unwrap();
     let output = Command::new(std::env::current_exe().unwrap())
@@ -391,45 +359,4 @@ pub fn run_alone<R: TestRuntime, F: Future<Output = ()> + 'static>(test: &str, b
     let passed = output.status.success() && said.contains("1 passed");
     let erred = String::from_utf8_lossy(&output.stderr);
     assert!(passed, "in a process of its own:\n{said}\n{erred}");
-}
-
-/// As `on_every_runtime!`, each test in a process of its own.
-#[macro_export]
-macro_rules! alone_on_every_runtime {
-    ($($name:ident),* $(,)?) => {
-        #[cfg(feature = "async-std")]
-        mod alone_on_async_std {
-            $(#[test] fn $name() {
-                let test = concat!(module_path!(), "::", stringify!($name));
-                $crate::support::client::run_alone::<gracious::AsyncStd, _>(test, super::$name);
-            })*
-        }
-        #[cfg(feature = "smol")]
-        mod alone_on_smol {
-            $(#[test] fn $name() {
-                let test = concat!(module_path!(), "::", stringify!($name));
-                $crate::support::client::run_alone::<gracious::Smol, _>(test, super::$name);
-            })*
-        }
-        #[cfg(all(target_os = "linux", feature = "async-std"))]
-        mod alone_on_workers {
-            $(#[test] fn $name() {
-                let test = concat!(module_path!(), "::", stringify!($name));
-                $crate::support::client::run_alone::<$crate::support::Workers<false>, _>(test, super::$name);
-            })*
-        }
-        #[cfg(all(target_os = "linux", feature = "async-std"))]
-        mod alone_on_shards {
-            $(#[test] fn $name() {
-                let test = concat!(module_path!(), "::", stringify!($name));
-                $crate::support::client::run_alone::<$crate::support::Workers<true>, _>(test, super::$name);
-            })*
-        }
-        mod alone_on_an_executor_of_ones_own {
-            $(#[test] fn $name() {
-                let test = concat!(module_path!(), "::", stringify!($name));
-                $crate::support::client::run_alone::<$crate::support::Plain, _>(test, super::$name);
-            })*
-        }
-    };
 }

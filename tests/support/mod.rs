@@ -1,144 +1,51 @@
-//! What all tests share: the runtimes that every body is run on, and a deadline that fails.
+//! What all tests share: the engines that every body is run on, and a deadline that fails.
 #![allow(dead_code, unreachable_pub, clippy::manual_async_fn)]
 
-use std::cell::Cell;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use gracious::{Builder, Runtime, Server};
+use gracious::Builder;
 
 pub mod client;
+pub mod engine;
 pub mod peer;
 
+pub use engine::{Engine, TestRuntime};
+
 /// Generous: on a busy machine nothing here takes a tenth of it.
-const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A runtime that tests can be run on.
-pub trait TestRuntime: Runtime {
-    fn start() -> Self;
+/// A test body, `async fn name(argument: A)`, behind one type for all: what runs it is compiled once.
+pub trait Body<A>: Sync {
+    fn begin(&self, argument: A) -> Pin<Box<dyn Future<Output = ()>>>;
+}
 
-    fn block_on<F: Future>(&self, future: F) -> F::Output {
-        async_io::block_on(future)
+impl<A, F, Fut> Body<A> for F
+where
+    F: Fn(A) -> Fut + Sync,
+    Fut: Future<Output = ()> + 'static,
+{
+    fn begin(&self, argument: A) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(self(argument))
     }
-}
-
-#[cfg(feature = "async-std")]
-impl TestRuntime for gracious::AsyncStd {
-    fn start() -> Self {
-        Self
-    }
-}
-
-#[cfg(feature = "smol")]
-impl TestRuntime for gracious::Smol {
-    fn start() -> Self {
-        Self
-    }
-}
-
-/// A plain executor: two threads and a queue. It knows nothing of sockets.
-#[derive(Clone)]
-pub struct Plain {
-    queue: async_channel::Sender<async_task::Runnable>,
-}
-
-impl Runtime for Plain {
-    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, future: F) {
-        let queue = self.queue.clone();
-        // A task that is woken after the threads have gone is dropped.
-        let schedule = move |runnable| drop(queue.try_send(runnable));
-        let (runnable, task) = async_task::spawn(future, schedule);
-        runnable.schedule();
-        task.detach();
-    }
-
-    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static {
-        async move {
-            async_io::Timer::after(duration).await;
-        }
-    }
-}
-
-impl TestRuntime for Plain {
-    fn start() -> Self {
-        let (queue, runnables) = async_channel::unbounded::<async_task::Runnable>();
-        for _ in 0..2 {
-            let runnables = runnables.clone();
-            thread::spawn(move || {
-                while let Ok(runnable) = runnables.recv_blocking() {
-                    runnable.run();
-                }
-            });
-        }
-        Self { queue }
-    }
-}
-
-/// Who runs the handlers of this test's servers.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Engine {
-    Runtime,
-    Workers,
-    Shards,
-}
-
-thread_local! {
-    static ENGINE: Cell<Engine> = const { Cell::new(Engine::Runtime) };
-}
-
-/// Whether this test's servers have workers of their own.
-pub fn on_workers() -> bool {
-    ENGINE.get() != Engine::Runtime
 }
 
 /// A server to be configured, on the engine that the test is run on.
-pub fn server<R: Runtime>(runtime: R) -> Builder<R> {
-    let builder = Server::with_runtime(runtime);
-    #[cfg(target_os = "linux")]
-    match ENGINE.get() {
-        Engine::Runtime => {}
-        Engine::Workers => return builder.workers(2),
-        Engine::Shards => return builder.workers(2).sharded(true),
-    }
-    builder
-}
-
-/// async-std, with servers that have workers of their own, sharded or not.
-#[cfg(all(target_os = "linux", feature = "async-std"))]
-#[derive(Clone)]
-pub struct Workers<const SHARDED: bool>;
-
-#[cfg(all(target_os = "linux", feature = "async-std"))]
-impl<const SHARDED: bool> Runtime for Workers<SHARDED> {
-    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, future: F) {
-        gracious::AsyncStd.spawn(future);
-    }
-
-    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static {
-        gracious::AsyncStd.sleep(duration)
-    }
-}
-
-#[cfg(all(target_os = "linux", feature = "async-std"))]
-impl<const SHARDED: bool> TestRuntime for Workers<SHARDED> {
-    fn start() -> Self {
-        ENGINE.set(if SHARDED {
-            Engine::Shards
-        } else {
-            Engine::Workers
-        });
-        Self
-    }
+pub fn server(runtime: TestRuntime) -> Builder<TestRuntime> {
+    runtime.engine.server(runtime)
 }
 
 /// Runs a test body to its end, or fails: also where it blocks its thread.
-pub fn run<R: TestRuntime, F: Future<Output = ()> + 'static>(body: fn(R) -> F) {
-    within(DEADLINE, move || {
-        let runtime = R::start();
-        runtime.block_on(body(runtime.clone()));
-    });
+pub fn run(engine: Engine, _test: &str, body: &'static dyn Body<TestRuntime>) {
+    within(DEADLINE, move || drive(engine, body));
+}
+
+/// Runs a test body to its end on this thread.
+pub fn drive(engine: Engine, body: &dyn Body<TestRuntime>) {
+    async_io::block_on(body.begin(TestRuntime::start(engine)));
 }
 
 /// Runs `body` on a thread of its own, and fails if that takes longer than `deadline`.
@@ -163,38 +70,96 @@ pub fn within<T: Send + 'static>(
     }
 }
 
-/// Makes a `#[test]` on every runtime and engine out of each body: `async fn name<R: TestRuntime>(runtime: R)`.
+/// Makes a `#[test]` on every engine out of each body: `async fn name(runtime: TestRuntime)`.
 #[macro_export]
 macro_rules! on_every_runtime {
     ($($(#[$meta:meta])* $name:ident),* $(,)?) => {
+        $crate::tests_on_every_engine!(
+            $crate::support::run;
+            on_async_std on_smol on_workers on_shards on_an_executor_of_ones_own;
+            $($(#[$meta])* $name: $name);*
+        );
+    };
+}
+
+/// As `on_every_runtime!`, each test in a process of its own.
+#[macro_export]
+macro_rules! alone_on_every_runtime {
+    ($($name:ident),* $(,)?) => {
+        $crate::tests_on_every_engine!(
+            $crate::support::client::run_alone;
+            alone_on_async_std
+            alone_on_smol
+            alone_on_workers
+            alone_on_shards
+            alone_on_an_executor_of_ones_own;
+            $($name: $name);*
+        );
+    };
+}
+
+/// Makes a `#[test]` on every engine, in a process of its own, out of each pair:
+/// `async fn child(runtime: TestRuntime)` and `fn parent(process: Process)`.
+#[macro_export]
+macro_rules! on_every_runtime_in_a_process {
+    ($($name:ident: $child:ident, $parent:ident);* $(;)?) => {
+        $crate::tests_on_every_engine!(
+            $crate::support::peer::run_in_a_process;
+            in_a_process_on_async_std
+            in_a_process_on_smol
+            in_a_process_on_workers
+            in_a_process_on_shards
+            in_a_process_on_an_executor_of_ones_own;
+            $($name: $child, $parent);*
+        );
+    };
+}
+
+/// Makes the tests of one macro above, in a module for each engine.
+#[macro_export]
+macro_rules! tests_on_every_engine {
+    (
+        $runner:path;
+        $async_std:ident $smol:ident $workers:ident $shards:ident $executor:ident;
+        $($tests:tt)*
+    ) => {
         #[cfg(feature = "async-std")]
-        mod on_async_std {
-            $(#[test] $(#[$meta])* fn $name() {
-                $crate::support::run::<gracious::AsyncStd, _>(super::$name);
-            })*
+        mod $async_std {
+            $crate::tests!($runner, $crate::support::Engine::AsyncStd; $($tests)*);
         }
         #[cfg(feature = "smol")]
-        mod on_smol {
-            $(#[test] $(#[$meta])* fn $name() {
-                $crate::support::run::<gracious::Smol, _>(super::$name);
-            })*
+        mod $smol {
+            $crate::tests!($runner, $crate::support::Engine::Smol; $($tests)*);
         }
         #[cfg(all(target_os = "linux", feature = "async-std"))]
-        mod on_workers {
-            $(#[test] $(#[$meta])* fn $name() {
-                $crate::support::run::<$crate::support::Workers<false>, _>(super::$name);
-            })*
+        mod $workers {
+            $crate::tests!($runner, $crate::support::Engine::Workers; $($tests)*);
         }
         #[cfg(all(target_os = "linux", feature = "async-std"))]
-        mod on_shards {
-            $(#[test] $(#[$meta])* fn $name() {
-                $crate::support::run::<$crate::support::Workers<true>, _>(super::$name);
-            })*
+        mod $shards {
+            $crate::tests!($runner, $crate::support::Engine::Shards; $($tests)*);
         }
-        mod on_an_executor_of_ones_own {
-            $(#[test] $(#[$meta])* fn $name() {
-                $crate::support::run::<$crate::support::Plain, _>(super::$name);
-            })*
+        mod $executor {
+            $crate::tests!($runner, $crate::support::Engine::Executor; $($tests)*);
         }
+    };
+}
+
+/// Makes a `#[test]` of each `name: function, function`, which are the parent module's: the runner
+/// gets the argument, the test's full name and the functions.
+#[macro_export]
+macro_rules! tests {
+    (
+        $runner:path, $argument:expr;
+        $($(#[$meta:meta])* $name:ident: $($function:ident),+);*
+    ) => {
+        $(
+            #[test]
+            $(#[$meta])*
+            fn $name() {
+                let test = concat!(module_path!(), "::", stringify!($name));
+                $runner($argument, test, $(&super::$function),+);
+            }
+        )*
     };
 }

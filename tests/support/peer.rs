@@ -1,7 +1,6 @@
 //! Peers of a server under test, what a server's account must show, and tests that need a process
 //! of their own.
 
-use std::future::Future;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::process::ExitStatusExt;
@@ -14,11 +13,11 @@ use std::time::Duration;
 use async_channel::Receiver;
 use gracious::{Address, Builder, Cause, Report, ServerEvent};
 
-use super::TestRuntime;
 use super::client::{Client, HOUR, assert_balance};
+use super::{Body, Engine, TestRuntime};
 
-/// An address of its own for each server, where the system has more than one: nobody else can bind
-/// its port after it, so what is refused there is refused by nobody else's doing.
+/// An address of its own for each server, where the system has more than one: no other process can
+/// bind its port after it, so what is refused there is refused by this server alone.
 pub fn loopback() -> String {
     if cfg!(not(target_os = "linux")) {
         return "127.0.0.1:0".into();
@@ -31,7 +30,7 @@ pub fn loopback() -> String {
 
 /// A server on an address of its own, to be configured. Its drain takes as long as it takes, so
 /// what a test waits for is not the deadline.
-pub fn at_home<R: TestRuntime>(runtime: &R) -> Builder<R> {
+pub fn at_home(runtime: &TestRuntime) -> Builder<TestRuntime> {
     crate::support::server(runtime.clone())
         .listen(loopback())
         .deadline(HOUR)
@@ -260,86 +259,31 @@ pub fn orders() -> Receiver<String> {
     orders
 }
 
-/// Runs one half of a test: the child's in the process that was started for it, else the parent's.
-pub fn process<R: TestRuntime, F: Future<Output = ()> + 'static>(
-    name: &'static str,
-    child: fn(R) -> F,
-    parent: fn(Process),
+/// Runs one half of a test, the child's on an engine.
+pub fn run_in_a_process(
+    engine: Engine,
+    test: &'static str,
+    child: &'static dyn Body<TestRuntime>,
+    parent: &'static (dyn Fn(Process) + Sync),
 ) {
-    let (_crate, name) = name.split_once("::").unwrap();
+    in_a_process(test, move || super::drive(engine, child), parent);
+}
+
+/// Runs one half of a test: the child's in the process that was started for it, else the parent's.
+pub fn in_a_process(
+    test: &'static str,
+    child: impl FnOnce() + Send + 'static,
+    parent: &'static (dyn Fn(Process) + Sync),
+) {
+    let (_crate, name) = test.split_once("::").unwrap();
     if std::env::var(CHILD).is_ok_and(|it| it == name) {
         // Taken before the tests' own logger is.
         log::set_logger(&LOG).unwrap();
         log::set_max_level(log::LevelFilter::Info);
-        super::within(DEADLINE, move || {
-            let runtime = R::start();
-            runtime.block_on(child(runtime.clone()));
-        });
+        super::within(DEADLINE, child);
     } else {
         super::within(DEADLINE, move || parent(Process::start(name)));
     }
-}
-
-/// Makes a `#[test]` on every runtime, in a process of its own, out of each pair:
-/// `async fn child<R: TestRuntime>(runtime: R)` and `fn parent(process: Process)`.
-#[macro_export]
-macro_rules! on_every_runtime_in_a_process {
-    ($($name:ident: $child:ident, $parent:ident);* $(;)?) => {
-        #[cfg(feature = "async-std")]
-        mod in_a_process_on_async_std {
-            $(#[test] fn $name() {
-                let name = concat!(module_path!(), "::", stringify!($name));
-                $crate::support::peer::process::<gracious::AsyncStd, _>(
-                    name,
-                    super::$child,
-                    super::$parent,
-                );
-            })*
-        }
-        #[cfg(feature = "smol")]
-        mod in_a_process_on_smol {
-            $(#[test] fn $name() {
-                let name = concat!(module_path!(), "::", stringify!($name));
-                $crate::support::peer::process::<gracious::Smol, _>(
-                    name,
-                    super::$child,
-                    super::$parent,
-                );
-            })*
-        }
-        #[cfg(all(target_os = "linux", feature = "async-std"))]
-        mod in_a_process_on_workers {
-            $(#[test] fn $name() {
-                let name = concat!(module_path!(), "::", stringify!($name));
-                $crate::support::peer::process::<$crate::support::Workers<false>, _>(
-                    name,
-                    super::$child,
-                    super::$parent,
-                );
-            })*
-        }
-        #[cfg(all(target_os = "linux", feature = "async-std"))]
-        mod in_a_process_on_shards {
-            $(#[test] fn $name() {
-                let name = concat!(module_path!(), "::", stringify!($name));
-                $crate::support::peer::process::<$crate::support::Workers<true>, _>(
-                    name,
-                    super::$child,
-                    super::$parent,
-                );
-            })*
-        }
-        mod in_a_process_on_an_executor_of_ones_own {
-            $(#[test] fn $name() {
-                let name = concat!(module_path!(), "::", stringify!($name));
-                $crate::support::peer::process::<$crate::support::Plain, _>(
-                    name,
-                    super::$child,
-                    super::$parent,
-                );
-            })*
-        }
-    };
 }
 
 /// The lines that a child's server has logged, with their levels: `WARN cannot accept`.

@@ -31,7 +31,7 @@ on_workers_in_a_process!(
 
 /// Answers lines, and at the line `block` blocks its thread until the test lets it go.
 fn blocking(
-    server: gracious::Server<crate::support::Plain>,
+    server: gracious::Server<crate::support::TestRuntime>,
 ) -> (Running, Receiver<u64>, Sender<()>) {
     let (blocks, blocked) = async_channel::unbounded();
     let (let_go, go) = async_channel::unbounded();

@@ -12,14 +12,15 @@ use std::time::Duration;
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use gracious::{Builder, Connection, Reason, Server};
 
+use crate::plain;
 use crate::support::client::{Client, HOUR, eventually, taken_in, unix_address};
 use crate::support::peer::{OnDrop, is_cut, loopback, settled};
-use crate::support::{Plain, TestRuntime, within};
+use crate::support::{TestRuntime, within};
 
 /// Every kind of server that local handlers can be served on: its own sockets a worker, one socket
 /// for two workers, a runtime's reactor for as many workers as there are cores, a Unix socket.
-fn kinds() -> [Builder<Plain>; 4] {
-    let builder = || Server::with_runtime(Plain::start()).deadline(HOUR);
+fn kinds() -> [Builder<TestRuntime>; 4] {
+    let builder = || Server::with_runtime(plain()).deadline(HOUR);
     [
         builder().listen(loopback()).workers(2).sharded(true),
         builder().listen(loopback()).workers(2),
@@ -29,7 +30,7 @@ fn kinds() -> [Builder<Plain>; 4] {
 }
 
 /// Runs `body` on a server of each kind.
-fn on_every_kind(body: impl AsyncFn(Server<Plain>) + Send + 'static) {
+fn on_every_kind(body: impl AsyncFn(Server<TestRuntime>) + Send + 'static) {
     within(Duration::from_secs(60), move || {
         async_std::task::block_on(async {
             for builder in kinds() {
@@ -247,7 +248,7 @@ fn a_blocked_worker_does_not_stop_the_others_nor_the_deadline() {
     within(Duration::from_secs(60), || {
         async_std::task::block_on(async {
             // Of a Unix socket, connections are dealt out in turn: every other one blocks.
-            let server = Server::with_runtime(Plain::start())
+            let server = Server::with_runtime(plain())
                 .listen(unix_address())
                 .workers(2)
                 .deadline(Duration::ZERO);

@@ -9,8 +9,8 @@ mod support;
 
 use gracious::Builder;
 
-use crate::support::peer::at_home;
-use crate::support::{Plain, TestRuntime};
+use crate::support::peer::{at_home, in_a_process, passes};
+use crate::support::{Body, DEADLINE, Engine, TestRuntime, within};
 
 mod blocking;
 mod guests;
@@ -21,22 +21,22 @@ mod threads;
 
 /// A server with workers, on an address of its own. Its clock, and what there is to do outside of
 /// its handlers, is a plain executor's.
-fn with_workers(workers: usize) -> Builder<Plain> {
-    at_home(&Plain::start()).workers(workers)
+fn with_workers(workers: usize) -> Builder<TestRuntime> {
+    at_home(&plain()).workers(workers)
+}
+
+fn plain() -> TestRuntime {
+    TestRuntime::start(Engine::Executor)
 }
 
 /// Makes two `#[test]`s out of each body: `async fn name(workers: usize)`.
 macro_rules! on_workers {
     ($($name:ident),* $(,)?) => {
         mod on_one_worker {
-            $(#[test] fn $name() {
-                $crate::support::run::<$crate::support::Plain, _>(|_| super::$name(1));
-            })*
+            $crate::tests!($crate::run, 1; $($name: $name);*);
         }
         mod on_two_workers {
-            $(#[test] fn $name() {
-                $crate::support::run::<$crate::support::Plain, _>(|_| super::$name(2));
-            })*
+            $crate::tests!($crate::run, 2; $($name: $name);*);
         }
     };
 }
@@ -46,23 +46,23 @@ use on_workers;
 macro_rules! on_workers_in_a_process {
     ($($name:ident),* $(,)?) => {
         mod in_a_process_on_one_worker {
-            $(#[test] fn $name() {
-                $crate::support::peer::process::<$crate::support::Plain, _>(
-                    concat!(module_path!(), "::", stringify!($name)),
-                    |_| super::$name(1),
-                    $crate::support::peer::passes,
-                );
-            })*
+            $crate::tests!($crate::run_in_a_process, 1; $($name: $name);*);
         }
         mod in_a_process_on_two_workers {
-            $(#[test] fn $name() {
-                $crate::support::peer::process::<$crate::support::Plain, _>(
-                    concat!(module_path!(), "::", stringify!($name)),
-                    |_| super::$name(2),
-                    $crate::support::peer::passes,
-                );
-            })*
+            $crate::tests!($crate::run_in_a_process, 2; $($name: $name);*);
         }
     };
 }
 use on_workers_in_a_process;
+
+fn run(workers: usize, _test: &str, body: &'static dyn Body<usize>) {
+    within(DEADLINE, move || async_io::block_on(body.begin(workers)));
+}
+
+fn run_in_a_process(workers: usize, test: &'static str, body: &'static dyn Body<usize>) {
+    in_a_process(
+        test,
+        move || async_io::block_on(body.begin(workers)),
+        &passes,
+    );
+}

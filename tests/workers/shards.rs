@@ -2,17 +2,18 @@
 //! with those, on every engine; here is what is special about them.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use gracious::{Address, Connection, Handle, Server};
 
+use crate::plain;
 use crate::support::client::{Client, answer_once, echo, eventually, unix_address};
 use crate::support::peer::{loopback, settled};
-use crate::support::{Plain, TestRuntime, within};
+use crate::support::{TestRuntime, within};
 
 /// How many sockets of this machine listen on `address`.
 fn listening_on(address: &Address) -> usize {
@@ -25,18 +26,20 @@ fn listening_on(address: &Address) -> usize {
         u32::from_ne_bytes(address.ip().octets()),
         address.port()
     );
-    let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
-    let is_meant = |line: &&str| {
+    let sockets = BufReader::new(File::open("/proc/net/tcp").unwrap()).lines();
+    // Those that listen come first. Behind them are all that were connected of late: other tests
+    // leave tens of thousands.
+    let listening = sockets.skip(1).map_while(|line| {
+        let line = line.unwrap();
         let mut columns = line.split_whitespace().skip(1);
-        columns.next() == Some(&hexadecimal) && columns.nth(1) == Some(LISTEN)
-    };
-    sockets.lines().filter(is_meant).count()
+        let address = columns.next().unwrap().to_owned();
+        (columns.nth(1) == Some(LISTEN)).then_some(address)
+    });
+    listening.filter(|address| *address == hexadecimal).count()
 }
 
-fn shards(count: usize) -> gracious::Builder<Plain> {
-    Server::with_runtime(Plain::start())
-        .workers(count)
-        .sharded(true)
+fn shards(count: usize) -> gracious::Builder<TestRuntime> {
+    Server::with_runtime(plain()).workers(count).sharded(true)
 }
 
 fn test(body: impl AsyncFnOnce() + Send + 'static) {
@@ -189,7 +192,7 @@ fn a_port_that_somebody_listens_on_is_an_error_as_ever() {
 #[test]
 fn a_port_can_be_shared_by_whoever_asks_for_it() {
     test(async || {
-        fn sharing(address: &str) -> gracious::Builder<Plain> {
+        fn sharing(address: &str) -> gracious::Builder<TestRuntime> {
             shards(2).listen(address).reuse_port(true)
         }
         let first = sharing(loopback().as_str()).bind().await.unwrap();
@@ -204,7 +207,7 @@ fn a_port_can_be_shared_by_whoever_asks_for_it() {
 #[test]
 fn shards_need_workers() {
     test(async || {
-        let builder = Server::with_runtime(Plain::start())
+        let builder = Server::with_runtime(plain())
             .listen("127.0.0.1:0")
             .sharded(true);
         let error = builder.bind().await.unwrap_err();
@@ -216,7 +219,7 @@ fn shards_need_workers() {
     });
 }
 
-/// Without that, the shard that hears of a free place first would serve its own queue for ever.
+/// Without that, the shard that hears of a free permit first would serve its own queue for ever.
 #[test]
 fn a_limit_starves_no_shard() {
     const QUEUED: usize = 200;

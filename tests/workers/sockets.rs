@@ -22,12 +22,12 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
+use crate::support::TestRuntime;
 use crate::support::client::{
     Client, HOUR, echo, eventually, fill, handing_over, rounds, unix_address,
 };
 use crate::support::peer::{cause_of, hears_nothing, loopback, settled};
-use crate::support::{Plain, TestRuntime};
-use crate::{on_workers, on_workers_in_a_process, with_workers};
+use crate::{on_workers, on_workers_in_a_process, plain, with_workers};
 
 on_workers!(
     an_edge_that_comes_during_a_read_is_not_lost,
@@ -309,7 +309,7 @@ async fn a_vectored_write_arrives_whole(workers: usize) {
 
 /// A clock on which no pause is ever over.
 #[derive(Clone)]
-struct Stopped(Plain);
+struct Stopped(TestRuntime);
 
 impl Runtime for Stopped {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, future: F) {
@@ -324,7 +324,7 @@ impl Runtime for Stopped {
 /// The close of a connection does not wait for a clock while there is something to read.
 async fn input_that_nobody_reads_is_discarded_as_fast_as_it_can_be_read(workers: usize) {
     const MUCH: usize = 32 << 20;
-    let server = Server::with_runtime(Stopped(Plain::start())).workers(workers);
+    let server = Server::with_runtime(Stopped(plain())).workers(workers);
     let server = server.listen(loopback()).deadline(HOUR);
     let (running, connections) = handing_over(server.bind().await.unwrap());
     let Client::Tcp(client) = Client::of(&running) else {
@@ -387,7 +387,8 @@ async fn a_socket_is_registered_once_and_for_writing_when_there_is_no_room(worke
     settled(running.await);
 }
 
-/// What happens to the old socket wakes nobody, and the new tenant of its place least of all.
+/// What happens to the old socket wakes no future, and least of all one of the connection that has
+/// its slot by now.
 async fn a_duplicate_that_outlives_its_connection_concerns_nobody(workers: usize) {
     let server = with_workers(workers).bind().await.unwrap();
     let before = sockets();
@@ -550,7 +551,8 @@ async fn sockets_are_closed_in_children(workers: usize) {
     settled(running.await);
 }
 
-/// Waits until the engine has noted all that has come so far: who came after it is in.
+/// Waits until the engine has noted all that has come so far: a peer that came after it was
+/// accepted.
 async fn note_what_has_come(running: &Running, connections: &Receiver<Connection>) {
     let _later = Client::of(running);
     connections.recv().await.unwrap();
@@ -577,7 +579,7 @@ async fn read_to_end(reader: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
 /// Edge-triggered, which other pollers of this process are not.
 const EDGES: u32 = 1 << 31;
 
-/// Who is registered with an edge-triggered poller of this process, and for what.
+/// What is registered with an edge-triggered poller of this process, and for which events.
 fn registered() -> Vec<(u32, u32)> {
     let mut all = Vec::new();
     for descriptor in descriptors() {

@@ -1,0 +1,222 @@
+//! Where a server's tasks run, and how its handlers are started there.
+
+#[cfg(target_os = "linux")]
+use std::any::Any;
+use std::future::Future;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+#[cfg(target_os = "linux")]
+use async_channel::{Receiver, Sender};
+
+#[cfg(target_os = "linux")]
+use super::admission::close_unserved;
+use crate::connection::Connection;
+use crate::connection::task::Task;
+#[cfg(target_os = "linux")]
+use crate::connection::task::message;
+use crate::handler::Handler;
+#[cfg(target_os = "linux")]
+use crate::handler::{Outcome, Returning};
+use crate::runtime::Runtime;
+use crate::shared::Shared;
+use crate::shared::connection::ConnectionState;
+use crate::sync::lock;
+#[cfg(target_os = "linux")]
+use crate::workers::{Pool, WorkerPools};
+
+/// A future without its type.
+pub(crate) type BoxedTask = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Starts handlers and tasks, without the type of the runtime or of the handler: what accepts and
+/// what drains is compiled once, not again for each of a user's handlers.
+pub(crate) trait Launcher: Send + Sync {
+    /// Starts the handler of a connection that has its permit.
+    fn launch(&self, connection: Arc<ConnectionState>);
+
+    /// Starts a task of the server's where a shard's connections are served.
+    fn spawn(&self, shard: u16, task: BoxedTask);
+}
+
+/// Where a server's tasks run: on workers of its own, or else on its runtime.
+#[derive(Clone)]
+pub(crate) struct Executor<R> {
+    runtime: R,
+    #[cfg(target_os = "linux")]
+    pools: Option<WorkerPools>,
+}
+
+impl<R: Runtime> Executor<R> {
+    pub(crate) fn new(runtime: R, shared: &Shared) -> Self {
+        let _only_on_linux = shared;
+        Self {
+            runtime,
+            #[cfg(target_os = "linux")]
+            pools: shared.pools().cloned(),
+        }
+    }
+
+    pub(crate) fn spawn(&self, shard: u16, task: BoxedTask) {
+        #[cfg(target_os = "linux")]
+        if let Some(pool) = self.pool(shard) {
+            return pool.spawn(task);
+        }
+        let _of_all = shard;
+        self.runtime.spawn(task);
+    }
+
+    #[cfg(target_os = "linux")]
+    fn pool(&self, shard: u16) -> Option<&Arc<Pool>> {
+        self.pools.as_ref()?.get(shard)
+    }
+}
+
+/// Launches handlers that may run on any thread.
+pub(crate) struct SendLauncher<R, H> {
+    executor: Executor<R>,
+    /// A handler need not be `Sync`: what is shared here is the right to clone it.
+    handler: Mutex<H>,
+}
+
+impl<R: Runtime, H: Handler> SendLauncher<R, H> {
+    pub(crate) fn new(executor: Executor<R>, handler: H) -> Self {
+        let handler = Mutex::new(handler);
+        Self { executor, handler }
+    }
+
+    fn start<F>(&self, shard: u16, task: Task<F>)
+    where
+        F: Future<Output = io::Result<()>> + Send + 'static,
+    {
+        #[cfg(target_os = "linux")]
+        if let Some(pool) = self.executor.pool(shard) {
+            return pool.spawn_counted(|pool| task.counted(pool));
+        }
+        let _of_all = shard;
+        self.executor.runtime.spawn(task);
+    }
+}
+
+impl<R: Runtime, H: Handler> Launcher for SendLauncher<R, H> {
+    fn launch(&self, connection: Arc<ConnectionState>) {
+        let shard = connection.shard;
+        let run = |stream| {
+            let handler = lock(&self.handler).clone();
+            handler.run(stream)
+        };
+        match call(run, connection) {
+            Ok(task) => self.start(shard, task),
+            Err(task) => self.start(shard, task),
+        }
+    }
+
+    fn spawn(&self, shard: u16, task: BoxedTask) {
+        self.executor.spawn(shard, task);
+    }
+}
+
+/// Makes the task of a handler. What a handler does before it comes to its future is its
+/// connection's affair, too: a panic there gives a task that ends as one of a panic later would.
+fn call<F>(
+    handler: impl FnOnce(Connection) -> F,
+    connection: Arc<ConnectionState>,
+) -> Result<Task<F>, Task<std::future::Ready<io::Result<()>>>>
+where
+    F: Future<Output = io::Result<()>>,
+{
+    let stream = Connection::new(connection.clone());
+    match catch_unwind(AssertUnwindSafe(|| handler(stream))) {
+        Ok(future) => Ok(Task::new(connection, future)),
+        Err(panic) => Err(Task::panicked(connection, &*panic)),
+    }
+}
+
+/// Launches handlers that never leave the thread they began on.
+#[cfg(target_os = "linux")]
+pub(crate) struct LocalLauncher<R> {
+    executor: Executor<R>,
+    /// One for each pool that serves, which makes the handler on its own thread.
+    inboxes: Vec<Sender<Arc<ConnectionState>>>,
+    /// How many pools, the first, only accept.
+    acceptors: usize,
+}
+
+#[cfg(target_os = "linux")]
+impl<R: Runtime> LocalLauncher<R> {
+    /// `factory` makes a handler for each shard, on its thread.
+    pub(crate) fn new<F, H, Fut>(executor: Executor<R>, shared: &Arc<Shared>, factory: F) -> Self
+    where
+        F: FnOnce() -> H + Clone + Send + 'static,
+        H: FnOnce(Connection) -> Fut + Clone + 'static,
+        Fut: Future<Output: Outcome> + 'static,
+    {
+        let pools = executor.pools.as_ref();
+        let serving = pools.map_or(&[][..], WorkerPools::serving);
+        let inboxes = serving.iter().map(|pool| {
+            let (inbox, connections) = async_channel::unbounded();
+            let (factory, shared, pool) = (factory.clone(), shared.clone(), pool.clone());
+            // The factory crosses over, since it can be sent; what it makes is made there.
+            pool.clone().spawn(async move {
+                let handler = catch_unwind(AssertUnwindSafe(factory));
+                if let Err(panic) = &handler {
+                    shared.fail(factory_panicked(&**panic));
+                }
+                pool.spawn_local(launch_all(pool.clone(), handler.ok(), connections));
+            });
+            inbox
+        });
+        Self {
+            inboxes: inboxes.collect(),
+            acceptors: pools.map_or(0, WorkerPools::acceptors),
+            executor,
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl<R: Runtime> Launcher for LocalLauncher<R> {
+    fn launch(&self, connection: Arc<ConnectionState>) {
+        let inbox = &self.inboxes[usize::from(connection.shard) - self.acceptors];
+        // It is unbounded, and open as long as this launcher is.
+        let _sent = inbox.try_send(connection);
+    }
+
+    fn spawn(&self, shard: u16, task: BoxedTask) {
+        self.executor.spawn(shard, task);
+    }
+}
+
+/// Starts a handler on this thread for each connection that comes.
+#[cfg(target_os = "linux")]
+async fn launch_all<H, Fut>(
+    pool: Arc<Pool>,
+    handler: Option<H>,
+    connections: Receiver<Arc<ConnectionState>>,
+) where
+    H: FnOnce(Connection) -> Fut + Clone,
+    Fut: Future<Output: Outcome> + 'static,
+{
+    while let Ok(connection) = connections.recv().await {
+        let Some(handler) = &handler else {
+            close_unserved(connection);
+            continue;
+        };
+        let run = |stream| Returning {
+            future: handler.clone()(stream),
+        };
+        match call(run, connection) {
+            Ok(task) => pool.spawn_local_counted(|pool| task.counted(pool)),
+            Err(task) => pool.spawn_local_counted(|pool| task.counted(pool)),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn factory_panicked(panic: &(dyn Any + Send)) -> io::Error {
+    let message = message(panic);
+    io::Error::other(format!(
+        "the factory of a worker's handler panicked: {message}"
+    ))
+}

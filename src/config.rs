@@ -1,0 +1,148 @@
+//! Every default of a server in one place, with its reason and its unit.
+
+use std::io;
+use std::time::Duration;
+
+use crate::idle::IdleWhen;
+
+/// Docker and most supervisors kill ten seconds after the signal; two are left for the rest.
+const DEADLINE: Duration = Duration::from_secs(8);
+/// A client that has just connected mostly has its first request on the way.
+const FIRST_BYTE_GRACE: Duration = Duration::from_secs(1);
+/// A SYN-ACK that is lost is sent again after 1 s, and the second after 2 s more; then the answer
+/// needs a round trip. With 1 % of the packets lost a grace of 1 s resets one client in a thousand.
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(3500);
+/// nginx's `lingering_timeout` is 5 s and Apache's 2 s; a peer that makes no progress for that long
+/// has stopped reading.
+const LINGER: Duration = Duration::from_secs(2);
+/// As nginx's `lingering_time`.
+const LINGER_TOTAL: Duration = Duration::from_secs(30);
+/// asyncio's limit of a stream's line.
+const LINE_LIMIT: usize = 64 * 1024;
+/// std's 128 overflows in a burst; the kernel caps it at `net.core.somaxconn` (4096).
+const BACKLOG: u32 = 1024;
+/// A peer that vanished without a word is noticed within two minutes.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+pub(crate) const KEEPALIVE_PROBES: u32 = 6;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) max_connections: Option<usize>,
+    pub(crate) max_per_peer: Option<usize>,
+    pub(crate) reject_with: Option<Vec<u8>>,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) first_byte_grace: Duration,
+    pub(crate) linger: Duration,
+    pub(crate) linger_total: Duration,
+    pub(crate) lame_duck: Duration,
+    pub(crate) handshake_grace: Duration,
+    /// `None` where nothing was declared, which is `Answered`.
+    pub(crate) idle_when: Option<IdleWhen>,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) first_byte_timeout: Option<Duration>,
+    pub(crate) max_age: Option<Duration>,
+    pub(crate) line_limit: usize,
+    pub(crate) backlog: u32,
+    pub(crate) nodelay: bool,
+    pub(crate) keepalive: Option<Duration>,
+    pub(crate) reuse_port: bool,
+    #[cfg(target_os = "linux")]
+    pub(crate) workers: Option<usize>,
+    #[cfg(target_os = "linux")]
+    pub(crate) sharded: bool,
+    #[cfg(target_os = "linux")]
+    pub(crate) spin: Duration,
+    pub(crate) unix_mode: Option<u32>,
+    pub(crate) unix_owner: Option<(Option<u32>, Option<u32>)>,
+    #[cfg(feature = "signals")]
+    pub(crate) signals: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_connections: None,
+            max_per_peer: None,
+            reject_with: None,
+            deadline: Some(DEADLINE),
+            first_byte_grace: FIRST_BYTE_GRACE,
+            linger: LINGER,
+            linger_total: LINGER_TOTAL,
+            lame_duck: Duration::ZERO,
+            handshake_grace: HANDSHAKE_GRACE,
+            idle_when: None,
+            idle_timeout: None,
+            first_byte_timeout: None,
+            max_age: None,
+            line_limit: LINE_LIMIT,
+            backlog: BACKLOG,
+            nodelay: true,
+            keepalive: Some(KEEPALIVE),
+            reuse_port: false,
+            #[cfg(target_os = "linux")]
+            workers: None,
+            #[cfg(target_os = "linux")]
+            sharded: false,
+            #[cfg(target_os = "linux")]
+            spin: Duration::ZERO,
+            unix_mode: None,
+            unix_owner: None,
+            #[cfg(feature = "signals")]
+            signals: false,
+        }
+    }
+}
+
+impl Config {
+    /// Whether a connection has to note when a byte moves.
+    pub(crate) fn watches_idle(&self) -> bool {
+        self.idle_timeout.is_some()
+    }
+
+    /// Whether a connection needs a timer from its start.
+    pub(crate) fn is_timed(&self) -> bool {
+        self.idle_timeout.is_some() || self.first_byte_timeout.is_some() || self.max_age.is_some()
+    }
+
+    /// What cannot be meant is an error of `bind`, not found out later.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        let limits = [
+            ("max_connections", self.max_connections),
+            ("max_per_peer", self.max_per_peer),
+            ("line_limit", Some(self.line_limit)),
+            #[cfg(target_os = "linux")]
+            ("workers", self.workers),
+        ];
+        for (name, limit) in limits {
+            if limit == Some(0) {
+                return Err(zero(name));
+            }
+        }
+        let times = [
+            ("idle_timeout", self.idle_timeout),
+            ("first_byte_timeout", self.first_byte_timeout),
+            ("max_age", self.max_age),
+        ];
+        for (name, time) in times {
+            if time == Some(Duration::ZERO) {
+                return Err(zero(name));
+            }
+        }
+        #[cfg(target_os = "linux")]
+        if self.sharded && self.workers.is_none() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "sharded without workers: expected `workers(n)` beside it",
+            ));
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn zero(name: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("{name} is 0: expected something above it, or `None` for no limit"),
+    )
+}

@@ -1,0 +1,265 @@
+//! The reading half: what has arrived comes first, then the drain may end it.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
+
+use futures_io::{AsyncBufRead, AsyncRead};
+
+use super::lines::Lines;
+use super::write::{WriteHalf, leave, leave_writer};
+use super::{Connection, ReuniteError};
+use crate::shared::connection::ConnectionState;
+use crate::socket::buffer::Buffer;
+use crate::socket::errors::{aborted, expired};
+use crate::socket::readiness::{HalfState, Waiter, flag};
+
+/// The reading half of a [`Connection`].
+pub struct ReadHalf {
+    pub(super) state: Arc<ConnectionState>,
+    pub(super) buffer: Buffer,
+}
+
+/// What a read has to look at closely.
+const SPECIAL: u64 = flag::DRAINING | flag::PEER_ENDED | flag::ENDED_BY_SERVER;
+
+impl ReadHalf {
+    /// Reads line by line; see [`Lines`].
+    #[must_use]
+    pub fn lines(self) -> Lines {
+        Lines::new(self)
+    }
+
+    /// What was received and not consumed yet.
+    #[must_use]
+    pub fn buffer(&self) -> &[u8] {
+        self.buffer.bytes()
+    }
+
+    /// Undoes [`Connection::split`].
+    ///
+    /// # Errors
+    /// Where the halves are of two connections, with both of them.
+    pub fn reunite(self, writer: WriteHalf) -> Result<Connection, ReuniteError> {
+        if !Arc::ptr_eq(&self.state, &writer.state) {
+            return Err(ReuniteError(self, writer));
+        }
+        // Dropped as a part of the whole, not as a half whose end the peer is to see.
+        self.state.writer.set(HalfState::REUNITED);
+        drop(writer);
+        self.state.writer.clear(HalfState::REUNITED);
+        self.state.clear(flag::SPLIT);
+        Ok(Connection { reader: self })
+    }
+
+    /// Receives into the buffer, which is empty.
+    // A call of its own: futures poll `fill_buf` once more for what it has received, and that second
+    // poll then takes a few instructions.
+    #[inline(never)]
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // A connection that waits needs no buffer.
+        if self.registers_only(cx) {
+            return Poll::Pending;
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let received = buffer.fill(|buf| {
+            let received = self.poll_receive(cx, buf);
+            let filled = match received {
+                Poll::Ready(Ok(n)) => n,
+                _ => 0,
+            };
+            (filled, received)
+        });
+        self.buffer = buffer;
+        received
+    }
+
+    /// Registers the waker if it is known without a look that there is nothing to read; gives whether
+    /// it was, and still is.
+    #[inline]
+    fn registers_only(&mut self, cx: &mut Context<'_>) -> bool {
+        let is_quiet = |state: &ConnectionState| {
+            let word = state.word();
+            word & SPECIAL == 0 && !state.transport.may_read(word)
+        };
+        if !is_quiet(&self.state) {
+            return false;
+        }
+        self.wait(cx);
+        // The waker is registered: an event from here on finds it.
+        is_quiet(&self.state)
+    }
+
+    /// Receives into `buf`, with nothing in the buffer.
+    #[inline(always)]
+    fn poll_receive(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let state = &*self.state;
+            let word = state.word();
+            if word & SPECIAL != 0 {
+                return self.poll_receive_specially(cx, buf);
+            }
+            if !state.transport.has_budget() {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let transport = &state.transport;
+            let received = transport.poll_read(word, &state.reader, cx, buf, false);
+            if let Poll::Ready(received) = received {
+                return Poll::Ready(self.note(received));
+            }
+            self.wait(cx);
+            let state = &*self.state;
+            let word = state.word();
+            if word & SPECIAL == 0 && !state.transport.missed_read(word) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Receives at a drain, after the peer's end, or where the server has ended the connection.
+    #[cold]
+    fn poll_receive_specially(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        // A read after the end sees the end again.
+        let word = self.state.word();
+        if word & (flag::PEER_ENDED | flag::DRAIN_ENDED) != 0 {
+            return Poll::Ready(Ok(0));
+        }
+        if word & flag::ABORT != 0 {
+            return Poll::Ready(Err(aborted()));
+        }
+        // What has arrived comes first: the kernel has to say that there is nothing *now*.
+        let state = &*self.state;
+        let transport = &state.transport;
+        let received = transport.poll_read(word, &state.reader, cx, buf, true);
+        if let Poll::Ready(received) = received {
+            return Poll::Ready(self.note(received));
+        }
+        // The write half, or a busy guard, changes what makes the connection busy and then wakes the
+        // reader. So the reader registers first and looks at that afterwards: swapped, a change
+        // between the two would wake nobody.
+        self.wait(cx);
+        let word = self.state.word();
+        if word & flag::ABORT != 0 {
+            return Poll::Ready(Err(aborted()));
+        }
+        if word & flag::EXPIRED != 0 {
+            return Poll::Ready(Err(expired()));
+        }
+        if word & flag::DRAINING == 0 || word & flag::NEVER_IDLE != 0 {
+            return self.keep_waiting(cx);
+        }
+        let is_fresh = word & flag::FIRST_BYTE_GRACE != 0 && self.state.received.load(Relaxed) == 0;
+        if is_fresh || self.state.is_busy() {
+            return self.keep_waiting(cx);
+        }
+        self.state.reader.clear(HalfState::WAITING);
+        self.state.set(flag::DRAIN_ENDED);
+        Poll::Ready(Ok(0))
+    }
+
+    /// Waits on. An event that came before the waker was registered wakes the reader at once.
+    fn keep_waiting<T>(&self, cx: &Context<'_>) -> Poll<T> {
+        if self.state.transport.missed_read(self.state.word()) {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    /// Counts what the transport has read, or notes how the input ended.
+    #[inline(always)]
+    fn note(&mut self, received: io::Result<usize>) -> io::Result<usize> {
+        let state = &*self.state;
+        if let Ok(bytes @ 1..) = received {
+            state.mark_received(bytes);
+            return received;
+        }
+        state.reader.clear(HalfState::WAITING);
+        // The end that an abort has made is not the peer's, and an error then mostly came of it.
+        if state.has(flag::ABORT) {
+            return Err(aborted());
+        }
+        if received.is_ok() {
+            state.set(flag::PEER_ENDED);
+        }
+        received
+    }
+
+    /// Says that the reader waits, and registers its waker.
+    #[inline]
+    fn wait(&mut self, cx: &Context<'_>) {
+        if !self.state.reader.has(HalfState::WAITING) {
+            self.state.reader.set(HalfState::WAITING);
+            self.state.mark_activity();
+        }
+        self.state.register(Waiter::Reader, cx);
+    }
+
+    /// Notes whether everything received has been consumed.
+    #[inline]
+    pub(super) fn after_consume(&self) {
+        if self.buffer.is_empty() {
+            self.state.mark_consumed();
+        }
+    }
+}
+
+impl AsyncRead for ReadHalf {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let n = if this.buffer.is_empty() {
+            // Without a detour through a buffer.
+            ready!(this.poll_receive(cx, buf))?
+        } else {
+            let bytes = this.buffer.bytes();
+            let n = bytes.len().min(buf.len());
+            buf[..n].copy_from_slice(&bytes[..n]);
+            this.buffer.consume(n)
+        };
+        this.after_consume();
+        Poll::Ready(Ok(n))
+    }
+}
+
+impl AsyncBufRead for ReadHalf {
+    #[inline]
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let this = self.get_mut();
+        if this.buffer.is_empty() {
+            ready!(this.poll_fill(cx))?;
+        }
+        Poll::Ready(Ok(this.buffer.bytes()))
+    }
+
+    #[inline]
+    fn consume(mut self: Pin<&mut Self>, amount: usize) {
+        self.buffer.consume(amount);
+        self.after_consume();
+    }
+}
+
+impl Drop for ReadHalf {
+    fn drop(&mut self) {
+        self.state.reader.clear(HalfState::WAITING);
+        self.state.clear_other_waker(Waiter::Reader);
+        if self.state.has(flag::SPLIT) {
+            leave(&self.state, flag::READER | flag::READER_TASK_WAKER);
+        } else {
+            let writer = flag::WRITER | flag::WRITER_TASK_WAKER;
+            leave_writer(&self.state, flag::READER | flag::READER_TASK_WAKER | writer);
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The server's own task: accept, shut the listeners, sweep them, ask the connections to end, wait,
+//! abort what is left at the deadline, report.
+//!
+//! 1. All listeners are shut, those of linked servers included, before anything waits and before
+//!    any connection is asked to end: a client that sees the end of its connection finds no listener
+//!    of this server's open.
+//! 2. The deadline runs from the end of the first sweep: by then the listeners are closed, or are
+//!    kept for handshakes under way or for want of a descriptor, beside the drain.
+//! 3. A deadline, an abort and the last connection's end are waited for together: a stop takes one
+//!    deadline at most, however many listeners and connections it waits for.
+//!
+//! What has to happen even if this task is never polled again, because a handler blocks its thread
+//! or the runtime is gone, is in [`abort`]: nothing there waits for the runtime. Futures that wait
+//! for the end of the server do it in place of this task where it is late: see [`fallback`].
+
+use std::future::Future;
+use std::sync::Arc;
+
+use futures_lite::future;
+
+use self::abort::{DriverGuard, abort_and_close};
+use self::sweep::{keep_sweeping, launch_queued, shut_listeners, sweep_and_close};
+use crate::accept::spawn::Launcher;
+use crate::accept::{AcceptorGuard, accept};
+use crate::lifecycle::Phase;
+use crate::runtime::sleep_until;
+use crate::shared::Shared;
+
+pub(crate) mod abort;
+pub(crate) mod fallback;
+mod handshakes;
+mod sweep;
+
+/// The server's own task.
+pub(crate) fn run(
+    shared: Arc<Shared>,
+    launcher: Arc<dyn Launcher>,
+) -> impl Future<Output = ()> + Send + 'static {
+    // Made here and not in the `async` block: a runtime that is gone drops the future without
+    // having polled it once, and then nothing in the block would have been made, or be dropped.
+    let guard = DriverGuard::new(shared.clone());
+    async move {
+        serve_and_drain(&shared, &launcher).await;
+        drop(guard);
+    }
+}
+
+/// Serves until a shutdown, then drains.
+async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
+    shared.start();
+    for set in 1..shared.listener_sets.len() {
+        let (shared, guard) = (shared.clone(), AcceptorGuard::new(shared));
+        let beside = launcher.clone();
+        let accepting = async move {
+            accept(&shared, set, &*beside).await;
+            drop((beside, guard));
+        };
+        launcher.spawn(set as u16, Box::pin(accepting));
+    }
+    accept(shared, 0, &**launcher).await;
+
+    // Invariant 1.
+    shut_listeners(shared);
+    let kept = sweep_and_close(shared, &**launcher).await;
+    shared.latch.shut_at(shared.clock.now());
+    shared.registry.drain_all(shared.uptime());
+
+    let settled = future::zip(
+        keep_sweeping(shared, &**launcher, kept),
+        launch_queued(shared, &**launcher),
+    );
+    let drained = async {
+        settled.await;
+        shared.registry.emptied().await;
+    };
+    let overdue = async {
+        future::or(deadline(shared), shared.latch.reached(Phase::Aborting)).await;
+        abort_and_close(shared).await;
+    };
+    future::or(drained, overdue).await;
+    shared.close();
+}
+
+/// Waits for the earliest of all deadlines that were given, those given meanwhile included.
+async fn deadline(shared: &Shared) {
+    loop {
+        let changed = shared.latch.listen();
+        let deadline = shared.deadline();
+        if deadline.is_some_and(|deadline| deadline <= shared.clock.now()) {
+            return;
+        }
+        future::or(sleep_until(&*shared.clock, deadline), changed).await;
+    }
+}

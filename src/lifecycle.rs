@@ -1,0 +1,246 @@
+//! The states of a server, and the latch that stops it: a phase that only rises, the first reason,
+//! the earliest deadline.
+//!
+//! 1. `Latch::advance` raises the phase first and notifies the event afterwards; a future that
+//!    waits begins to listen first and looks at the phase afterwards. Swapped on either side, a
+//!    rise between the two acts would wake no future.
+//! 2. The phase never falls, so of any number of threads that raise it to the same height exactly
+//!    one is told by `advance` that it has.
+//! 3. Only futures wait. A request for a shutdown takes one lock for a few instructions, so it can
+//!    be made from any thread, and from a handler.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use event_listener::{Event, EventListener};
+
+use crate::sync::lock;
+
+/// Why a server stopped. The first reason is kept; later ones are ignored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// [`Handle::shutdown`](crate::Handle::shutdown), or another of the handle's methods.
+    Requested,
+    /// [`Handle::shutdown_because`](crate::Handle::shutdown_because), in the caller's words.
+    Because(String),
+    /// A signal, by its name (`SIGTERM`).
+    Signal(&'static str),
+    /// The work given to [`Server::serve_until`](crate::Server::serve_until) came to its end.
+    WorkEnded,
+    /// The future of [`Server::serve`](crate::Server::serve), the
+    /// [`Running`](crate::Running) or the [`Server`](crate::Server) itself was dropped.
+    Dropped,
+    /// The runtime dropped the server's task.
+    RuntimeGone,
+    /// A listener could not go on, with the error it met.
+    Listener(String),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Requested => f.write_str("requested"),
+            Self::Because(reason) => f.write_str(reason),
+            Self::Signal(name) => f.write_str(name),
+            Self::WorkEnded => f.write_str("its work ended"),
+            Self::Dropped => f.write_str("dropped"),
+            Self::RuntimeGone => f.write_str("the runtime is gone"),
+            Self::Listener(error) => write!(f, "a listener failed: {error}"),
+        }
+    }
+}
+
+impl From<&str> for Reason {
+    fn from(reason: &str) -> Self {
+        Self::Because(reason.to_owned())
+    }
+}
+
+impl From<String> for Reason {
+    fn from(reason: String) -> Self {
+        Self::Because(reason)
+    }
+}
+
+/// Where a server is in its life. It never goes back, except between `Serving` and `Paused`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum State {
+    /// Listening, and not yet accepting.
+    Bound,
+    /// Accepting.
+    Serving,
+    /// Serving the open connections; new peers wait in the kernel's queue.
+    Paused,
+    /// Asked to stop; the open connections finish.
+    Draining,
+    /// Every handler is being dropped, every socket closed.
+    Aborting,
+    /// Nothing is left; the report is there.
+    Closed,
+}
+
+impl State {
+    /// How far this state is on the way to the end; of two states the one with the higher rank is
+    /// the later.
+    pub(crate) fn rank(self) -> u8 {
+        match self {
+            Self::Bound => 0,
+            Self::Serving | Self::Paused => 1,
+            Self::Draining => 2,
+            Self::Aborting => 3,
+            Self::Closed => 4,
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bound => "bound",
+            Self::Serving => "serving",
+            Self::Paused => "paused",
+            Self::Draining => "draining",
+            Self::Aborting => "aborting",
+            Self::Closed => "closed",
+        })
+    }
+}
+
+/// A [`State`] without what can change back: a paused server is `Serving`, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    Bound,
+    Serving,
+    Draining,
+    Aborting,
+    Closed,
+}
+
+impl Phase {
+    /// All phases, each at the index that is its number.
+    const ALL: [Self; 5] = [
+        Self::Bound,
+        Self::Serving,
+        Self::Draining,
+        Self::Aborting,
+        Self::Closed,
+    ];
+}
+
+/// Where a server is in its life, and what has been asked of it.
+#[derive(Debug, Default)]
+pub(crate) struct Latch {
+    /// A `Phase`, by its number.
+    phase: AtomicU8,
+    /// Notified at every rise of the phase, and at every change of the request that moves a
+    /// deadline.
+    changed: Event,
+    request: Mutex<Request>,
+}
+
+/// What has been asked of a server, and when the steps of its stop were made.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Request {
+    pub(crate) reason: Option<Reason>,
+    /// When the first request to stop came.
+    pub(crate) asked: Option<Instant>,
+    /// The earliest instant that a `shutdown_within` named.
+    pub(crate) before: Option<Instant>,
+    /// When all listeners had stopped taking new peers; the configured deadline runs from here.
+    pub(crate) shut: Option<Instant>,
+    /// When all connections were aborted.
+    pub(crate) aborted: Option<Instant>,
+}
+
+impl Request {
+    /// The earliest of the deadlines that were given: the configured `span` after the listeners
+    /// were `shut`, and the instant that a `shutdown_within` named.
+    pub(crate) fn deadline(
+        &self,
+        span: Option<Duration>,
+        shut: Option<Instant>,
+    ) -> Option<Instant> {
+        let configured = shut
+            .zip(span)
+            .and_then(|(shut, span)| shut.checked_add(span));
+        earliest(configured, self.before)
+    }
+}
+
+impl Latch {
+    pub(crate) fn phase(&self) -> Phase {
+        // `SeqCst` pairs with the `fetch_max` in `advance`: a thread that began to listen before
+        // this load sees the new phase here, or is notified of it (invariant 1).
+        Phase::ALL[usize::from(self.phase.load(SeqCst))]
+    }
+
+    /// Raises the phase; `false` where it was as high already.
+    pub(crate) fn advance(&self, to: Phase) -> bool {
+        // `SeqCst` pairs with the load in `phase`.
+        let risen = self.phase.fetch_max(to as u8, SeqCst) < to as u8;
+        if risen {
+            self.changed.notify(usize::MAX);
+        }
+        risen
+    }
+
+    /// Asks for a shutdown, over at the instant `before` if there is one; `true` for the first
+    /// request of all.
+    pub(crate) fn ask(&self, reason: Reason, now: Instant, before: Option<Instant>) -> bool {
+        let first = self.note(reason, now, before);
+        if !self.advance(Phase::Draining) && before.is_some() {
+            // The drain is under way, and its deadline may be earlier now.
+            self.changed.notify(usize::MAX);
+        }
+        first
+    }
+
+    /// Records a request, and leaves the phase as it is; `true` for the first request of all.
+    pub(crate) fn note(&self, reason: Reason, now: Instant, before: Option<Instant>) -> bool {
+        let mut request = self.request();
+        request.before = earliest(request.before, before);
+        let first = request.reason.is_none();
+        if first {
+            request.reason = Some(reason);
+            request.asked = Some(now);
+        }
+        first
+    }
+
+    /// Records when the listeners were shut. The first call counts: the deadline runs from it.
+    pub(crate) fn shut_at(&self, now: Instant) {
+        self.request().shut.get_or_insert(now);
+        self.changed.notify(usize::MAX);
+    }
+
+    pub(crate) fn request(&self) -> MutexGuard<'_, Request> {
+        lock(&self.request)
+    }
+
+    /// Begins to listen for changes of the phase and of the request. The caller looks at both
+    /// afterwards, not before: see invariant 1.
+    pub(crate) fn listen(&self) -> EventListener {
+        self.changed.listen()
+    }
+
+    /// Waits until the phase is `phase` or above.
+    pub(crate) async fn reached(&self, phase: Phase) {
+        while self.phase() < phase {
+            let changed = self.listen();
+            if self.phase() >= phase {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// The earlier of two instants, each of which may be missing.
+fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
+}

@@ -1,0 +1,116 @@
+//! Binding: all that a builder was asked to listen on, in that order, or nothing.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use super::custom::CustomListener;
+use super::inherited::Adopted;
+use super::unix::Unix;
+use super::{Listener, RawListener, tcp};
+use crate::address::{Address, Target};
+use crate::config::Config;
+use crate::transport::Engine;
+
+/// What a builder was asked to listen on.
+pub(crate) enum Source {
+    Target(Target),
+    Adopted(Adopted),
+    Custom(Box<dyn RawListener>),
+}
+
+impl Source {
+    /// A listener of the user's own.
+    pub(crate) fn custom(listener: impl Listener) -> Self {
+        Self::Custom(Box::new(CustomListener::new(listener)))
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Target(target) => target.fmt(f),
+            Self::Adopted(adopted) => adopted.fmt(f),
+            Self::Custom(_) => f.write_str("Custom"),
+        }
+    }
+}
+
+/// Binds everything, in the order of `sources`, or nothing. Gives for each address its listeners:
+/// one, or, on TCP, as many as there are engines, one for each shard.
+///
+/// # Errors
+/// The first source that cannot be bound, with its address. What was bound before is closed.
+pub(crate) async fn bind(
+    sources: Vec<Source>,
+    config: &Config,
+    engines: &[Engine],
+) -> io::Result<Vec<Vec<Box<dyn RawListener>>>> {
+    if sources.is_empty() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "nothing to listen on: expected an address or a listener before `bind`",
+        ));
+    }
+    // All names are resolved before the first is bound: an IPv6 socket takes IPv4 peers, too,
+    // unless one of the other addresses is IPv4 with the same port, and so has to know them all.
+    let mut resolved = Vec::new();
+    for source in sources {
+        resolved.push(match source {
+            Source::Target(target) => match target.into_address()? {
+                Address::Tcp(address) => Resolved::Tcp(vec![address]),
+                Address::Host(host, port) => Resolved::Tcp(tcp::resolve(host, port).await?),
+                address @ (Address::Unix(_) | Address::Abstract(_)) => Resolved::Unix(address),
+                address => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidInput,
+                        format!(
+                            "cannot listen on `{address}`: expected HOST:PORT, unix:PATH or unix:@NAME"
+                        ),
+                    ));
+                }
+            },
+            Source::Adopted(adopted) => Resolved::Bound(adopted.into_raw(&engines[0])?),
+            Source::Custom(listener) => Resolved::Bound(listener),
+        });
+    }
+    let mut all: Vec<SocketAddr> = Vec::new();
+    for it in &resolved {
+        if let Resolved::Tcp(addresses) = it {
+            all.extend(addresses);
+        }
+    }
+    let mut bound: Vec<Vec<Box<dyn RawListener>>> = Vec::new();
+    for it in resolved {
+        match it {
+            Resolved::Tcp(addresses) => {
+                for sockets in tcp::bind_all(&addresses, &all, config, engines)? {
+                    let sockets = sockets
+                        .into_iter()
+                        .map(|it| Box::new(it) as Box<dyn RawListener>);
+                    bound.push(sockets.collect());
+                }
+            }
+            Resolved::Unix(address) => {
+                let socket = Unix::bind(address, config, &engines[0]).await?;
+                bound.push(vec![Box::new(socket)]);
+            }
+            Resolved::Bound(listener) => bound.push(vec![listener]),
+        }
+    }
+    Ok(bound)
+}
+
+/// A source whose name is resolved.
+enum Resolved {
+    /// The addresses of one name.
+    Tcp(Vec<SocketAddr>),
+    Unix(Address),
+    /// A listener that was made elsewhere.
+    Bound(Box<dyn RawListener>),
+}
+
+/// The error of an address that cannot be bound, with the address in its message.
+pub(super) fn cannot_listen(address: &Address, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+}

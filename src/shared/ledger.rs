@@ -1,0 +1,159 @@
+//! The counts of a server, which always balance: they change together, under the registry's lock.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::report::{AcceptErrors, Cause, Limited, Stats, Straggler};
+
+/// How a connection ended, as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CloseKind {
+    Completed,
+    Failed,
+    Panicked,
+    Aborted,
+    Detached,
+    Rejected,
+}
+
+/// What counting a connection's end needs of it. The connection's state is dropped before, so that
+/// its socket is closed when its end is counted.
+#[derive(Debug)]
+pub(crate) struct Closing {
+    pub(crate) id: u64,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) accepted: Duration,
+    pub(crate) has_permit: bool,
+    pub(super) is_self_waiter: bool,
+    /// The address whose part of `max_per_peer` it holds.
+    pub(super) peer_permit: Option<IpAddr>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    accepted: u64,
+    active: u64,
+    completed: u64,
+    failed: u64,
+    panicked: u64,
+    aborted: u64,
+    detached: u64,
+    rejected: u64,
+    peak: u64,
+    pub(super) tracked: u64,
+    /// Bytes of the connections that ended.
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+    pub(super) accept_errors: AcceptErrors,
+    limited: Limited,
+    /// How many connections come from one address; kept only where that is limited.
+    per_peer: HashMap<IpAddr, usize>,
+    /// Connections whose handlers wait for the server to close.
+    pub(super) self_waiters: u64,
+    /// Accept loops beside the server's own task. They may be about to accept a peer.
+    pub(super) acceptors: u64,
+    /// The server's task is gone: the last to end closes the server.
+    pub(super) driver_lost: bool,
+    pub(super) stragglers: Vec<Straggler>,
+}
+
+impl Ledger {
+    /// Counts a connection that was accepted; gives its id.
+    pub(super) fn open(&mut self) -> u64 {
+        self.accepted += 1;
+        self.active += 1;
+        self.peak = self.peak.max(self.active);
+        self.accepted
+    }
+
+    pub(super) fn close(&mut self, closing: &Closing, kind: CloseKind, cause: &Cause) {
+        self.active -= 1;
+        *match kind {
+            CloseKind::Completed => &mut self.completed,
+            CloseKind::Failed => &mut self.failed,
+            CloseKind::Panicked => &mut self.panicked,
+            CloseKind::Aborted => &mut self.aborted,
+            CloseKind::Detached => &mut self.detached,
+            CloseKind::Rejected => &mut self.rejected,
+        } += 1;
+        match cause {
+            Cause::IdleTimeout => self.limited.idle += 1,
+            Cause::FirstByteTimeout => self.limited.first_byte += 1,
+            Cause::MaxAge => self.limited.age += 1,
+            _ => {}
+        }
+        if let Some(ip) = closing.peer_permit {
+            self.release_peer_permit(ip);
+        }
+        if closing.is_self_waiter {
+            self.self_waiters -= 1;
+        }
+    }
+
+    /// Takes one of the permits of an address; `false` where all `max` are used up.
+    pub(super) fn acquire_peer_permit(&mut self, ip: IpAddr, max: usize) -> bool {
+        let count = self.per_peer.entry(ip).or_default();
+        let has_permit = *count < max;
+        if has_permit {
+            *count += 1;
+        }
+        has_permit
+    }
+
+    fn release_peer_permit(&mut self, ip: IpAddr) {
+        if let Some(count) = self.per_peer.get_mut(&ip) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_peer.remove(&ip);
+            }
+        }
+    }
+
+    pub(super) fn active(&self) -> u64 {
+        self.active
+    }
+
+    /// Connections and tracked futures.
+    pub(super) fn left(&self) -> u64 {
+        self.active + self.tracked
+    }
+
+    /// Whether nothing is left and nothing can come any more.
+    pub(super) fn is_empty(&self) -> bool {
+        self.left() == 0 && !self.is_accepting()
+    }
+
+    /// Whether nothing is left but connections whose handlers wait for exactly that.
+    pub(super) fn only_self_waiters(&self) -> bool {
+        self.active <= self.self_waiters && self.tracked == 0 && !self.is_accepting()
+    }
+
+    /// Whether an accept loop may yet accept a peer.
+    pub(super) fn is_accepting(&self) -> bool {
+        self.acceptors > 0
+    }
+
+    /// The counts, with the bytes of the connections that have not ended.
+    pub(super) fn stats(&self, bytes_in: u64, bytes_out: u64) -> Stats {
+        let errors = self.accept_errors;
+        Stats {
+            accepted: self.accepted,
+            completed: self.completed,
+            failed: self.failed,
+            panicked: self.panicked,
+            aborted: self.aborted,
+            detached: self.detached,
+            rejected: self.rejected,
+            active: self.active,
+            peak: self.peak,
+            tracked: self.tracked,
+            accept_errors: errors.peer + errors.shortage + errors.listener,
+            accept_errors_by: errors,
+            limited: self.limited,
+            bytes_in: self.bytes_in + bytes_in,
+            bytes_out: self.bytes_out + bytes_out,
+        }
+    }
+}

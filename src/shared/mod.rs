@@ -1,0 +1,412 @@
+//! What a server's task, its connections and its handles have in common.
+//!
+//! Nothing here waits but in futures, and nothing needs the server's own task: so a request can be
+//! made from anywhere, and a server whose runtime is gone can still be closed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+#[cfg(target_os = "linux")]
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use crate::address::Address;
+use crate::config::Config;
+use crate::lifecycle::{Latch, Phase, Reason, State};
+use crate::listener::RawListener;
+use crate::listener::set::ListenerSet;
+use crate::report::{Cause, ListenerInfo, Report};
+use crate::runtime::{Clock, Runtime};
+use crate::socket::readiness::flag;
+use crate::sync::{lock, notify};
+use crate::transport::Engine;
+#[cfg(target_os = "linux")]
+use crate::workers::WorkerPools;
+
+mod cold;
+pub(crate) mod connection;
+pub(crate) mod events;
+mod id_map;
+pub(crate) mod ledger;
+mod permits;
+pub(crate) mod registry;
+
+use self::connection::ConnectionState;
+use self::ledger::{CloseKind, Closing};
+use self::permits::{Permits, Queue};
+use self::registry::Registry;
+
+pub(crate) use self::cold::TaskCold;
+
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) clock: Box<dyn Clock>,
+    pub(crate) latch: Latch,
+    pub(crate) registry: Registry,
+    pub(crate) permits: Permits,
+    /// Connections that were accepted and have no permit: by the sweep, or while the limit was
+    /// lowered.
+    pub(crate) queue: Queue<Arc<ConnectionState>>,
+    addrs: Vec<Address>,
+    /// One a shard, each with an accept loop of its own; empty once the listeners are closed.
+    pub(crate) listener_sets: Vec<Mutex<ListenerSet>>,
+    /// Which set is asked first where several share a limit. Locked by the accept loop that takes a
+    /// peer at that moment.
+    pub(crate) next_set: Mutex<usize>,
+    /// When there was last too little of something to accept with, in nanoseconds of uptime; 0 where
+    /// there is enough.
+    pub(crate) last_shortage: AtomicU64,
+    bound_at: Instant,
+    /// When somebody began to serve this server; set, too, where nobody ever will.
+    serving_since: OnceLock<Instant>,
+    failure: Mutex<Option<io::Error>>,
+    report: OnceLock<Report>,
+    /// What handlers that wait for their own server are told, once only they are left.
+    pub(crate) report_for_self_waiters: OnceLock<Report>,
+    /// The server's own threads, where it has some.
+    #[cfg(target_os = "linux")]
+    pools: OnceLock<WorkerPools>,
+    /// Counted up for each connection that is dealt out to a pool.
+    #[cfg(target_os = "linux")]
+    next_pool: AtomicUsize,
+    /// The servers that stop when this one does.
+    linked: Mutex<Vec<Weak<Self>>>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        runtime: &impl Runtime,
+        config: Config,
+        listeners: Vec<Vec<Box<dyn RawListener>>>,
+    ) -> io::Result<Self> {
+        let addrs = listeners
+            .iter()
+            .map(|sockets| sockets[0].local_addr())
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            latch: Latch::default(),
+            registry: Registry::default(),
+            permits: Permits::new(config.max_connections),
+            queue: Queue::default(),
+            config,
+            clock: Box::new(runtime.clone()),
+            addrs,
+            listener_sets: ListenerSet::all(listeners)
+                .into_iter()
+                .map(Mutex::new)
+                .collect(),
+            next_set: Mutex::new(0),
+            last_shortage: AtomicU64::new(0),
+            bound_at: Runtime::now(runtime),
+            serving_since: OnceLock::new(),
+            failure: Mutex::default(),
+            report: OnceLock::new(),
+            report_for_self_waiters: OnceLock::new(),
+            #[cfg(target_os = "linux")]
+            pools: OnceLock::new(),
+            #[cfg(target_os = "linux")]
+            next_pool: AtomicUsize::new(0),
+            linked: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn addrs(&self) -> &[Address] {
+        &self.addrs
+    }
+
+    /// How long ago the server was bound.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.clock.now().saturating_duration_since(self.bound_at)
+    }
+
+    pub(crate) fn state(&self) -> State {
+        match self.latch.phase() {
+            Phase::Bound => State::Bound,
+            Phase::Serving if self.permits.is_paused() => State::Paused,
+            Phase::Serving => State::Serving,
+            Phase::Draining => State::Draining,
+            Phase::Aborting => State::Aborting,
+            Phase::Closed => State::Closed,
+        }
+    }
+
+    /// Takes the one right to serve; `false` where it is taken.
+    pub(crate) fn begin_serving(&self) -> bool {
+        self.serving_since.set(self.clock.now()).is_ok()
+    }
+
+    pub(crate) fn serving_since(&self) -> Option<Instant> {
+        self.serving_since.get().copied()
+    }
+
+    /// The accept loops are about to begin.
+    pub(crate) fn start(&self) {
+        if self.latch.advance(Phase::Serving) {
+            log::info!(target: "gracious", "{self}");
+            self.registry.publish(self.state());
+        }
+    }
+
+    pub(crate) fn set_paused(&self, paused: bool) {
+        let before = self.state();
+        self.permits.set_paused(paused);
+        let after = self.state();
+        if before != after {
+            self.registry.publish(after);
+        }
+    }
+}
+
+/// The threads and the listeners.
+impl Shared {
+    /// Has the server's tasks run on threads of its own; said before any peer is accepted.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn set_pools(&self, pools: WorkerPools) {
+        let _first = self.pools.set(pools);
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(crate) fn pools(&self) -> Option<&WorkerPools> {
+        self.pools.get()
+    }
+
+    /// What reports on the sockets of a shard's connections.
+    pub(crate) fn engine(&self, shard: u16) -> Engine {
+        #[cfg(target_os = "linux")]
+        if let Some(pool) = self.pools().and_then(|pools| pools.get(shard)) {
+            return Engine::Workers(pool.poller().clone());
+        }
+        let _of_all = shard;
+        Engine::Reactor
+    }
+
+    /// The shard that gets the next connection which came through no shard's own socket.
+    pub(crate) fn next_shard(&self) -> u16 {
+        #[cfg(target_os = "linux")]
+        if let Some(pools) = self.pools() {
+            return pools.shard(self.next_pool.fetch_add(1, SeqCst));
+        }
+        0
+    }
+
+    pub(crate) fn listeners(&self) -> Vec<ListenerInfo> {
+        let mut infos = BTreeMap::new();
+        for set in &self.listener_sets {
+            for listener in &lock(set).listeners {
+                let queued = listener.queued();
+                let info = infos
+                    .entry(listener.address)
+                    .or_insert_with(|| ListenerInfo {
+                        address: self.addrs[usize::from(listener.address)].clone(),
+                        queued: queued.and(Some(0)),
+                    });
+                info.queued = info.queued.zip(queued).map(|(sum, queued)| sum + queued);
+            }
+        }
+        infos.into_values().collect()
+    }
+
+    /// Where the system has to be asked for handshakes under way: at the listeners that are shut.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn handshakes_at(&self) -> Vec<std::net::SocketAddr> {
+        let mut addresses = Vec::new();
+        for set in &self.listener_sets {
+            let set = lock(set);
+            let shut = set.listeners.iter().filter_map(|it| it.handshakes_at());
+            addresses.extend(shut);
+        }
+        addresses
+    }
+
+    pub(crate) fn is_closed_to_peers(&self) -> bool {
+        let mut sets = self.listener_sets.iter();
+        sets.all(|set| lock(set).listeners.is_empty())
+    }
+}
+
+/// The stop.
+impl Shared {
+    pub(crate) fn shutdown(&self, reason: Reason, before: Option<Instant>) {
+        if self.latch.ask(reason, self.clock.now(), before) {
+            self.registry.publish(State::Draining);
+            self.announce(before);
+        }
+    }
+
+    /// Says that the server was asked to stop: to the log, and to the linked servers.
+    pub(crate) fn announce(&self, before: Option<Instant>) {
+        let reason = self.latch.request().reason.clone();
+        let reason = reason.unwrap_or(Reason::Requested);
+        log::info!(target: "gracious", reason:%; "shutting down: {reason}");
+        for server in self.linked() {
+            server.shutdown(reason.clone(), before);
+        }
+    }
+
+    /// Has these servers stop when this one does.
+    pub(crate) fn link(&self, servers: impl Iterator<Item = Weak<Self>>) {
+        lock(&self.linked).extend(servers);
+    }
+
+    pub(crate) fn linked(&self) -> Vec<Arc<Self>> {
+        lock(&self.linked)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    /// How long peers are still accepted after a request: the longest of all linked servers, since
+    /// all listeners are shut together.
+    pub(crate) fn lame_duck(&self) -> Duration {
+        let spans = self.linked().into_iter().map(|it| it.config.lame_duck);
+        spans
+            .chain([self.config.lame_duck])
+            .max()
+            .unwrap_or_default()
+    }
+
+    /// When the drain has to be over, as far as that is known yet.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let request = self.latch.request();
+        request.deadline(self.config.deadline, request.shut)
+    }
+
+    /// Stops the server because a listener cannot go on.
+    pub(crate) fn fail(&self, error: io::Error) {
+        log::error!(target: "gracious", error:%; "a listener failed: {error}");
+        self.shutdown(Reason::Listener(error.to_string()), None);
+        *lock(&self.failure) = Some(error);
+    }
+
+    pub(crate) fn take_failure(&self) -> Option<io::Error> {
+        lock(&self.failure).take()
+    }
+}
+
+/// The permits: one for each connection under `max_connections`.
+impl Shared {
+    /// Whether the next peer may be accepted.
+    pub(crate) fn has_permit(&self) -> bool {
+        let rejects = self.config.reject_with.is_some();
+        !self.permits.is_paused() && (rejects || !self.permits.is_full())
+    }
+
+    /// Waits until the next peer may be accepted.
+    pub(crate) async fn permit(&self) {
+        while !self.has_permit() {
+            let released = self.permits.released.listen();
+            if self.has_permit() {
+                return;
+            }
+            released.await;
+        }
+    }
+
+    /// Gives a connection its permit; `false` where there is none.
+    pub(crate) fn acquire_permit(&self, connection: &ConnectionState) -> bool {
+        let is_acquired = self.permits.acquire();
+        if is_acquired {
+            connection.clear(flag::QUEUED);
+        }
+        is_acquired
+    }
+
+    /// Takes a connection's permit from it.
+    pub(crate) fn release_permit(&self, connection: &ConnectionState) {
+        if connection.set(flag::QUEUED) & flag::QUEUED == 0 {
+            self.permits.release();
+        }
+    }
+
+    /// The connection that has waited longest for a permit, with one, if there is one.
+    pub(crate) fn next_queued(&self) -> Option<Arc<ConnectionState>> {
+        self.queue
+            .pop_if(|connection| self.acquire_permit(connection))
+    }
+}
+
+/// The account.
+impl Shared {
+    /// Counts the end of a connection, whose socket is closed.
+    pub(crate) fn close_connection(&self, closing: Closing, kind: CloseKind, cause: Cause) {
+        let had_permit = closing.has_permit;
+        let closed = self.registry.close(closing, kind, cause, || self.uptime());
+        if had_permit {
+            self.permits.release();
+        } else {
+            // An accept loop that pauses for want of descriptors tries again.
+            notify(&self.permits.released);
+        }
+        if closed {
+            self.close();
+        }
+    }
+
+    /// Closes the server if its task is gone and nothing is left.
+    pub(crate) fn close_if_abandoned(&self) {
+        if self.registry.is_abandoned() {
+            self.close();
+        }
+    }
+
+    /// Closes the books, once: there is a report.
+    pub(crate) fn close(&self) {
+        let is_first = self.report.set(self.build_report()).is_ok();
+        // Even if another thread set the report first: our caller looks at the phase next, and a
+        // report exists.
+        self.latch.advance(Phase::Closed);
+        if !is_first {
+            return;
+        }
+        notify(&self.registry.empty);
+        log::info!(target: "gracious", "{}", self.report());
+        self.registry.publish(State::Closed);
+        #[cfg(target_os = "linux")]
+        if let Some(pools) = self.pools() {
+            pools.stop();
+        }
+    }
+
+    /// The final report, or the account as of now.
+    pub(crate) fn report(&self) -> Report {
+        self.report
+            .get()
+            .cloned()
+            .unwrap_or_else(|| self.build_report())
+    }
+
+    pub(crate) fn build_report(&self) -> Report {
+        let request = self.latch.request().clone();
+        let now = self.clock.now();
+        Report {
+            reason: request.reason.unwrap_or(Reason::Requested),
+            stats: self.registry.stats(),
+            elapsed: now.saturating_duration_since(self.bound_at),
+            drain: request
+                .asked
+                .map_or(Duration::ZERO, |asked| now.saturating_duration_since(asked)),
+            stragglers: self.registry.recorded_stragglers(),
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("addrs", &self.addrs)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The state and the addresses: `serving on 127.0.0.1:8888, unix:/run/app.sock`.
+impl fmt::Display for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.state())?;
+        for (i, address) in self.addrs.iter().enumerate() {
+            write!(f, "{}{address}", if i == 0 { " on " } else { ", " })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! The permits under `max_connections`, and the connections that wait for one.
+//!
+//! 1. A permit is released, the limit raised or a pause ended first, and `released` is notified
+//!    afterwards; a future that waits for a permit begins to listen first and looks for a permit
+//!    afterwards. Swapped on either side, a change between the two acts would wake no future. The
+//!    `SeqCst` loads and stores here are one side of that, with the fence in `sync::notify`.
+//! 2. More permits may be in use than there are: a limit that is lowered takes none back.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use event_listener::Event;
+
+use crate::sync::{lock, notify};
+
+/// How many connections there may be, and how many there are with a permit.
+#[derive(Debug)]
+pub(crate) struct Permits {
+    in_use: AtomicUsize,
+    /// `usize::MAX` where there is no limit.
+    max: AtomicUsize,
+    /// No peer is accepted, whether or not there are permits.
+    paused: AtomicBool,
+    /// Notified when a permit may be free, when a pause begins or ends, and when a connection
+    /// without a permit has ended.
+    pub(crate) released: Event,
+}
+
+impl Permits {
+    pub(super) fn new(max_connections: Option<usize>) -> Self {
+        Self {
+            in_use: AtomicUsize::new(0),
+            max: AtomicUsize::new(max_connections.unwrap_or(usize::MAX)),
+            paused: AtomicBool::new(false),
+            released: Event::new(),
+        }
+    }
+
+    /// Whether all permits are in use.
+    pub(super) fn is_full(&self) -> bool {
+        self.in_use.load(SeqCst) >= self.max.load(SeqCst)
+    }
+
+    /// Whether there is a limit at all.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.max.load(SeqCst) < usize::MAX
+    }
+
+    /// Changes the limit; connections that have a permit keep it.
+    pub(crate) fn set_max(&self, max_connections: Option<usize>) {
+        self.max
+            .store(max_connections.unwrap_or(usize::MAX), SeqCst);
+        notify(&self.released);
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(SeqCst)
+    }
+
+    pub(super) fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, SeqCst);
+        notify(&self.released);
+    }
+
+    /// Takes a permit; `false` where there is none.
+    pub(super) fn acquire(&self) -> bool {
+        let one_more = |in_use| (in_use < self.max.load(SeqCst)).then_some(in_use + 1);
+        self.in_use.fetch_update(SeqCst, SeqCst, one_more).is_ok()
+    }
+
+    /// Gives a permit back, for the next connection.
+    pub(super) fn release(&self) {
+        self.in_use.fetch_sub(1, SeqCst);
+        notify(&self.released);
+    }
+}
+
+/// Connections that wait for a permit, in the order in which they came.
+#[derive(Debug)]
+pub(crate) struct Queue<T> {
+    waiting: Mutex<VecDeque<T>>,
+    /// The length of `waiting`, stored under its lock and loaded without: it is 0 nearly always,
+    /// and then no lock is taken. The loads are `SeqCst` like the stores: `launch_queued` looks for
+    /// accept loops, which push, before it looks here.
+    len: AtomicUsize,
+}
+
+impl<T> Queue<T> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len.load(SeqCst) == 0
+    }
+
+    /// Adds a connection behind all others.
+    pub(crate) fn push(&self, connection: T) {
+        let mut waiting = lock(&self.waiting);
+        waiting.push_back(connection);
+        self.len.store(waiting.len(), SeqCst);
+    }
+
+    /// Takes the first connection, if `may` is true of it.
+    pub(super) fn pop_if(&self, may: impl FnOnce(&T) -> bool) -> Option<T> {
+        if self.is_empty() {
+            return None;
+        }
+        let mut waiting = lock(&self.waiting);
+        if !may(waiting.front()?) {
+            return None;
+        }
+        let first = waiting.pop_front();
+        self.len.store(waiting.len(), SeqCst);
+        first
+    }
+
+    /// Takes all connections.
+    pub(crate) fn take_all(&self) -> VecDeque<T> {
+        let mut waiting = lock(&self.waiting);
+        self.len.store(0, SeqCst);
+        std::mem::take(&mut *waiting)
+    }
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self {
+            waiting: Mutex::default(),
+            len: AtomicUsize::new(0),
+        }
+    }
+}

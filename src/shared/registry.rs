@@ -1,0 +1,432 @@
+//! The tracked connections of one server, by id.
+//!
+//! 1. A connection is in the registry from the moment `accept` returned it until its socket is
+//!    closed; the list and the ledger change together, under one lock.
+//! 2. On the hot path that lock is not taken, and no code of others runs under it.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
+use std::time::Duration;
+
+use async_channel::Receiver;
+use event_listener::Event;
+
+use super::Shared;
+use super::connection::{Arrival, ConnectionState, declared_flags};
+use super::events::{EventQueue, ServerEvent, Subscribers};
+use super::id_map::IdMap;
+use super::ledger::{CloseKind, Closing, Ledger};
+use crate::lifecycle::State;
+use crate::report::{AcceptErrors, Cause, ConnectionInfo, Stats, Straggler, Waiting};
+use crate::socket::readiness::flag;
+use crate::sync::{lock, notify};
+
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    inner: Mutex<Inner>,
+    subscribers: Mutex<Subscribers>,
+    /// Notified when nothing may be left.
+    pub(crate) empty: Event,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    connections: IdMap<Weak<ConnectionState>>,
+    ledger: Ledger,
+    events: EventQueue,
+    /// All connections were asked to end: so is each that comes now.
+    draining: bool,
+    /// All connections were aborted: so is each that comes now.
+    aborting: bool,
+}
+
+/// A connection's way in and out.
+impl Registry {
+    /// Enters a peer that was accepted. From here on it is counted, wherever it ends.
+    pub(crate) fn open(&self, server: &Arc<Shared>, arrival: Arrival) -> Arc<ConnectionState> {
+        let accepted = server.uptime();
+        let mut inner = self.inner();
+        let mut flags = flag::READER | flag::WRITER | flag::QUEUED;
+        flags |= declared_flags(&server.config);
+        if inner.draining {
+            flags |= flag::DRAINING;
+            if !server.config.first_byte_grace.is_zero() {
+                flags |= flag::FIRST_BYTE_GRACE;
+            }
+        }
+        if inner.aborting {
+            flags |= flag::ABORT;
+        }
+        let id = inner.ledger.open();
+        let connection = ConnectionState::new(id, server.clone(), arrival, flags, accepted);
+        let connection = Arc::new(connection);
+        inner.connections.push(id, Arc::downgrade(&connection));
+        inner.events.opened(id, || connection.peer());
+        self.unlock_and_deliver(inner);
+        connection
+    }
+
+    /// Begins to count the end of a connection; `None` where that has been done. The bytes move from
+    /// the connection to the ledger, so that no sum ever goes back.
+    pub(crate) fn begin_close(&self, connection: &ConnectionState) -> Option<Closing> {
+        let mut inner = self.inner();
+        let word = connection.set(flag::COUNTED);
+        if word & flag::COUNTED != 0 {
+            return None;
+        }
+        let has_peer_permit = word & flag::HAS_PEER_PERMIT != 0;
+        let closing = Closing {
+            id: connection.id(),
+            bytes_in: connection.received.load(Relaxed),
+            bytes_out: connection.sent.load(Relaxed),
+            accepted: connection.accepted(),
+            has_permit: word & flag::QUEUED == 0,
+            is_self_waiter: word & flag::SELF_WAITER != 0,
+            peer_permit: has_peer_permit.then(|| connection.peer().ip()).flatten(),
+        };
+        inner.ledger.bytes_in += closing.bytes_in;
+        inner.ledger.bytes_out += closing.bytes_out;
+        Some(closing)
+    }
+
+    /// Counts the end of a connection, whose socket is closed; `true` where the caller is the last
+    /// and has to close the server. The `uptime` is asked for only where somebody listens to events.
+    pub(super) fn close(
+        &self,
+        closing: Closing,
+        kind: CloseKind,
+        cause: Cause,
+        uptime: impl FnOnce() -> Duration,
+    ) -> bool {
+        let mut inner = self.inner();
+        let mut age = Duration::ZERO;
+        if inner.events.has_subscribers() {
+            // Outside the lock: the clock is somebody else's code.
+            drop(inner);
+            age = uptime().saturating_sub(closing.accepted);
+            inner = self.inner();
+        }
+        inner.connections.remove(closing.id);
+        inner.ledger.close(&closing, kind, &cause);
+        inner.events.push(|| ServerEvent::Closed {
+            id: closing.id,
+            cause,
+            age,
+            bytes_in: closing.bytes_in,
+            bytes_out: closing.bytes_out,
+        });
+        let may_be_empty = inner.ledger.only_self_waiters();
+        let is_last = inner.ledger.driver_lost && inner.ledger.is_empty();
+        self.unlock_and_deliver(inner);
+        if may_be_empty {
+            notify(&self.empty);
+        }
+        is_last
+    }
+
+    /// Takes one of the permits of the peer's address; `false` where all `max` are used up.
+    pub(crate) fn acquire_peer_permit(&self, connection: &ConnectionState, max: usize) -> bool {
+        let Some(ip) = connection.peer().ip() else {
+            return true;
+        };
+        let mut inner = self.inner();
+        let has_permit = inner.ledger.acquire_peer_permit(ip, max);
+        if has_permit {
+            // Under the lock, so that an end which is counted from now on gives the permit back.
+            connection.set(flag::HAS_PEER_PERMIT);
+        }
+        has_permit
+    }
+}
+
+/// All connections at once.
+impl Registry {
+    pub(crate) fn find(&self, id: u64) -> Option<Arc<ConnectionState>> {
+        self.inner().connections.get(id)?.upgrade()
+    }
+
+    /// The open connections, in the order they came. Returns strong references. Drop them soon: the
+    /// socket closes with the last one.
+    fn all(&self) -> Vec<Arc<ConnectionState>> {
+        self.inner()
+            .connections
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    /// Asks all connections to end, and each that comes from now on, through the sweep.
+    pub(crate) fn drain_all(&self, uptime: Duration) {
+        self.inner().draining = true;
+        self.drain_open(uptime);
+    }
+
+    /// Asks the open connections to end.
+    pub(crate) fn drain_open(&self, uptime: Duration) {
+        for connection in self.all() {
+            connection.notify_drain(uptime);
+        }
+    }
+
+    /// Aborts all connections, and each that comes from now on.
+    pub(crate) fn abort_all(&self) {
+        self.inner().aborting = true;
+        self.abort_open();
+    }
+
+    /// Aborts the open connections.
+    pub(crate) fn abort_open(&self) {
+        for connection in self.all() {
+            connection.abort();
+        }
+    }
+
+    pub(crate) fn connections(&self, uptime: Duration) -> Vec<ConnectionInfo> {
+        let info = |connection: Arc<ConnectionState>| ConnectionInfo {
+            id: connection.id(),
+            peer: connection.peer(),
+            age: connection.age(uptime),
+            busy: connection.is_busy(),
+            waiting: connection.waiting(),
+            bytes_in: connection.received.load(Relaxed),
+            bytes_out: connection.sent.load(Relaxed),
+        };
+        self.all().into_iter().map(info).collect()
+    }
+
+    /// The open connections as stragglers, in the order they came.
+    pub(crate) fn stragglers(&self, uptime: Duration) -> Vec<Straggler> {
+        self.all()
+            .iter()
+            .map(|connection| connection.straggler(uptime))
+            .collect()
+    }
+
+    /// Keeps the stragglers for the report. The first list is the longest, and stays.
+    pub(crate) fn record_stragglers(&self, left: &[Straggler]) {
+        let mut inner = self.inner();
+        if inner.ledger.stragglers.is_empty() {
+            inner.ledger.stragglers = left.to_vec();
+        }
+    }
+
+    pub(super) fn recorded_stragglers(&self) -> Vec<Straggler> {
+        self.inner().ledger.stragglers.clone()
+    }
+
+    /// Counts the connections that cannot be dropped as aborted: their handlers block their threads,
+    /// or they wait behind one that does.
+    pub(crate) fn abandon_all(&self, server: &Shared) {
+        for connection in self.all() {
+            let is_blocked = connection.is_in_handler();
+            let Some(closing) = self.begin_close(&connection) else {
+                continue;
+            };
+            if is_blocked {
+                let mut inner = self.inner();
+                let mut stragglers = inner.ledger.stragglers.iter_mut();
+                if let Some(straggler) = stragglers.find(|it| it.id == connection.id()) {
+                    straggler.waiting = Waiting::Blocked;
+                }
+            }
+            server.close_connection(closing, CloseKind::Aborted, Cause::Aborted);
+        }
+        self.inner().ledger.tracked = 0;
+    }
+
+    /// The connections whose handlers a thread is in now and that the log has not named, each with
+    /// its number of steps.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn in_handlers(&self) -> Vec<(u64, u32)> {
+        let mut inside = Vec::new();
+        for connection in self.all() {
+            if connection.is_in_handler() && !connection.has(flag::BLOCKED) {
+                inside.push((connection.id(), connection.handler_steps()));
+            }
+        }
+        inside
+    }
+
+    /// Names in the log the handlers that block their threads, once each: those that are where they
+    /// were when `inside` was taken.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn log_blocked(&self, inside: &[(u64, u32)]) {
+        for &(id, steps) in inside {
+            let Some(connection) = self.find(id) else {
+                continue;
+            };
+            if steps % 2 == 1 && connection.handler_steps() == steps {
+                connection.set(flag::BLOCKED);
+                let peer = connection.peer();
+                log::warn!(
+                    target: "gracious", conn = id, peer:%;
+                    "the handler of connection {id} from {peer} blocks a thread",
+                );
+            }
+        }
+    }
+}
+
+/// The counts.
+impl Registry {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
+    }
+
+    pub(crate) fn active(&self) -> u64 {
+        self.inner().ledger.active()
+    }
+
+    /// How many connections and tracked futures are left.
+    pub(crate) fn left(&self) -> u64 {
+        self.inner().ledger.left()
+    }
+
+    /// Whether an accept loop may yet accept a peer.
+    pub(crate) fn is_accepting(&self) -> bool {
+        self.inner().ledger.is_accepting()
+    }
+
+    pub(crate) fn only_self_waiters(&self) -> bool {
+        self.inner().ledger.only_self_waiters()
+    }
+
+    /// Waits until nothing is left.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let empty = self.empty.listen();
+            if self.inner().ledger.is_empty() {
+                return;
+            }
+            empty.await;
+        }
+    }
+
+    pub(crate) fn set_driver_lost(&self) {
+        self.inner().ledger.driver_lost = true;
+    }
+
+    /// Whether the server's task is gone and nothing is left.
+    pub(super) fn is_abandoned(&self) -> bool {
+        let inner = self.inner();
+        inner.ledger.driver_lost && inner.ledger.is_empty()
+    }
+
+    pub(crate) fn count_accept_error(&self, count: impl FnOnce(&mut AcceptErrors)) {
+        count(&mut self.inner().ledger.accept_errors);
+    }
+
+    /// An accept loop begins beside the server's own task.
+    pub(crate) fn acceptor_started(&self) {
+        self.inner().ledger.acceptors += 1;
+    }
+
+    pub(crate) fn acceptor_ended(&self) {
+        self.inner().ledger.acceptors -= 1;
+        notify(&self.empty);
+    }
+
+    /// A future is tracked: awaited at a drain, and counted apart.
+    pub(crate) fn track(&self) {
+        self.inner().ledger.tracked += 1;
+    }
+
+    pub(crate) fn untrack(&self) {
+        let mut inner = self.inner();
+        inner.ledger.tracked = inner.ledger.tracked.saturating_sub(1);
+        let may_be_empty = inner.ledger.only_self_waiters();
+        drop(inner);
+        if may_be_empty {
+            notify(&self.empty);
+        }
+    }
+
+    /// A handler begins to wait for its own server; `false` where its connection is no more.
+    pub(crate) fn begin_self_wait(&self, connection: &ConnectionState) -> bool {
+        let mut inner = self.inner();
+        let word = connection.set(flag::SELF_WAITER);
+        if word & flag::COUNTED != 0 {
+            return false;
+        }
+        connection.count_self_waits(|waits| waits + 1);
+        if word & flag::SELF_WAITER == 0 {
+            inner.ledger.self_waiters += 1;
+        }
+        drop(inner);
+        notify(&self.empty);
+        true
+    }
+
+    pub(crate) fn end_self_wait(&self, connection: &ConnectionState) {
+        let mut inner = self.inner();
+        if connection.count_self_waits(|waits| waits - 1) > 0 {
+            return;
+        }
+        // Where the connection's end was counted in between, `Ledger::close` counts it off.
+        if connection.clear(flag::SELF_WAITER) & flag::COUNTED == 0 {
+            inner.ledger.self_waiters -= 1;
+        }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let inner = self.inner();
+        let open: Vec<_> = inner
+            .connections
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect();
+        let (mut bytes_in, mut bytes_out) = (0, 0);
+        // The bytes of a connection whose end was counted are in the ledger.
+        for connection in open.iter().filter(|it| !it.has(flag::COUNTED)) {
+            bytes_in += connection.received.load(Relaxed);
+            bytes_out += connection.sent.load(Relaxed);
+        }
+        let stats = inner.ledger.stats(bytes_in, bytes_out);
+        drop(inner);
+        // After the lock: the last owner of a connection runs destructors.
+        drop(open);
+        stats
+    }
+}
+
+/// The events.
+impl Registry {
+    pub(crate) fn subscribe(&self) -> Receiver<ServerEvent> {
+        let mut subscribers = lock(&self.subscribers);
+        // Events that happened before are for the earlier subscribers alone.
+        let events = self.inner().events.take();
+        subscribers.send(events);
+        let receiver = subscribers.add(&mut self.inner().events);
+        drop(subscribers);
+        self.deliver();
+        receiver
+    }
+
+    pub(crate) fn publish(&self, state: State) {
+        let mut inner = self.inner();
+        inner.events.state(state);
+        self.unlock_and_deliver(inner);
+    }
+
+    fn unlock_and_deliver(&self, inner: MutexGuard<'_, Inner>) {
+        let is_delivered = inner.events.is_empty();
+        drop(inner);
+        if !is_delivered {
+            self.deliver();
+        }
+    }
+
+    /// Sends the events in the queue. A thread that finds another at it leaves them to that one,
+    /// which looks again after it has let go of the lock.
+    fn deliver(&self) {
+        while !self.inner().events.is_empty() {
+            let mut subscribers = match self.subscribers.try_lock() {
+                Ok(subscribers) => subscribers,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            let events = self.inner().events.take();
+            subscribers.send(events);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Linux's epoll, edge by edge: a socket is registered once, for its whole life.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::task::Waker;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+
+use super::listener::ListenerRegistration;
+use super::registration::{NOT_A_CONNECTION, Registered, Registrations, Slab};
+use crate::sync::{lock, wake_by_ref};
+
+/// How many events one wait can bring.
+const EVENTS: usize = 1024;
+
+/// The key of the poller's own wake-up.
+const WAKE: u64 = u64::MAX;
+
+/// One epoll, and what is registered with it.
+#[derive(Debug)]
+pub(crate) struct Poller {
+    epoll: OwnedFd,
+    wake: OwnedFd,
+    pub(super) registrations: Box<dyn Registrations>,
+    listeners: Mutex<Vec<Arc<ListenerRegistration>>>,
+}
+
+/// What one wait brought.
+pub(crate) struct Batch {
+    events: Vec<Event>,
+    wakers: Vec<Waker>,
+}
+
+impl Batch {
+    pub(crate) fn new() -> Self {
+        Self {
+            events: Vec::with_capacity(EVENTS),
+            wakers: Vec::with_capacity(EVENTS),
+        }
+    }
+}
+
+impl Poller {
+    /// A poller for connections of one type.
+    pub(crate) fn new<R: Registered>() -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let poller = Self {
+            epoll,
+            wake,
+            registrations: Box::new(Slab::<R>::default()),
+            listeners: Mutex::default(),
+        };
+        // Edge-triggered, and so never read: each write is an event.
+        poller.add(&poller.wake, WAKE, EventFlags::IN | EventFlags::ET)?;
+        Ok(poller)
+    }
+
+    /// Ends the wait under way, or else the next.
+    pub(crate) fn wake(&self) {
+        // It fails only where 2^64 - 1 wake-ups are pending.
+        let _ignored = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// How many wake-ups were written so far, which nothing else reads.
+    #[cfg(test)]
+    pub(crate) fn wakes(&self) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::read(&self.wake, &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            Err(_) => 0,
+        }
+    }
+
+    /// Waits for events, for ever or not at all, and wakes the futures they concern. Gives the
+    /// number of events.
+    pub(crate) fn wait(&self, batch: &mut Batch, block: bool) -> usize {
+        const NOT_AT_ALL: Timespec = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let Batch { events, wakers } = batch;
+        events.clear();
+        let timeout = (!block).then_some(&NOT_AT_ALL);
+        // A signal ends the wait early, with no event.
+        if epoll::wait(&self.epoll, spare_capacity(events), timeout).is_err() {
+            return 0;
+        }
+        if events.is_empty() {
+            return 0;
+        }
+        self.registrations.on_events(events, wakers, &mut |key| {
+            if key == WAKE {
+                return None;
+            }
+            let index = key as u32 & !NOT_A_CONNECTION;
+            lock(&self.listeners).get(index as usize)?.report(self)
+        });
+        // After the locks, since a waker is somebody else's code.
+        for waker in wakers.drain(..) {
+            wake_by_ref(&waker);
+        }
+        events.len()
+    }
+
+    /// Makes room for one more listener; `make` gets the key for its events.
+    pub(super) fn add_listener(
+        &self,
+        make: impl FnOnce(u64) -> ListenerRegistration,
+    ) -> Arc<ListenerRegistration> {
+        let mut listeners = lock(&self.listeners);
+        let index = listeners.len() as u32;
+        let listener = Arc::new(make(u64::from(index | NOT_A_CONNECTION)));
+        listeners.push(listener.clone());
+        listener
+    }
+
+    pub(super) fn add(&self, fd: &impl AsFd, key: u64, flags: EventFlags) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(key), flags)?)
+    }
+
+    pub(super) fn modify(
+        &self,
+        fd: &(impl AsFd + ?Sized),
+        key: u64,
+        flags: EventFlags,
+    ) -> io::Result<()> {
+        Ok(epoll::modify(
+            &self.epoll,
+            fd,
+            EventData::new_u64(key),
+            flags,
+        )?)
+    }
+
+    pub(super) fn delete(&self, fd: &impl AsFd) {
+        // It fails only where the descriptor is registered no longer.
+        let _ignored = epoll::delete(&self.epoll, fd);
+    }
+}
