@@ -99,9 +99,15 @@ impl Cut {
             clients.push(tasks.spawn(ignoring(be_sent_to(address, is_sent_to))));
             clients.push(tasks.spawn(ignoring(idle(address, idles))));
         }
+        let mut under_way = Vec::new();
         for _ in 0..3 * CUT_OF_A_SORT {
             let port = within(LATE, ports.recv()).await;
-            link.relay.cut(port.expect("a client under way").unwrap());
+            under_way.push(port.expect("a client under way").unwrap());
+        }
+        // To the idle ones nothing is owed as soon as they have acknowledged all, which they put off.
+        Timer::after(link.relay.conditions().round_trip + DELAYED_ACK).await;
+        for port in under_way {
+            link.relay.cut(port);
         }
         // What was on its way when the cables were cut has arrived, one answer included that may
         // have caused another.
@@ -111,6 +117,8 @@ impl Cut {
 }
 
 const IN_FLIGHT: Duration = Duration::from_millis(100);
+/// The kernel's longest is 200 ms.
+const DELAYED_ACK: Duration = Duration::from_millis(300);
 
 /// Whatever a client meets behind a cable that is cut is no matter.
 async fn ignoring(client: impl Future<Output = io::Result<()>>) {
