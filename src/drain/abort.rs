@@ -26,11 +26,9 @@ pub(crate) fn abort(shared: &Shared, reason: Reason) {
 
 /// Aborts all connections, once.
 pub(crate) fn abort_now(shared: &Shared) {
-    shared
-        .latch
-        .request()
-        .aborted
-        .get_or_insert(shared.clock.now());
+    // Before the lock: a user's runtime may have a clock of its own.
+    let now = shared.clock.now();
+    shared.latch.request().aborted.get_or_insert(now);
     reject_queue(shared);
     if shared.latch.phase() < Phase::Aborting {
         let left = shared.registry.stragglers(shared.uptime());

@@ -265,7 +265,9 @@ impl Shared {
     pub(crate) fn fail(&self, error: io::Error) {
         log::error!(target: "gracious", error:%; "a listener failed: {error}");
         self.shutdown(Reason::Listener(error.to_string()), None);
-        *lock(&self.failure) = Some(error);
+        let earlier = lock(&self.failure).replace(error);
+        // Outside the lock: it may be an error of the user's own.
+        drop(earlier);
     }
 
     pub(crate) fn take_failure(&self) -> Option<io::Error> {

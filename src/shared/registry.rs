@@ -5,7 +5,7 @@
 //! 2. On the hot path that lock is not taken, and no code of others runs under it.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
+use std::sync::{Arc, Mutex, TryLockError, Weak};
 use std::time::Duration;
 
 use async_channel::Receiver;
@@ -19,7 +19,7 @@ use super::ledger::{CloseKind, Closing, Ledger};
 use crate::lifecycle::State;
 use crate::report::{AcceptErrors, Cause, ConnectionInfo, Stats, Straggler, Waiting};
 use crate::socket::readiness::flag;
-use crate::sync::{lock, notify};
+use crate::sync::{MutexGuard, lock, notify};
 
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
