@@ -16,7 +16,7 @@ use crate::accept::spawn::Launcher;
 use crate::runtime::sleep_until;
 use crate::shared::Shared;
 use crate::shared::connection::ConnectionState;
-use crate::sync::{lock, notify};
+use crate::sync::notify;
 
 /// How long a listener that is shut is left alone after an error.
 const ERROR_PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
@@ -52,9 +52,7 @@ pub(super) fn shut_listeners(shared: &Shared) {
 
 fn shut_own_listeners(shared: &Shared) {
     for set in &shared.listener_sets {
-        for listener in &mut lock(set).listeners {
-            listener.shut();
-        }
+        set.shut();
     }
 }
 
@@ -75,10 +73,8 @@ fn sweep_set(shared: &Arc<Shared>, set: usize, destination: &impl Destination) -
     let (mut is_swept, mut index) = (true, 0);
     let mut backoff = AcceptBackoff::default();
     loop {
-        // The lock is not held while a peer is entered and admitted.
-        let accepted = match lock(&shared.listener_sets[set]).listeners.get_mut(index) {
-            Some(listener) => listener.try_accept(),
-            None => return is_swept,
+        let Some(accepted) = shared.listener_sets[set].sweep(index) else {
+            return is_swept;
         };
         match enter(shared, set, accepted) {
             Ok(connection) => {
@@ -114,8 +110,7 @@ fn close_after_sweep(shared: &Arc<Shared>, destination: &impl Destination) {
     shut_own_listeners(shared);
     sweep_to(shared, destination);
     for set in &shared.listener_sets {
-        let closed = std::mem::take(&mut lock(set).listeners);
-        drop(closed);
+        set.close();
     }
     notify(&shared.permits.released);
     notify(&shared.registry.empty);
@@ -153,7 +148,7 @@ pub(super) async fn keep_sweeping(shared: &Arc<Shared>, launcher: &dyn Launcher)
 /// The next peer at any listener.
 fn poll_any(shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<io::Result<Arc<ConnectionState>>> {
     for (number, set) in shared.listener_sets.iter().enumerate() {
-        let accepted = lock(set).poll_accept(cx);
+        let accepted = set.poll_accept(cx);
         if let Poll::Ready(accepted) = accepted {
             return Poll::Ready(enter(shared, number, accepted));
         }

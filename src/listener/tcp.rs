@@ -126,15 +126,15 @@ impl RawListener for Tcp {
         self.socket.get_ref().local_addr().map(Address::Tcp)
     }
 
-    fn shut(&mut self) {
+    fn shut(&mut self) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         if !self.shared {
             let socket = socket2::SockRef::from(self.socket.get_ref());
-            if let Err(error) = socket.attach_filter(&NO_SYN) {
-                // Without it peers may be queued until the sweep is over: accepted, most of them.
-                log::debug!(target: "gracious", "cannot keep new peers out during the sweep: {error}");
-            }
+            // It needs a privilege. Without it peers may be queued until the sweep is over: accepted,
+            // most of them.
+            let _ignored = socket.attach_filter(&NO_SYN);
         }
+        Ok(())
     }
 
     #[cfg(target_os = "linux")]

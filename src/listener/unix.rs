@@ -87,7 +87,8 @@ impl Unix {
                 shut: false,
             }),
             Err(error) => {
-                file.iter().for_each(File::remove);
+                // The error that is told is the first.
+                let _ignored = file.as_ref().map(File::remove);
                 Err(error)
             }
         }
@@ -166,41 +167,40 @@ impl RawListener for Unix {
         Ok(Address::from_unix(&self.socket.get_ref().local_addr()?))
     }
 
-    fn shut(&mut self) {
+    fn shut(&mut self) -> io::Result<()> {
         // The path goes first, while the listener still answers: a successor that finds the path
         // with nobody behind it would replace it, and then lose its own path to this removal.
-        if let Some(file) = self.file.take() {
-            file.remove();
-        }
+        let removed = self.file.take().map_or(Ok(()), |file| file.remove());
         if !self.shared {
             // New peers are refused, those queued stay acceptable. It cannot fail on a listener.
             let _ignored = SockRef::from(self.socket.get_ref()).shutdown(Shutdown::Read);
             self.shut = true;
         }
+        removed
     }
 }
 
 impl Drop for Unix {
     fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            file.remove();
+        if let Some(Err(error)) = self.file.as_ref().map(File::remove) {
+            log::warn!(target: "gracious", error:%; "{error}");
         }
     }
 }
 
 impl File {
     /// Removes the path if it is still ours.
-    fn remove(&self) {
+    fn remove(&self) -> io::Result<()> {
         let _lock = lock_directory(&self.path);
         match fs::symlink_metadata(&self.path) {
-            Ok(found) if (found.dev(), found.ino()) == self.inode => {
-                if let Err(error) = fs::remove_file(&self.path) {
+            Ok(found) if (found.dev(), found.ino()) == self.inode => fs::remove_file(&self.path)
+                .map_err(|error| {
                     let path = self.path.display();
-                    log::warn!(target: "gracious", "cannot remove the socket {path}: {error}");
-                }
-            }
+                    let message = format!("cannot remove the socket {path}: {error}");
+                    io::Error::new(error.kind(), message)
+                }),
             // Somebody else's by now, or gone.
-            _ => {}
+            _ => Ok(()),
         }
     }
 }

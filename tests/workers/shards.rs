@@ -3,12 +3,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use gracious::{Address, Connection, Handle, Server};
+use gracious::{Address, Connection, Handle, Listener, Server};
 
 use crate::plain;
 use crate::support::client::{Client, answer_once, echo, eventually, unix_address};
@@ -241,5 +242,51 @@ fn a_limit_starves_no_shard() {
         // In turn as long as both have somebody queued, which is long: the kernel deals out evenly.
         let turns = order.windows(2).filter(|pair| pair[0] != pair[1]).count();
         assert!(turns > QUEUED / 4, "{turns} changes in {order:?}");
+    });
+}
+
+/// A listener of the user's own, which gives the peers that the test sends it.
+struct Sent(async_channel::Receiver<UnixStream>);
+
+impl Listener for Sent {
+    type Io = smol::Async<UnixStream>;
+
+    async fn accept(&mut self) -> io::Result<(Self::Io, Address)> {
+        match self.0.recv().await {
+            Ok(peer) => Ok((smol::Async::new(peer)?, Address::Unnamed)),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Address> {
+        Ok(Address::Custom("sent".into()))
+    }
+
+    fn shut(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Under a limit each accept loop looks at the listeners of all. The loop that waits at one of the
+/// user's own is to hear of its next peer all the same.
+#[test]
+fn a_listener_that_another_loop_has_looked_at_is_still_waited_for() {
+    test(async || {
+        let (send, sent) = async_channel::unbounded();
+        let builder = shards(2).listen(loopback()).listener(Sent(sent));
+        let server = builder.max_connections(100).bind().await.unwrap();
+        let running = server.spawn(answer_once);
+        for _ in 0..50 {
+            // Through the socket of either shard: its loop then looks at the other's.
+            let mut client = Client::of(&running);
+            client.send("hello\n");
+            assert_eq!(client.rest(), "hello\n");
+            let (client, peer) = UnixStream::pair().unwrap();
+            send.try_send(peer).unwrap();
+            let mut client = Client::Unix(client);
+            client.send("hello\n");
+            assert_eq!(client.rest(), "hello\n");
+        }
+        assert_eq!(settled(running.shutdown().await).completed, 100);
     });
 }
