@@ -120,6 +120,7 @@ mod handle;
 mod handler;
 mod lifecycle;
 mod listener;
+mod log;
 mod progress;
 mod report;
 mod runtime;

@@ -21,6 +21,7 @@ const LAYERS: [&[&str]; 11] = [
         "address",
         "config",
         "lifecycle",
+        "log",
         "report",
         "runtime",
         "sync",

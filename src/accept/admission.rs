@@ -12,6 +12,7 @@ use crate::connection::task::{self, Task};
 use crate::connection::{Connection, close};
 use crate::lifecycle::Phase;
 use crate::listener::set::Accepted;
+use crate::log;
 use crate::report::Cause;
 use crate::shared::Shared;
 use crate::shared::connection::{Arrival, ConnectionState};

@@ -9,6 +9,7 @@ use futures_lite::future;
 use super::sweep::close_listeners_unserved;
 use crate::accept::admission::reject_queue;
 use crate::lifecycle::{Phase, Reason, State};
+use crate::log;
 use crate::shared::Shared;
 
 /// How long, after all connections were aborted, the next of them may take to be gone. Dropping a

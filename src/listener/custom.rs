@@ -14,6 +14,7 @@ use futures_lite::future;
 
 use super::{ErasedListener, Listener};
 use crate::address::Address;
+use crate::log;
 use crate::socket::Incoming;
 use crate::sync::{assert_unlocked, lock, wake_by_ref};
 

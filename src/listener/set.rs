@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use super::{AnyListener, ErasedListener, RawListener};
 use crate::address::Address;
+use crate::log;
 use crate::socket::Incoming;
 use crate::sync::{assert_unlocked, lock};
 

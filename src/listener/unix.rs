@@ -14,6 +14,7 @@ use super::bind::cannot_listen;
 use super::{ListeningSocket, RawListener};
 use crate::address::Address;
 use crate::config::Config;
+use crate::log;
 use crate::socket;
 use crate::socket::Incoming;
 use crate::transport::Engine;

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::lifecycle::{Latch, Phase, Reason, State};
 use crate::listener::AnyListener;
 use crate::listener::set::ListenerSet;
+use crate::log;
 use crate::report::{Cause, ListenerInfo, Report};
 use crate::runtime::{Clock, Runtime};
 use crate::socket::readiness::flag;

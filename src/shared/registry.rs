@@ -17,6 +17,7 @@ use super::events::{Delivery, EventQueue, ServerEvent};
 use super::id_map::IdMap;
 use super::ledger::{CloseKind, Closing, Ledger};
 use crate::lifecycle::State;
+use crate::log;
 use crate::report::{AcceptErrors, Cause, ConnectionInfo, Stats, Straggler, Waiting};
 use crate::socket::readiness::flag;
 use crate::sync::{MutexGuard, lock, notify};
