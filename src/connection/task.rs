@@ -14,6 +14,7 @@ use pin_project_lite::pin_project;
 
 use super::close::poll_close;
 use super::timeouts;
+use crate::log;
 use crate::report::Cause;
 use crate::shared::connection::ConnectionState;
 use crate::shared::ledger::CloseKind;

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker, ready};
 use futures_io::AsyncWrite;
 
 use super::Connection;
+use crate::log;
 use crate::shared::connection::ConnectionState;
 use crate::socket::errors::{aborted, ended_by_server};
 use crate::socket::readiness::{HalfState, Waiter, flag};

@@ -30,7 +30,7 @@ use crate::sync::lock;
 pub(crate) trait Registered: fmt::Debug + Send + Sync + 'static {
     fn readiness(&self) -> &Readiness;
 
-    /// The waker of a waiter that is registered with another than the task's first.
+    /// Takes the waker of a waiter that is registered with another than the task's first.
     fn other_waker(&self, waiter: Waiter) -> Option<Waker>;
 }
 
