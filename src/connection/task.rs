@@ -17,6 +17,7 @@ use super::timeouts;
 use crate::report::Cause;
 use crate::shared::connection::ConnectionState;
 use crate::shared::ledger::CloseKind;
+use crate::socket::budget;
 use crate::socket::readiness::{Waiter, flag};
 use crate::workers::PoolId;
 
@@ -161,6 +162,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
         }
 
         if let HandlerProj::Running { future, .. } = this.handler.as_mut().project() {
+            budget::begin_turn();
             let polled = state.in_handler(|| future.poll(cx));
             let result = match polled {
                 Ok(Poll::Pending) => None,
