@@ -63,7 +63,11 @@ impl Pool {
             if blocked.iter().any(|worker| self.is_driver(worker)) {
                 self.replace_driver(&workers);
             }
-            // What waits behind a blocked handler can be taken by the driver.
+            // What waits behind a blocked handler is taken by the driver: from the injector, where it
+            // looks in every round, while it steals only if it has nothing else to run.
+            for worker in blocked {
+                worker.give_up_queue(&self.injector);
+            }
             self.wake();
         }
         true

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
-use crossbeam_deque::{Steal, Stealer, Worker as Queue};
+use crossbeam_deque::{Injector, Steal, Stealer, Worker as Queue};
 
 use super::driver::Batch;
 use super::pool::{Job, LOCAL, Local, Pool};
@@ -55,6 +55,16 @@ impl Worker {
         // A panic here is not a handler's: those are caught where handlers are polled.
         let _caught = catch_unwind(AssertUnwindSafe(|| job.run()));
         self.task_steps.store(steps + 2, Relaxed);
+    }
+
+    /// Has others run what this thread has not begun.
+    pub(super) fn give_up_queue(&self, injector: &Injector<Job>) {
+        // As many as there are now: the thread may go on at any time.
+        for _ in 0..self.stealer.len() {
+            if let Steal::Success(job) = self.stealer.steal() {
+                injector.push(job);
+            }
+        }
     }
 
     /// Runs what is in this thread's queue, for a tick at most; gives the number of tasks.
