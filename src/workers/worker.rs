@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
-use crossbeam_deque::{Steal, Stealer, Worker as Queue};
+use crossbeam_deque::{Injector, Steal, Stealer, Worker as Queue};
 
 use super::driver::Batch;
 use super::pool::{Job, LOCAL, Local, Pool};
@@ -33,6 +33,16 @@ pub(super) struct Worker {
 }
 
 impl Worker {
+    pub(super) fn new(number: usize, queue: &Queue<Job>) -> Self {
+        Self {
+            number,
+            stealer: queue.stealer(),
+            task_steps: AtomicU64::new(0),
+            parked: AtomicBool::new(false),
+            thread: Mutex::default(),
+        }
+    }
+
     pub(super) fn unpark(&self) {
         if let Some(thread) = &*lock(&self.thread) {
             thread.unpark();
@@ -45,6 +55,16 @@ impl Worker {
         // A panic here is not a handler's: those are caught where handlers are polled.
         let _caught = catch_unwind(AssertUnwindSafe(|| job.run()));
         self.task_steps.store(steps + 2, Relaxed);
+    }
+
+    /// Has others run what this thread has not begun.
+    pub(super) fn give_up_queue(&self, injector: &Injector<Job>) {
+        // As many as there are now: the thread may go on at any time.
+        for _ in 0..self.stealer.len() {
+            if let Steal::Success(job) = self.stealer.steal() {
+                injector.push(job);
+            }
+        }
     }
 
     /// Runs what is in this thread's queue, for a tick at most; gives the number of tasks.
@@ -69,13 +89,7 @@ impl Pool {
         let queue = Queue::new_fifo();
         let worker = {
             let mut workers = lock(&self.workers);
-            let worker = Arc::new(Worker {
-                number: workers.len(),
-                stealer: queue.stealer(),
-                task_steps: AtomicU64::new(0),
-                parked: AtomicBool::new(false),
-                thread: Mutex::default(),
-            });
+            let worker = Arc::new(Worker::new(workers.len(), &queue));
             workers.push(worker.clone());
             self.spawned.store(workers.len(), SeqCst);
             worker
@@ -126,6 +140,10 @@ impl Pool {
     }
 
     /// Waits for events and runs what they wake, as long as it is this thread's role.
+    ///
+    /// Each round takes from every place where there may be something, and no more than a bounded
+    /// part of it: the thread's own queue, the injector, another thread's queue if there is nothing
+    /// else, the sockets. So none of them can keep the driver from the next.
     fn drive(&self, worker: &Worker, queue: &Queue<Job>, batch: &mut Batch) {
         let mut task_time = TaskTime::default();
         let mut spin = AdaptiveSpin::new(self.spin);
@@ -145,12 +163,9 @@ impl Pool {
                 self.poller.wake();
                 return;
             }
-            self.drain_injector(queue);
+            self.take_injected(queue);
             if queue.is_empty() {
-                if let Some(job) = self.steal(worker, queue) {
-                    worker.run(job);
-                    continue;
-                }
+                self.steal(worker, queue);
             }
             let mut block = queue.is_empty();
             if block
@@ -174,17 +189,8 @@ impl Pool {
     /// Runs what other threads have not begun, then sleeps until it is woken.
     fn help(&self, worker: &Worker, queue: &Queue<Job>) {
         loop {
-            loop {
+            while !queue.is_empty() || self.steal(worker, queue) {
                 worker.run_queue(queue);
-                if !queue.is_empty() {
-                    continue;
-                }
-                match self.steal(worker, queue) {
-                    Some(job) => {
-                        worker.run(job);
-                    }
-                    None => break,
-                }
             }
             if self.is_over() || self.is_driver(worker) {
                 return;
@@ -224,26 +230,32 @@ impl Pool {
         }
     }
 
-    /// Takes some of another thread's queue into this thread's, and gives the first of it.
-    fn steal(&self, worker: &Worker, queue: &Queue<Job>) -> Option<Job> {
+    /// Takes some of another thread's queue into this thread's; gives whether there was any.
+    fn steal(&self, worker: &Worker, queue: &Queue<Job>) -> bool {
         // Where all other threads sleep none of them has anything.
         if self.parked.load(Relaxed) + 1 >= self.spawned.load(Relaxed) {
-            return None;
+            return false;
         }
         let workers = lock(&self.workers);
-        for other in workers.iter().filter(|other| other.number != worker.number) {
-            loop {
-                match other.stealer.steal_batch_and_pop(queue) {
-                    Steal::Success(job) => return Some(job),
-                    Steal::Empty => break,
-                    Steal::Retry => {}
-                }
-            }
-        }
-        None
+        let mut others = workers.iter().filter(|other| other.number != worker.number);
+        others.any(|other| some_of(|| other.stealer.steal_batch(queue)))
     }
 
-    fn drain_injector(&self, queue: &Queue<Job>) {
-        while !self.injector.is_empty() && self.injector.steal_batch(queue).is_retry() {}
+    /// Takes some of what other threads have made runnable into this thread's queue.
+    fn take_injected(&self, queue: &Queue<Job>) {
+        if !self.injector.is_empty() {
+            some_of(|| self.injector.steal_batch(queue));
+        }
+    }
+}
+
+/// Tries again for as long as others are at the same place, each of which has then taken some.
+fn some_of(mut steal: impl FnMut() -> Steal<()>) -> bool {
+    loop {
+        match steal() {
+            Steal::Success(()) => return true,
+            Steal::Empty => return false,
+            Steal::Retry => {}
+        }
     }
 }
