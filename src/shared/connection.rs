@@ -424,13 +424,19 @@ impl ConnectionState {
         received
     }
 
-    /// Called by the write half before it waits. `UNANSWERED` is set before `answered` is raised: as
-    /// long as the write waits nothing counts as answered, and afterwards only if it was completed.
-    /// Swapped, a drain between the two would take the connection for idle.
+    /// Called by the write half before it waits.
     pub(crate) fn before_wait(&self, answerable: u64) {
-        let is_open = self.answered.load(Relaxed) < answerable;
-        let open = if is_open { HalfState::UNANSWERED } else { 0 };
-        self.writer.set(HalfState::WAITING | open);
+        self.writer.set(HalfState::WAITING);
+        self.begin_answer(answerable);
+    }
+
+    /// Called by the write half when its write waits, or has been done in part. `UNANSWERED` is set
+    /// before `answered` is raised: until the write is completed nothing counts as answered. Swapped,
+    /// a drain between the two would take the connection for idle.
+    pub(crate) fn begin_answer(&self, answerable: u64) {
+        if self.answered.load(Relaxed) < answerable {
+            self.writer.set(HalfState::UNANSWERED);
+        }
         self.mark_answered(answerable);
     }
 
