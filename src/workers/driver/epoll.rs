@@ -1,4 +1,6 @@
-//! Linux's epoll, edge by edge: a socket is registered once, for its whole life.
+//! Linux's epoll. A connection is registered once, for its whole life, and edge-triggered: each
+//! event is reported once. A listener is level-triggered: it is reported as long as a peer is
+//! queued.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,10 +27,11 @@ const FAILED_WAIT: Duration = Duration::from_millis(10);
 /// The key of the poller's own wake-up.
 const WAKE: u64 = u64::MAX;
 
-/// One epoll, and what is registered with it.
+/// An epoll instance, and what is registered with it.
 #[derive(Debug)]
 pub(crate) struct Poller {
     epoll: OwnedFd,
+    /// An eventfd: a write to it ends a wait.
     wake: OwnedFd,
     pub(super) registrations: Box<dyn Registrations>,
     listeners: Mutex<Vec<Arc<ListenerRegistration>>>,
@@ -36,13 +39,14 @@ pub(crate) struct Poller {
     failure: OnceLock<Errno>,
 }
 
-/// What one wait brought.
+/// What one wait brought. It is kept from wait to wait, so that nothing is allocated for one.
 pub(crate) struct Batch {
     events: Vec<Event>,
     wakers: Vec<Waker>,
 }
 
 impl Batch {
+    /// An empty batch with room for all events of a wait.
     pub(crate) fn new() -> Self {
         Self {
             events: Vec::with_capacity(EVENTS),
@@ -52,7 +56,7 @@ impl Batch {
 }
 
 impl Poller {
-    /// A poller for connections of one type.
+    /// Makes a poller for connections of the type `R`.
     pub(crate) fn new<R: Registered>() -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -63,18 +67,18 @@ impl Poller {
             listeners: Mutex::default(),
             failure: OnceLock::new(),
         };
-        // Edge-triggered, and so never read: each write is an event.
+        // Edge-triggered: each write is an event of its own, so the counter need never be read.
         poller.add(&poller.wake, WAKE, EventFlags::IN | EventFlags::ET)?;
         Ok(poller)
     }
 
-    /// Ends the wait under way, or else the next.
+    /// Ends the wait under way, or the next one if there is none.
     pub(crate) fn wake(&self) {
         // It fails only where 2^64 - 1 wake-ups are pending.
         let _ignored = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// How many wake-ups were written so far, which nothing else reads.
+    /// How many wake-ups were written since this was asked last.
     #[cfg(test)]
     pub(crate) fn wakes(&self) -> u64 {
         let mut count = [0; 8];
@@ -84,8 +88,9 @@ impl Poller {
         }
     }
 
-    /// Waits for events, for ever or not at all, and wakes the futures they concern. Gives the
-    /// number of events: none also where a signal ended the wait, or where it [failed](Self::failure).
+    /// Waits for events, for ever or, without `block`, not at all, and wakes the futures that they
+    /// concern. Gives the number of events: none also where a signal ended the wait, or where it
+    /// [failed](Self::failure).
     pub(crate) fn wait(&self, batch: &mut Batch, block: bool) -> usize {
         const NOT_AT_ALL: Timespec = Timespec {
             tv_sec: 0,
@@ -116,7 +121,7 @@ impl Poller {
             let index = key as u32 & !NOT_A_CONNECTION;
             lock(&self.listeners).get(index as usize)?.report(self)
         });
-        // After the locks, since a waker is somebody else's code.
+        // After the locks: a waker is code of others.
         for waker in wakers.drain(..) {
             wake_by_ref(&waker);
         }
@@ -129,7 +134,7 @@ impl Poller {
         self.failure.get().map(|&error| error.into())
     }
 
-    /// Makes room for one more listener; `make` gets the key for its events.
+    /// Adds a listener to the table; `make` gets the key for its events.
     pub(super) fn add_listener(
         &self,
         make: impl FnOnce(u64) -> ListenerRegistration,
@@ -149,10 +154,12 @@ impl Poller {
         Self { epoll, ..working }
     }
 
+    /// Has events of a descriptor be reported with this key.
     pub(super) fn add(&self, fd: &impl AsFd, key: u64, flags: EventFlags) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, EventData::new_u64(key), flags)?)
     }
 
+    /// Changes which events of a descriptor are reported.
     pub(super) fn modify(
         &self,
         fd: &(impl AsFd + ?Sized),
@@ -167,8 +174,9 @@ impl Poller {
         )?)
     }
 
+    /// Has no more events of a descriptor be reported.
     pub(super) fn delete(&self, fd: &impl AsFd) {
-        // It fails only where the descriptor is registered no longer.
+        // It fails only where the descriptor is not registered any more.
         let _ignored = epoll::delete(&self.epoll, fd);
     }
 }
