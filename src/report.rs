@@ -255,7 +255,7 @@ pub struct ConnectionInfo {
     pub bytes_out: u64,
 }
 
-/// A listener, as [`Handle::listeners`] shows it.
+/// A listener, as [`Handle::listeners`](crate::Handle::listeners) shows it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ListenerInfo {

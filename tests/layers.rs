@@ -44,6 +44,7 @@ const LAYERS: [&[&str]; 11] = [
         "server_set",
         "signals",
         "track",
+        "web",
     ],
 ];
 

@@ -93,6 +93,18 @@ impl Connection {
         self.reader.buffer()
     }
 
+    /// Puts bytes back that were read, in front of what is there.
+    #[cfg(feature = "http")]
+    pub(crate) fn unread(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !self.reader.buffer.unread(bytes) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "more was read ahead than a buffer holds",
+            ));
+        }
+        Ok(())
+    }
+
     /// Takes the connection out of the server: the socket, and the bytes read but not consumed.
     ///
     /// The server gives its permit to another and forgets it at once; the handler may go on, and a

@@ -1,4 +1,7 @@
 //! Listeners: what a server accepts its peers from.
+//!
+//! [`Listener`] is what users implement; [`RawListener`] is what the accept loop and the sweep
+//! know, whatever it is: TCP, Unix, or a `Listener` of the user's own.
 
 use std::future::Future;
 use std::io;
@@ -35,8 +38,12 @@ pub trait Listener: Send + 'static {
 
     /// Waits for the next peer.
     ///
-    /// Dropping the future must lose no peer. An error is judged by its kind as one of `accept(2)`
-    /// is: the peer's, a shortage of ours, or the end of this listener, which stops the server.
+    /// Dropping the future must lose no peer.
+    ///
+    /// # Errors
+    /// An error is judged by its kind as one of `accept(2)` is: it is a peer's, and accept is
+    /// called again; or a shortage of ours, and accept is called again after a pause; or the end of
+    /// this listener, which stops the server.
     fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Io, Address)>> + Send;
 
     /// Where this listener can be reached.
@@ -45,27 +52,31 @@ pub trait Listener: Send + 'static {
     /// If it cannot be told; binding fails then.
     fn local_addr(&self) -> io::Result<Address>;
 
-    /// Lets no new peer in. Those that are queued already are then accepted, until `accept` is
+    /// Lets no new peer in. Peers that are queued already are then accepted, until `accept` is
     /// pending, and the listener is dropped.
     fn shut(&mut self);
 }
 
-/// A bound listener, whatever it is.
+/// A listener without its type.
 pub(crate) trait RawListener: Send {
+    /// Polls for the next peer.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>>;
 
-    /// Accepts without waiting; `WouldBlock` where nobody is queued.
+    /// Accepts without waiting; `WouldBlock` where no peer is queued.
     fn try_accept(&mut self) -> io::Result<(Incoming, Address)>;
 
+    /// The address that the listener is bound to, with the port that the system gave it.
     fn local_addr(&self) -> io::Result<Address>;
 
-    /// Keeps new peers out from here on, as far as that can be; those queued can still be accepted.
+    /// Refuses new peers from here on, if there is a means to; peers that are queued can still be
+    /// accepted.
     fn shut(&mut self);
 
-    /// Whether new peers are kept out, so that the queue comes to an end.
+    /// Whether new peers are refused, so that the queue comes to an end.
     fn is_shut(&self) -> bool;
 
-    /// Where the system has to be asked for handshakes under way: at a shut TCP listener.
+    /// The address whose handshakes under way the kernel has to be asked for: of a TCP listener
+    /// that is shut.
     fn handshakes_at(&self) -> Option<SocketAddr> {
         None
     }
@@ -76,21 +87,24 @@ pub(crate) trait RawListener: Send {
     }
 }
 
-/// A listening socket, and who tells that somebody is queued.
+/// A listening socket with what reports that a peer is queued.
 #[derive(Debug)]
 pub(crate) enum ListeningSocket<L: AsFd> {
+    /// `async-io`, the reactor of the runtimes.
     Reactor {
         socket: Async<L>,
-        /// The reactor was asked to wake us, and its answer has not been taken yet. It is taken
-        /// first, so that a wait costs one accept that finds nobody, not two.
+        /// The reactor was asked to wake the accept loop, and its answer has not been taken yet.
+        /// The answer is taken before the next accept: a wait then costs one accept that finds the
+        /// queue empty, not two.
         armed: bool,
     },
+    /// A worker's poller.
     #[cfg(target_os = "linux")]
     Workers(WatchedListener<L>),
 }
 
 impl<L: AsFd + Send + Sync + 'static> ListeningSocket<L> {
-    /// `socket` is in non-blocking mode.
+    /// Registers `socket`, which is in non-blocking mode, with the engine.
     fn new(socket: L, engine: &Engine) -> io::Result<Self> {
         Ok(match engine {
             Engine::Reactor => Self::Reactor {
@@ -102,6 +116,7 @@ impl<L: AsFd + Send + Sync + 'static> ListeningSocket<L> {
         })
     }
 
+    /// The socket of the standard library.
     fn get_ref(&self) -> &L {
         match self {
             Self::Reactor { socket, .. } => socket.get_ref(),
@@ -110,7 +125,7 @@ impl<L: AsFd + Send + Sync + 'static> ListeningSocket<L> {
         }
     }
 
-    /// One poll of accept.
+    /// Polls for the next peer, with `accept` for the system call.
     fn poll_accept<T>(
         &mut self,
         cx: &mut Context<'_>,

@@ -16,22 +16,24 @@ use crate::socket;
 use crate::socket::Incoming;
 use crate::transport::Engine;
 
-/// How often a free port is looked for that all families have.
+/// How often a free port is looked for that all addresses of a name have.
 const PORT_TRIES: usize = 32;
 
+/// A TCP listener.
 #[derive(Debug)]
 pub(crate) struct Tcp {
     socket: ListeningSocket<TcpListener>,
-    /// What keeps new peers out at a stop. Nothing of an adopted socket, which others may hold: what
-    /// acts on the socket and not on our descriptor stays undone.
+    /// The means to shut this listener. `Means::None` of an adopted socket, which others may hold:
+    /// what acts on the socket, and not on our descriptor alone, would shut it for them, too.
     #[cfg(target_os = "linux")]
     means: Means,
-    /// New peers are kept out.
+    /// New peers are refused.
     is_shut: bool,
 }
 
 impl Tcp {
-    /// As many sockets on one address as there are engines.
+    /// Binds as many sockets to one address as there are engines, and has them listen. `only_v6`:
+    /// an IPv6 socket leaves the IPv4 port alone.
     fn bind(
         address: SocketAddr,
         only_v6: bool,
@@ -42,13 +44,15 @@ impl Tcp {
         let address = first.local_addr()?.as_socket().unwrap_or(address);
         let mut sockets = vec![first];
         if engines.len() > 1 {
-            // Only now, when it is known that nobody else has the port.
+            // After the bind: with the option set before, the bind would succeed beside a socket of
+            // another process that has it, too.
             sockets[0].set_reuse_port(true)?;
         }
         for _ in 1..engines.len() {
             sockets.push(bind_one(address, only_v6, config, true)?);
         }
-        // Before any of them listens: what is tried out has no effect on peers.
+        // Before any of the sockets listens: to find the means out tries them, which must not be
+        // seen by a peer. All sockets of one port have the same, since it is all of them or none.
         #[cfg(target_os = "linux")]
         let means = Means::find(&socket2::SockRef::from(&sockets[0]));
         #[cfg(target_os = "linux")]
@@ -71,6 +75,7 @@ impl Tcp {
         listening.collect()
     }
 
+    /// Takes over a socket that listens already.
     pub(super) fn adopt(listener: TcpListener, engine: &Engine) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self {
@@ -82,18 +87,20 @@ impl Tcp {
     }
 }
 
+/// Accepts one peer, as a socket in non-blocking mode.
 #[cfg(target_os = "linux")]
 fn accept(listener: &TcpListener) -> io::Result<(Incoming, Address)> {
     use rustix::net::{SocketFlags, acceptfrom_with};
-    // Saves the calls that would make the socket non-blocking and ask for the peer.
+    // One system call: it makes the socket non-blocking and gives the peer, too.
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (socket, peer) = acceptfrom_with(listener, flags)?;
     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-    // A peer that is gone already may have no name any more.
+    // A peer that has reset the connection already may have no address any more.
     let peer = peer.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
     Ok((incoming(TcpStream::from(socket)), Address::Tcp(peer)))
 }
 
+/// Accepts one peer, as a socket in non-blocking mode.
 #[cfg(not(target_os = "linux"))]
 fn accept(listener: &TcpListener) -> io::Result<(Incoming, Address)> {
     let (stream, peer) = listener.accept()?;
@@ -109,13 +116,14 @@ fn bind_one(
     reuse_port: bool,
 ) -> io::Result<socket2::Socket> {
     let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    // A port in TIME_WAIT can be bound again, on Unix no port that somebody listens on.
+    // On Unix this allows a port with connections in TIME_WAIT, and no port on which another socket
+    // listens.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
     if address.is_ipv6() {
         socket.set_only_v6(only_v6)?;
     }
-    // What follows is handed down to every accepted socket.
+    // Every accepted socket inherits these options from its listener.
     socket.set_tcp_nodelay(config.nodelay)?;
     if let Some(idle) = config.keepalive {
         let keepalive = TcpKeepalive::new()
@@ -196,7 +204,7 @@ fn queued(listener: &TcpListener) -> Option<u32> {
     Some(info.tcpi_unacked)
 }
 
-/// Every address a name has.
+/// Resolves a host name to all its addresses.
 pub(super) async fn resolve(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
     if host.is_empty() {
         let (v6, v4) = (Ipv6Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED);
@@ -213,7 +221,9 @@ pub(super) async fn resolve(host: String, port: u16) -> io::Result<Vec<SocketAdd
     Ok(addresses)
 }
 
-/// Binds every address of one name that this machine has, all on one port.
+/// Binds every address of one name that this machine has, all to one port. `all` are the addresses
+/// of all names: an IPv6 socket takes IPv4 peers, too, unless one of them is IPv4 with its port.
+/// Gives for each address its sockets, one for each engine.
 pub(super) fn bind_all(
     addresses: &[SocketAddr],
     all: &[SocketAddr],
@@ -264,7 +274,7 @@ pub(super) fn bind_all(
     }))
 }
 
-/// An address, or a whole family, that this machine does not have.
+/// Whether an error of bind says that this machine does not have the address, or its whole family.
 fn is_not_ours(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AddrNotAvailable
         || error.raw_os_error() == Some(libc::EAFNOSUPPORT)

@@ -16,8 +16,8 @@ use gracious::{Address, Builder, Cause, Report, ServerEvent};
 use super::client::{Client, HOUR, assert_balance};
 use super::{Body, Engine, TestRuntime};
 
-/// An address of its own for each server, where the system has more than one: nobody else can bind
-/// its port after it, so what is refused there is refused by nobody else's doing.
+/// An address of its own for each server, where the system has more than one: no other process can
+/// bind its port after it, so what is refused there is refused by this server alone.
 pub fn loopback() -> String {
     if cfg!(not(target_os = "linux")) {
         return "127.0.0.1:0".into();

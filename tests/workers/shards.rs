@@ -219,7 +219,7 @@ fn shards_need_workers() {
     });
 }
 
-/// Without that, the shard that hears of a free place first would serve its own queue for ever.
+/// Without that, the shard that hears of a free permit first would serve its own queue for ever.
 #[test]
 fn a_limit_starves_no_shard() {
     const QUEUED: usize = 200;

@@ -143,7 +143,7 @@ fn test(body: impl Future<Output = ()> + Send + 'static) {
     within(DEADLINE, || async_io::block_on(body));
 }
 
-/// There is nobody who could, and it is no error.
+/// There is no other thread that could, and it is no error.
 #[test]
 fn without_workers_nobody_spins() {
     test(async {
@@ -205,7 +205,7 @@ async fn two_servers_with_workers_serve_side_by_side(workers: usize) {
     assert_eq!(settled(second.await).completed, 1);
 }
 
-/// Whoever waits sleeps in the poller, and no socket has news for it.
+/// The driver sleeps in the poller, and no socket has an event for it.
 async fn an_idle_server_answers_who_wakes_it_from_elsewhere(workers: usize) {
     let server = with_workers(workers).bind().await.unwrap();
     let (running, connections) = handing_over(server);
@@ -333,7 +333,7 @@ async fn the_threads_stay_for_a_handler_that_has_detached_its_connection(workers
     eventually("no thread is left", || own_threads().is_empty());
 }
 
-/// Whoever sleeps is woken once, and whoever is awake not at all.
+/// A thread that sleeps is woken once, and one that is awake not at all.
 async fn many_wakes_from_elsewhere_cost_few_writes(workers: usize) {
     const HANDLERS: usize = 100;
     const WAKES: usize = 100;
@@ -354,7 +354,7 @@ async fn many_wakes_from_elsewhere_cost_few_writes(workers: usize) {
             Poll::Pending
         })
         .await;
-        // Whoever is woken first keeps its thread until all are.
+        // The task that is woken first keeps its thread until all are.
         let _over = blocked.recv_blocking();
         conn.write_all(b"woken\n").await
     });
