@@ -243,7 +243,8 @@ impl<R: Runtime> Builder<R> {
     /// that are idle otherwise; on few, or busy, cores workers that share their work do better.
     /// Connections of a Unix socket, of an [adopted](Self::adopt) one and of a transport of one's
     /// own, of which there is one, are dealt out in turn. A port on which somebody listens already
-    /// is an error as ever, unless [`reuse_port`](Self::reuse_port) is set.
+    /// is an error as ever, unless [`reuse_port`](Self::reuse_port) is set. The handler is cloned for
+    /// each worker when serving begins, and from there for every connection.
     #[cfg(target_os = "linux")]
     pub fn sharded(mut self, yes: bool) -> Self {
         self.config.sharded = yes;

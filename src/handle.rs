@@ -300,9 +300,9 @@ impl SelfWaiter {
             // Once only they are left it stays so: no peer is accepted any more. So all are told the
             // same.
             if shared.is_closed_to_peers() && shared.registry.only_self_waiters() {
-                shared
-                    .report_for_self_waiters
-                    .get_or_init(|| shared.build_report());
+                // Built first: the clock is code of others, which may wait for the same report.
+                let report = shared.build_report();
+                let _is_first = shared.report_for_self_waiters.set(report);
                 notify(&shared.registry.empty);
             }
             if let Some(report) = shared.report_for_self_waiters.get() {

@@ -126,6 +126,7 @@ mod handler;
 mod idle;
 mod lifecycle;
 mod listener;
+mod log;
 mod progress;
 mod report;
 mod runtime;

@@ -10,13 +10,13 @@
 //!    be made from any thread, and from a handler.
 
 use std::fmt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use event_listener::{Event, EventListener};
 
-use crate::sync::lock;
+use crate::sync::{MutexGuard, lock, notify};
 
 /// Why a server stopped. The first reason is kept; later ones are ignored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,7 +184,7 @@ impl Latch {
         // `SeqCst` pairs with the load in `phase`.
         let risen = self.phase.fetch_max(to as u8, SeqCst) < to as u8;
         if risen {
-            self.changed.notify(usize::MAX);
+            notify(&self.changed);
         }
         risen
     }
@@ -195,7 +195,7 @@ impl Latch {
         let first = self.note(reason, now, before);
         if !self.advance(Phase::Draining) && before.is_some() {
             // The drain is under way, and its deadline may be earlier now.
-            self.changed.notify(usize::MAX);
+            notify(&self.changed);
         }
         first
     }
@@ -215,7 +215,7 @@ impl Latch {
     /// Records when the listeners were shut. The first call counts: the deadline runs from it.
     pub(crate) fn shut_at(&self, now: Instant) {
         self.request().shut.get_or_insert(now);
-        self.changed.notify(usize::MAX);
+        notify(&self.changed);
     }
 
     pub(crate) fn request(&self) -> MutexGuard<'_, Request> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures_lite::future;
 
+use crate::log;
 use crate::shared::Shared;
 use crate::sync::nanos;
 

@@ -37,6 +37,12 @@ pub use self::write::WriteHalf;
 /// It reads and writes through the `futures-io` traits, so `futures-lite` or `futures-util` bring
 /// the methods (`read_line`, `write_all`, …). It is buffered, and owns no buffer while it waits.
 ///
+/// # Turns
+/// A peer that always has input, or room for output, leaves the other tasks of its thread their turn.
+/// After 32 reads and writes, or 64 KiB, the next one wakes its task and is pending once. So it may be
+/// pending where it would not have to wait, and a write moves 64 KiB at most. What is read from the
+/// connection's own buffer does not count, and what a handler computes is its own affair.
+///
 /// # At a shutdown
 /// Reads end (`Ok(0)`, and stay so) when the server drains and this connection is *idle*: everything
 /// received was consumed and answered, that is, a write that was begun after it was consumed has

@@ -18,6 +18,7 @@ use futures_lite::future;
 use super::sweep::{close_listeners_unserved, close_listeners_without_runtime};
 use crate::accept::admission::reject_queue;
 use crate::lifecycle::{Phase, Reason, State};
+use crate::log;
 use crate::shared::Shared;
 
 /// How long, after all connections were aborted, none of them may be gone until those that are left
@@ -38,11 +39,9 @@ pub(crate) fn abort(shared: &Shared, reason: Reason) {
 /// Aborts all connections, those included that come later. May be called again and by several
 /// threads.
 pub(crate) fn abort_now(shared: &Shared) {
-    shared
-        .latch
-        .request()
-        .aborted
-        .get_or_insert(shared.clock.now());
+    // Before the lock: a user's runtime may have a clock of its own.
+    let now = shared.clock.now();
+    shared.latch.request().aborted.get_or_insert(now);
     reject_queue(shared);
     if shared.latch.phase() < Phase::Aborting {
         let left = shared.registry.stragglers(shared.uptime());

@@ -22,6 +22,7 @@ mod linux {
     use std::time::{Duration, Instant};
 
     use crate::listener::handshakes::{Handshake, under_way};
+    use crate::log;
     use crate::shared::Shared;
 
     /// How long after one look the next is made: the first time, and at most. The pause doubles.

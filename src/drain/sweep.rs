@@ -33,10 +33,10 @@ use crate::accept::error::{AcceptBackoff, Next};
 use crate::accept::spawn::Launcher;
 use crate::accept::{AcceptorGuard, IN_A_ROW};
 use crate::lifecycle::Phase;
-use crate::listener::set::BoundListener;
+use crate::log;
 use crate::shared::Shared;
 use crate::shared::connection::ConnectionState;
-use crate::sync::{lock, notify};
+use crate::sync::notify;
 
 /// How long after an error no peer is accepted at a listener that is shut.
 const ERROR_PAUSE: Duration = Duration::from_millis(5);
@@ -74,9 +74,7 @@ pub(super) fn shut_listeners(shared: &Shared) {
 /// Shuts all listeners of this server.
 fn shut_own_listeners(shared: &Shared) {
     for set in &shared.listener_sets {
-        for listener in &mut lock(set).listeners {
-            listener.shut();
-        }
+        set.shut();
     }
 }
 
@@ -165,21 +163,19 @@ async fn sweep(shared: &Arc<Shared>, launcher: &dyn Launcher) -> bool {
 
 /// Closes all listeners, after a last sweep.
 fn close_listeners(shared: &Arc<Shared>, launcher: &dyn Launcher) {
-    close_after_sweep(shared, &launcher, |_| true);
+    close_after_sweep(shared, &launcher, false);
 }
 
 /// Closes, after a last sweep, the listeners that are not asked about handshakes: there are none on
 /// Unix sockets, and a listener that could not be shut still lets new peers in.
 fn close_others(shared: &Arc<Shared>, launcher: &dyn Launcher) {
-    close_after_sweep(shared, &launcher, |listener| {
-        listener.handshakes_at().is_none()
-    });
+    close_after_sweep(shared, &launcher, true);
 }
 
 /// Closes all listeners at once, from any thread. Peers that are still queued are closed without a
 /// handler, and handshakes under way are not waited for. A second call finds no listeners.
 pub(super) fn close_listeners_unserved(shared: &Arc<Shared>) {
-    close_after_sweep(shared, &Unserved, |_| true);
+    close_after_sweep(shared, &Unserved, false);
 }
 
 /// Closes all listeners, from any thread, as a drain would: where handshakes are under way a thread
@@ -215,24 +211,12 @@ fn sweep_unserved(shared: &Arc<Shared>) {
 
 /// Sweeps all listeners a last time and closes those that are done with, with nothing in between: a
 /// peer whose handshake ended between the two acts would be reset.
-fn close_after_sweep(
-    shared: &Arc<Shared>,
-    destination: &impl Destination,
-    is_done: impl Fn(&BoundListener) -> bool,
-) {
+fn close_after_sweep(shared: &Arc<Shared>, destination: &impl Destination, keeps_handshakes: bool) {
     shut_own_listeners(shared);
     let mut sweep = Sweep::new(shared);
     while !sweep.some(destination, u32::MAX) {}
     for set in &shared.listener_sets {
-        let closed: Vec<_> = {
-            let mut set = lock(set);
-            let listeners = std::mem::take(&mut set.listeners).into_iter();
-            let (closed, kept) = listeners.partition(&is_done);
-            set.listeners = kept;
-            closed
-        };
-        // Outside the lock: to drop a listener of the user's own runs the user's code.
-        drop(closed);
+        set.close(keeps_handshakes);
     }
     notify(&shared.permits.released);
     notify(&shared.registry.empty);
@@ -268,26 +252,13 @@ impl<'a> Sweep<'a> {
     fn some(&mut self, destination: &impl Destination, tries: u32) -> bool {
         let shared = self.shared;
         for _ in 0..tries {
-            // The set is locked for the accept alone: to admit a peer may run the user's handler.
-            let accepted = {
-                let Some(set) = shared.listener_sets.get(self.set) else {
-                    return true;
-                };
-                let mut set = lock(set);
-                let Some(listener) = set.listeners.get_mut(self.index) else {
-                    drop(set);
-                    (self.set, self.index) = (self.set + 1, 0);
-                    continue;
-                };
-                // At a listener that could not be shut new peers come without an end. After as many
-                // as its queue can have had the rest is left: to other owners of an adopted socket,
-                // or to be reset.
-                let is_over = !listener.is_shut() && self.accepted >= shared.config.backlog;
-                if is_over {
-                    Err(io::ErrorKind::WouldBlock.into())
-                } else {
-                    listener.try_accept()
-                }
+            let Some(set) = shared.listener_sets.get(self.set) else {
+                return true;
+            };
+            let backlog = shared.config.backlog;
+            let Some(accepted) = set.sweep(self.index, self.accepted, backlog) else {
+                (self.set, self.index) = (self.set + 1, 0);
+                continue;
             };
             match enter(shared, self.set, accepted) {
                 Ok(connection) => {
@@ -315,7 +286,7 @@ impl<'a> Sweep<'a> {
 /// Polls for the next peer at any listener of any set.
 fn poll_any(shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<io::Result<Arc<ConnectionState>>> {
     for (number, set) in shared.listener_sets.iter().enumerate() {
-        let accepted = lock(set).poll_accept(cx);
+        let accepted = set.poll_accept(cx);
         if let Poll::Ready(accepted) = accepted {
             return Poll::Ready(enter(shared, number, accepted));
         }

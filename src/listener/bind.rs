@@ -3,11 +3,12 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::custom::CustomListener;
 use super::inherited::Adopted;
 use super::unix::Unix;
-use super::{Listener, RawListener, tcp};
+use super::{AnyListener, ErasedListener, Listener, RawListener, tcp};
 use crate::address::{Address, Target};
 use crate::config::Config;
 use crate::transport::Engine;
@@ -16,13 +17,13 @@ use crate::transport::Engine;
 pub(crate) enum Source {
     Target(Target),
     Adopted(Adopted),
-    Custom(Box<dyn RawListener>),
+    Custom(Arc<dyn ErasedListener>),
 }
 
 impl Source {
     /// A listener of the user's own.
     pub(crate) fn custom(listener: impl Listener) -> Self {
-        Self::Custom(Box::new(CustomListener::new(listener)))
+        Self::Custom(Arc::new(CustomListener::new(listener)))
     }
 }
 
@@ -45,7 +46,7 @@ pub(crate) async fn bind(
     sources: Vec<Source>,
     config: &Config,
     engines: &[Engine],
-) -> io::Result<Vec<Vec<Box<dyn RawListener>>>> {
+) -> io::Result<Vec<Vec<AnyListener>>> {
     if sources.is_empty() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -70,8 +71,8 @@ pub(crate) async fn bind(
                     ));
                 }
             },
-            Source::Adopted(adopted) => Resolved::Bound(adopted.into_raw(&engines[0])?),
-            Source::Custom(listener) => Resolved::Bound(listener),
+            Source::Adopted(adopted) => Resolved::Bound(AnyListener::Socket(adopted.into_raw(&engines[0])?)),
+            Source::Custom(listener) => Resolved::Bound(AnyListener::Custom(listener)),
         });
     }
     let mut all: Vec<SocketAddr> = Vec::new();
@@ -80,20 +81,17 @@ pub(crate) async fn bind(
             all.extend(addresses);
         }
     }
-    let mut bound: Vec<Vec<Box<dyn RawListener>>> = Vec::new();
+    let mut bound: Vec<Vec<AnyListener>> = Vec::new();
     for it in resolved {
         match it {
             Resolved::Tcp(addresses) => {
                 for sockets in tcp::bind_all(&addresses, &all, config, engines)? {
-                    let sockets = sockets
-                        .into_iter()
-                        .map(|it| Box::new(it) as Box<dyn RawListener>);
-                    bound.push(sockets.collect());
+                    bound.push(sockets.into_iter().map(socket).collect());
                 }
             }
             Resolved::Unix(address) => {
                 let socket = Unix::bind(address, config, &engines[0]).await?;
-                bound.push(vec![Box::new(socket)]);
+                bound.push(vec![self::socket(socket)]);
             }
             Resolved::Bound(listener) => bound.push(vec![listener]),
         }
@@ -107,7 +105,11 @@ enum Resolved {
     Tcp(Vec<SocketAddr>),
     Unix(Address),
     /// A listener that was made elsewhere.
-    Bound(Box<dyn RawListener>),
+    Bound(AnyListener),
+}
+
+fn socket(listener: impl RawListener + 'static) -> AnyListener {
+    AnyListener::Socket(Box::new(listener))
 }
 
 /// The error of an address that cannot be bound, with the address in its message.

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use async_io::Async;
@@ -32,6 +33,11 @@ mod unix;
 pub use self::inherited::Adopted;
 
 /// A source of peers: a transport of one's own, for instance one in memory for tests.
+///
+/// The server calls it, and drops it, without a lock held: all that it has may use the server's
+/// [`Handle`](crate::Handle). One method is called at a time, not always on the same thread. A method that
+/// blocks its thread keeps the accept loop waiting and whatever else that thread has to do, but not
+/// the handle, nor a deadline.
 pub trait Listener: Send + 'static {
     /// One connection.
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
@@ -57,7 +63,42 @@ pub trait Listener: Send + 'static {
     fn shut(&mut self);
 }
 
-/// A listener without its type.
+/// A bound listener.
+pub(crate) enum AnyListener {
+    Socket(Box<dyn RawListener>),
+    Custom(Arc<dyn ErasedListener>),
+}
+
+impl AnyListener {
+    pub(crate) fn local_addr(&self) -> io::Result<Address> {
+        match self {
+            Self::Socket(listener) => listener.local_addr(),
+            Self::Custom(listener) => listener.local_addr(),
+        }
+    }
+}
+
+/// A listener of the user's own, whatever its type. No lock is held while it is asked: its code may
+/// ask the server, and may block.
+pub(crate) trait ErasedListener: Send + Sync {
+    /// For the accept loop that the listener belongs to: one at a time.
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>>;
+
+    /// Accepts without waiting, for another accept loop; `WouldBlock` where no peer is queued, or
+    /// another thread asks.
+    fn try_accept(&self) -> io::Result<(Incoming, Address)>;
+
+    /// Accepts without waiting, for a stop: where another thread asks, it is given a moment to be done.
+    fn sweep(&self) -> io::Result<(Incoming, Address)>;
+
+    fn local_addr(&self) -> io::Result<Address>;
+
+    /// No new peers from here on, or from when a thread that asks is done; those queued can still be
+    /// accepted.
+    fn shut(&self);
+}
+
+/// A listening socket, on which a call is a system call: it is made under a lock.
 pub(crate) trait RawListener: Send {
     /// Polls for the next peer.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>>;
@@ -70,7 +111,10 @@ pub(crate) trait RawListener: Send {
 
     /// Refuses new peers from here on, if there is a means to; peers that are queued can still be
     /// accepted.
-    fn shut(&mut self);
+    ///
+    /// # Errors
+    /// What the operator should know of; it is logged when no lock is held any more.
+    fn shut(&mut self) -> io::Result<()>;
 
     /// Whether new peers are refused, so that the queue comes to an end.
     fn is_shut(&self) -> bool;

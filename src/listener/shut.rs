@@ -53,29 +53,32 @@ impl Means {
         }
     }
 
-    /// Shuts a listener; `false` where new peers still come.
-    pub(super) fn shut(self, listener: &TcpListener) -> bool {
+    /// Shuts a listener; `false` where there is no means to, and new peers still come.
+    ///
+    /// # Errors
+    /// The system's, where it refuses what it allowed when the listener was bound.
+    pub(super) fn shut(self, listener: &TcpListener) -> io::Result<bool> {
         let listener = SockRef::from(listener);
         let mut error = None;
         if self == Self::NoInterface {
             match bind_to_no_interface(&listener) {
-                Ok(()) => return true,
+                Ok(()) => return Ok(true),
                 Err(refused) => error = Some(refused),
             }
         }
         if self != Self::None {
             match listener.attach_filter(&NO_SYN) {
-                Ok(()) => return true,
+                Ok(()) => return Ok(true),
                 Err(refused) => error = error.or(Some(refused)),
             }
         }
-        if let Some(error) = error {
-            log::warn!(
-                target: "gracious", error:%;
-                "cannot keep new peers out while a listener is swept, some may be reset: {error}",
-            );
+        match error {
+            Some(error) => Err(io::Error::new(
+                error.kind(),
+                format!("new peers still come while it is swept, some may be reset: {error}"),
+            )),
+            None => Ok(false),
         }
-        false
     }
 }
 
@@ -146,7 +149,7 @@ mod tests {
                 _ => TcpStream::connect(("127.0.0.1", port)),
             };
             let queued = connect().unwrap();
-            assert!(Means::NoInterface.shut(&listener));
+            assert!(Means::NoInterface.shut(&listener).unwrap());
             assert_eq!(connect().unwrap_err().kind(), ErrorKind::ConnectionRefused);
             let (accepted, peer) = listener.accept().unwrap();
             assert_eq!(peer.port(), queued.local_addr().unwrap().port());

@@ -12,6 +12,7 @@ use super::shut::Means;
 use super::{ListeningSocket, RawListener};
 use crate::address::Address;
 use crate::config::{Config, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
+use crate::log;
 use crate::socket;
 use crate::socket::Incoming;
 use crate::transport::Engine;
@@ -154,11 +155,12 @@ impl RawListener for Tcp {
         self.socket.get_ref().local_addr().map(Address::Tcp)
     }
 
-    fn shut(&mut self) {
+    fn shut(&mut self) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         if !self.is_shut {
-            self.is_shut = self.means.shut(self.socket.get_ref());
+            self.is_shut = self.means.shut(self.socket.get_ref())?;
         }
+        Ok(())
     }
 
     fn is_shut(&self) -> bool {

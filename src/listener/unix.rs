@@ -22,6 +22,7 @@ use super::bind::cannot_listen;
 use super::{ListeningSocket, RawListener};
 use crate::address::Address;
 use crate::config::Config;
+use crate::log;
 use crate::socket;
 use crate::socket::Incoming;
 use crate::transport::Engine;
@@ -100,7 +101,8 @@ impl Unix {
                 shut: false,
             }),
             Err(error) => {
-                file.iter().for_each(File::remove);
+                // The error that is told is the first.
+                let _ignored = file.as_ref().map(File::remove);
                 Err(error)
             }
         }
@@ -183,17 +185,16 @@ impl RawListener for Unix {
         Ok(Address::from_unix(&self.socket.get_ref().local_addr()?))
     }
 
-    fn shut(&mut self) {
+    fn shut(&mut self) -> io::Result<()> {
         // Invariant 1.
-        if let Some(file) = self.file.take() {
-            file.remove();
-        }
+        let removed = self.file.take().map_or(Ok(()), |file| file.remove());
         if !self.shared {
             // New peers are refused, and queued ones can still be accepted. This cannot fail on a
             // socket that listens.
             let _ignored = SockRef::from(self.socket.get_ref()).shutdown(Shutdown::Read);
             self.shut = true;
         }
+        removed
     }
 
     fn is_shut(&self) -> bool {
@@ -203,25 +204,25 @@ impl RawListener for Unix {
 
 impl Drop for Unix {
     fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            file.remove();
+        if let Some(Err(error)) = self.file.as_ref().map(File::remove) {
+            log::warn!(target: "gracious", error:%; "{error}");
         }
     }
 }
 
 impl File {
     /// Removes the path if the file behind it is still this one.
-    fn remove(&self) {
+    fn remove(&self) -> io::Result<()> {
         let _lock = lock_directory(&self.path);
         match fs::symlink_metadata(&self.path) {
-            Ok(found) if (found.dev(), found.ino()) == self.inode => {
-                if let Err(error) = fs::remove_file(&self.path) {
+            Ok(found) if (found.dev(), found.ino()) == self.inode => fs::remove_file(&self.path)
+                .map_err(|error| {
                     let path = self.path.display();
-                    log::warn!(target: "gracious", "cannot remove the socket {path}: {error}");
-                }
-            }
+                    let message = format!("cannot remove the socket {path}: {error}");
+                    io::Error::new(error.kind(), message)
+                }),
             // Another server's file by now, or none.
-            _ => {}
+            _ => Ok(()),
         }
     }
 }

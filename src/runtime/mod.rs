@@ -5,6 +5,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use crate::sync::assert_unlocked;
+
 #[cfg(feature = "async-std")]
 mod async_std;
 #[cfg(feature = "smol")]
@@ -83,10 +85,12 @@ pub(crate) type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl<R: Runtime> Clock for R {
     fn now(&self) -> Instant {
+        assert_unlocked();
         Runtime::now(self)
     }
 
     fn sleep(&self, duration: Duration) -> Sleep {
+        assert_unlocked();
         Box::pin(Runtime::sleep(self, duration))
     }
 }

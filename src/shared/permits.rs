@@ -26,6 +26,9 @@ pub(crate) struct Permits {
     /// Notified when a permit may be free, when a pause begins or ends, and when a connection
     /// without a permit has ended.
     pub(crate) released: Event,
+    /// Notified when a reservation came to nothing. Apart from `released`, which also ends the pause
+    /// of an accept loop without descriptors: two such loops would wake each other without end.
+    pub(super) returned: Event,
 }
 
 impl Permits {
@@ -35,6 +38,7 @@ impl Permits {
             max: AtomicUsize::new(max_connections.unwrap_or(usize::MAX)),
             paused: AtomicBool::new(false),
             released: Event::new(),
+            returned: Event::new(),
         }
     }
 
@@ -74,6 +78,29 @@ impl Permits {
     pub(super) fn release(&self) {
         self.in_use.fetch_sub(1, SeqCst);
         notify(&self.released);
+    }
+
+    /// Takes a permit for a peer that is still to be found; `None` where there is none.
+    pub(crate) fn reserve(&self) -> Option<Reservation<'_>> {
+        self.acquire().then_some(Reservation(self))
+    }
+}
+
+/// A permit for a peer that is still to be found. It is returned when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation<'a>(&'a Permits);
+
+impl Reservation<'_> {
+    /// The peer was found, and has the permit.
+    pub(super) fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.0.in_use.fetch_sub(1, SeqCst);
+        notify(&self.0.returned);
     }
 }
 

@@ -381,10 +381,10 @@ mod h2 {
 
     use crate::support::client::Client;
 
-    pub const HEADERS: u8 = 1;
-    pub const GOAWAY: u8 = 7;
+    pub(super) const HEADERS: u8 = 1;
+    pub(super) const GOAWAY: u8 = 7;
 
-    pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
         frame.extend([kind, flags]);
         frame.extend(stream.to_be_bytes());
@@ -393,13 +393,13 @@ mod h2 {
     }
 
     /// The preface, and our settings.
-    pub fn begin(client: &mut Client) {
+    pub(super) fn begin(client: &mut Client) {
         client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         client.write_all(&frame(4, 0, 0, &[])).unwrap();
     }
 
     /// GET of `/`, from HPACK's static table.
-    pub fn get(client: &mut Client, stream: u32) {
+    pub(super) fn get(client: &mut Client, stream: u32) {
         let head = [0x82, 0x84, 0x86, 0x41, 4, b't', b'e', b's', b't'];
         client
             .write_all(&frame(HEADERS, 0x5, stream, &head))
@@ -407,7 +407,7 @@ mod h2 {
     }
 
     /// The next frame: its kind, its stream, what it carries; `None` at a clean end.
-    pub fn next(client: &mut Client) -> Option<(u8, u32, Vec<u8>)> {
+    pub(super) fn next(client: &mut Client) -> Option<(u8, u32, Vec<u8>)> {
         let mut head = [0; 9];
         if client.read(&mut head[..1]).unwrap() == 0 {
             return None;
