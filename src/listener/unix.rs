@@ -205,7 +205,7 @@ impl RawListener for Unix {
 impl Drop for Unix {
     fn drop(&mut self) {
         if let Some(Err(error)) = self.file.as_ref().map(File::remove) {
-            log::warn!(target: "gracious", error:%; "{error}");
+            log::warn!(target: "gracious", "{error}");
         }
     }
 }

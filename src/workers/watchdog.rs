@@ -89,7 +89,7 @@ impl Pool {
                 Err(error) => {
                     // It is tried again at every look.
                     if !self.spawn_failed.swap(true, Relaxed) {
-                        log::error!(target: "gracious", error:%; "cannot start another worker: {error}");
+                        log::error!(target: "gracious", "cannot start another worker: {error}");
                     }
                     return;
                 }
