@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use event_listener::{Event, EventListener};
 
-use crate::sync::lock;
+use crate::sync::{lock, notify};
 
 /// Why a server stopped. The first reason is kept; later ones are ignored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,7 +171,7 @@ impl Latch {
     pub(crate) fn advance(&self, to: Phase) -> bool {
         let risen = self.phase.fetch_max(to as u8, SeqCst) < to as u8;
         if risen {
-            self.changed.notify(usize::MAX);
+            notify(&self.changed);
         }
         risen
     }
@@ -180,7 +180,7 @@ impl Latch {
     pub(crate) fn ask(&self, reason: Reason, now: Instant, before: Option<Instant>) -> bool {
         let first = self.note(reason, now, before);
         if !self.advance(Phase::Draining) && before.is_some() {
-            self.changed.notify(usize::MAX);
+            notify(&self.changed);
         }
         first
     }
@@ -200,7 +200,7 @@ impl Latch {
     /// Records when the listeners were shut, once.
     pub(crate) fn shut_at(&self, now: Instant) {
         self.request().shut.get_or_insert(now);
-        self.changed.notify(usize::MAX);
+        notify(&self.changed);
     }
 
     pub(crate) fn request(&self) -> MutexGuard<'_, Request> {

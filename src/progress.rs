@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_lite::{Stream, future, stream};
 
 use crate::lifecycle::Phase;
-use crate::shared::Shared;
+use crate::shared::{SelfWait, Shared};
 
 /// How often an item with the time left comes where nothing else changes.
 const TICK: Duration = Duration::from_millis(100);
@@ -30,20 +30,22 @@ pub struct DrainProgress(Pin<Box<dyn Stream<Item = Progress> + Send>>);
 
 impl DrainProgress {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let wait = SelfWait::new(&shared, None);
         Self(Box::pin(stream::unfold(
-            Some((shared, None)),
+            Some((shared, wait, None)),
             |state| async {
-                let (shared, last) = state?;
-                let (progress, over) = next(&shared, last).await;
-                let rest = (!over).then_some((shared, Some(progress.left)));
+                let (shared, mut wait, last) = state?;
+                let over = wait.race(next(&shared, last)).await.unwrap_or(true);
+                let progress = progress(&shared);
+                let rest = (!over).then_some((shared, wait, Some(progress.left)));
                 Some((progress, rest))
             },
         )))
     }
 }
 
-/// Waits for the next item; gives with it whether it is the last.
-async fn next(shared: &Shared, last: Option<u64>) -> (Progress, bool) {
+/// Waits for the next item; gives whether it is the last.
+async fn next(shared: &Shared, last: Option<u64>) -> bool {
     shared.latch.reached(Phase::Draining).await;
     let tick = async {
         // The first item comes at once.
@@ -62,15 +64,17 @@ async fn next(shared: &Shared, last: Option<u64>) -> (Progress, bool) {
     };
     future::or(changed, tick).await;
     // Looked at before the number: what comes after the end is zero.
-    let over = shared.latch.phase() == Phase::Closed;
+    shared.latch.phase() == Phase::Closed
+}
+
+fn progress(shared: &Shared) -> Progress {
     let now = shared.clock.now();
-    let progress = Progress {
+    Progress {
         left: shared.registry.left(),
         time: shared
             .deadline()
             .map(|deadline| deadline.saturating_duration_since(now)),
-    };
-    (progress, over)
+    }
 }
 
 impl Stream for DrainProgress {

@@ -15,13 +15,16 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Notifies all who listen, if anybody does: without a listener `Event` allocates a list to find it
-/// empty.
+/// empty. A waker that panics is its owner's affair, and the others are notified all the same.
 pub(crate) fn notify(event: &Event) {
     // Who begins to listen looks afterwards at what was changed before this. Either that look sees
     // it, or this one the listener.
     fence(SeqCst);
     if event.total_listeners() > 0 {
-        event.notify(usize::MAX);
+        // A second call goes on behind the listener whose waker has panicked.
+        while catch_unwind(AssertUnwindSafe(|| event.notify(usize::MAX))).is_err() {
+            log::error!(target: "gracious", "a waker panicked");
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use crate::shared::Shared;
 
 pub(crate) mod abort;
 pub(crate) mod fallback;
+mod spread;
 pub(crate) mod sweep;
 
 /// Serves until a shutdown, and drains.
@@ -54,7 +55,9 @@ async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
         close_listeners(shared, &**launcher);
     }
     shared.latch.shut_at(shared.clock.now());
-    shared.registry.drain_all(shared.uptime());
+    let idle = shared
+        .registry
+        .drain_busy(shared.uptime(), shared.config.spread);
 
     let settled = future::zip(
         keep_sweeping(shared, &**launcher),
@@ -62,13 +65,17 @@ async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
     );
     let drained = async {
         settled.await;
-        shared.registry.emptied().await;
+        shared.emptied().await;
     };
     let overdue = async {
         future::or(deadline(shared), shared.latch.reached(Phase::Aborting)).await;
         abort_and_close(shared).await;
     };
-    future::or(drained, overdue).await;
+    let told = async {
+        spread::drain_one_by_one(shared, idle).await;
+        future::pending().await
+    };
+    future::or(drained, future::or(overdue, told)).await;
     shared.close();
 }
 

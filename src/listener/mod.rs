@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
 use async_io::Async;
@@ -57,6 +57,12 @@ pub(crate) trait RawListener: Send {
     /// No new peers from here on; those queued can still be accepted.
     fn shut(&mut self);
 
+    /// Closes the descriptor and does nothing else, in a process that was forked from the owner's. A
+    /// listener of the user's own may do anything when it is dropped, so it stays as it is.
+    fn leave(self: Box<Self>) {
+        std::mem::forget(self);
+    }
+
     /// How many peers wait to be accepted, where the system tells.
     fn queued(&self) -> Option<u32> {
         None
@@ -95,6 +101,16 @@ impl<L: AsFd + Send + Sync + 'static> ListeningSocket<L> {
             #[cfg(target_os = "linux")]
             Self::Workers(socket) => socket.get_ref(),
         }
+    }
+
+    /// Closes the descriptor, and leaves the poller alone, which a forked process shares with the owner:
+    /// it would report this socket to nobody any more.
+    #[allow(unsafe_code)]
+    fn leave(self) {
+        let descriptor = self.get_ref().as_fd().as_raw_fd();
+        std::mem::forget(self);
+        // SAFETY: the descriptor is open, and nothing else closes it: its owner is forgotten.
+        drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
     }
 
     /// One poll of accept.

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use super::RawListener;
 use crate::address::Address;
 use crate::socket::Incoming;
+use crate::socket::owner::Owner;
 
 /// The listeners of one accept loop.
 #[derive(Default)]
@@ -23,6 +24,7 @@ pub(crate) struct BoundListener {
     pub(crate) address: u16,
     /// Every shard has a socket of its own for this address.
     is_sharded: bool,
+    owner: Owner,
 }
 
 /// A peer, straight from its listener.
@@ -45,6 +47,7 @@ impl ListenerSet {
                     raw,
                     address: address as u16,
                     is_sharded,
+                    owner: Owner::this_process(),
                 });
             }
         }
@@ -86,9 +89,17 @@ impl BoundListener {
         self.accepted(accepted)
     }
 
-    /// Takes no new peers from here on; those queued can still be accepted.
+    /// Takes no new peers from here on; those queued can still be accepted. A process that was forked
+    /// from the owner's would keep them out of the owner's.
     pub(crate) fn shut(&mut self) {
-        self.raw.shut();
+        if self.owner.is_this_process() {
+            self.raw.shut();
+        }
+    }
+
+    /// Closes the descriptor and does nothing else.
+    pub(crate) fn leave(self) {
+        self.raw.leave();
     }
 
     pub(crate) fn queued(&self) -> Option<u32> {

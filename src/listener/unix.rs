@@ -16,24 +16,28 @@ use crate::address::Address;
 use crate::config::Config;
 use crate::socket;
 use crate::socket::Incoming;
+use crate::socket::owner::Owner;
 use crate::transport::Engine;
 
 #[derive(Debug)]
 pub(crate) struct Unix {
-    socket: ListeningSocket<UnixListener>,
-    /// What we made in the file system; none of an abstract or an adopted socket.
+    /// What we made in the file system; none of an abstract or an adopted socket. It is dropped, and the
+    /// path removed, before the socket is closed: see `shut`.
     file: Option<File>,
+    socket: ListeningSocket<UnixListener>,
     /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
     shared: bool,
     /// No new peers: the queue is what it is, and reported as ready even when it is empty.
     shut: bool,
 }
 
-/// A path, and the inode that was behind it when it was ours.
+/// A path, and the inode that was behind it when it was ours. It is removed when this is dropped, by
+/// the process that made it.
 #[derive(Debug)]
 struct File {
     path: PathBuf,
     inode: (u64, u64),
+    owner: Owner,
 }
 
 impl Unix {
@@ -79,18 +83,12 @@ impl Unix {
             .listen(backlog)
             .and_then(|()| socket.set_nonblocking(true))
             .and_then(|()| ListeningSocket::new(socket.into(), engine));
-        match listened {
-            Ok(socket) => Ok(Self {
-                socket,
-                file,
-                shared: false,
-                shut: false,
-            }),
-            Err(error) => {
-                file.iter().for_each(File::remove);
-                Err(error)
-            }
-        }
+        Ok(Self {
+            socket: listened?,
+            file,
+            shared: false,
+            shut: false,
+        })
     }
 
     /// After `SHUT_RD` an empty queue is EINVAL on some systems.
@@ -169,28 +167,24 @@ impl RawListener for Unix {
     fn shut(&mut self) {
         // The path goes first, while the listener still answers: a successor that finds the path
         // with nobody behind it would replace it, and then lose its own path to this removal.
-        if let Some(file) = self.file.take() {
-            file.remove();
-        }
+        drop(self.file.take());
         if !self.shared {
             // New peers are refused, those queued stay acceptable. It cannot fail on a listener.
             let _ignored = SockRef::from(self.socket.get_ref()).shutdown(Shutdown::Read);
             self.shut = true;
         }
     }
-}
 
-impl Drop for Unix {
-    fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            file.remove();
-        }
+    fn leave(self: Box<Self>) {
+        self.socket.leave();
     }
 }
 
-impl File {
-    /// Removes the path if it is still ours.
-    fn remove(&self) {
+impl Drop for File {
+    fn drop(&mut self) {
+        if !self.owner.is_this_process() {
+            return;
+        }
         let _lock = lock_directory(&self.path);
         match fs::symlink_metadata(&self.path) {
             Ok(found) if (found.dev(), found.ino()) == self.inode => {
@@ -220,25 +214,25 @@ fn bind_file(socket: &socket2::Socket, path: &Path, config: &Config) -> io::Resu
         bound => bound?,
     }
     let made = fs::symlink_metadata(&path)?;
-    let file = File {
-        path,
-        inode: (made.dev(), made.ino()),
-    };
     // The socket does not listen yet, so nobody can connect before these are in place.
     let owned = (|| {
         if let Some((user, group)) = config.unix_owner {
-            chown(&file.path, user, group)?;
+            chown(&path, user, group)?;
         }
         if let Some(mode) = config.unix_mode {
-            fs::set_permissions(&file.path, fs::Permissions::from_mode(mode))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
         }
         Ok(())
     })();
     if let Err(error) = owned {
-        fs::remove_file(&file.path)?;
+        fs::remove_file(&path)?;
         return Err(error);
     }
-    Ok(file)
+    Ok(File {
+        path,
+        inode: (made.dev(), made.ino()),
+        owner: Owner::this_process(),
+    })
 }
 
 fn remove_stale(path: &Path) -> io::Result<()> {

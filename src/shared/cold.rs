@@ -47,6 +47,8 @@ pub(crate) struct TaskCold {
     pub(crate) timer: Option<(Duration, Sleep)>,
     /// The limit that this connection has met.
     pub(crate) limit_met: Option<Cause>,
+    /// The uptime at which `idle_timeout` asked this connection to end.
+    pub(crate) asked_by_idle_timeout: Option<Duration>,
     /// The orderly end under way.
     pub(crate) lingering: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// What the handler failed with.

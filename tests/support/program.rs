@@ -4,6 +4,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -34,6 +35,13 @@ impl Program {
     /// Starts one of this package's examples, which Cargo builds beside the tests.
     #[track_caller]
     pub fn example(name: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(Self::example_path(name));
+        command.args(args);
+        Self::start(command)
+    }
+
+    #[track_caller]
+    pub fn example_path(name: &str) -> PathBuf {
         let test = std::env::current_exe().unwrap();
         let profile = test.ancestors().nth(2).unwrap();
         let path = profile.join("examples").join(name);
@@ -42,9 +50,7 @@ impl Program {
             "no {}: `cargo test` builds the examples, `cargo test --test NAME` does not",
             path.display()
         );
-        let mut command = Command::new(path);
-        command.args(args);
-        Self::start(command)
+        path
     }
 
     #[track_caller]
