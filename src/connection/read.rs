@@ -162,6 +162,11 @@ impl ReadHalf {
         }
         let is_fresh = word & flag::FIRST_BYTE_GRACE != 0 && self.state.received.load(Relaxed) == 0;
         if is_fresh || self.state.is_busy() {
+            if word & flag::QUIET != 0 {
+                // The task's timer may have fired before this wait began, and nothing else would end
+                // it. A task that is in its handler looks at its timer afterwards.
+                self.state.wake_task();
+            }
             return self.keep_waiting(cx);
         }
         self.state.reader.clear(HalfState::WAITING);

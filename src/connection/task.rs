@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use pin_project_lite::pin_project;
 
 use super::close::poll_close;
-use super::timeouts;
+use super::timeouts::{self, WAITS_FOR_QUIET};
 use crate::log;
 use crate::report::Cause;
 use crate::shared::connection::ConnectionState;
@@ -212,7 +212,13 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                 state.set(flag::FINISHED);
             }
         }
-        if !state.has(flag::CLOSED) {
+        let word = state.word();
+        if word & flag::CLOSED == 0 {
+            if word & WAITS_FOR_QUIET == WAITS_FOR_QUIET {
+                // The handler may have moved bytes, and wait, since the timer was looked at above: it
+                // is to fire when the connection has been quiet from then on.
+                state.with_task_cold(|cold| timeouts::poll(cold, state, cx));
+            }
             return Poll::Pending;
         }
         let Some(result) = result else {

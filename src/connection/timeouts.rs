@@ -12,6 +12,9 @@ use crate::shared::TaskCold;
 use crate::shared::connection::ConnectionState;
 use crate::socket::readiness::{Waiter, flag};
 
+/// What is set while a drain waits until no byte has moved for a while.
+pub(super) const WAITS_FOR_QUIET: u64 = flag::DRAINING | flag::QUIET;
+
 /// Acts on every limit that is due, and arranges to be woken for the next.
 pub(super) fn poll(cold: &mut TaskCold, state: &ConnectionState, cx: &mut Context<'_>) {
     loop {
@@ -52,7 +55,7 @@ fn act(cold: &mut TaskCold, state: &ConnectionState, uptime: Duration) -> Option
         }
     }
     // A connection that was asked to end while bytes moved is idle when none has for a while.
-    if word & (flag::DRAINING | flag::QUIET) == flag::DRAINING | flag::QUIET {
+    if word & WAITS_FOR_QUIET == WAITS_FOR_QUIET {
         let since = state.last_activity();
         let over = since.saturating_add(state.quiet_span());
         if over > uptime {
