@@ -15,10 +15,9 @@ use futures_lite::{AsyncWriteExt, future, io::copy};
 use gracious::{Connection, EndedBy, IdleWhen, Report, Server};
 
 /// A tunnel is quiet when no byte has moved for so long.
-const QUIET: Duration = Duration::from_millis(500);
+const QUIET: Duration = Duration::from_secs(1);
 
 pub(crate) async fn tunnel(conn: Connection, upstream: String) -> io::Result<()> {
-    conn.idle_when(IdleWhen::Quiet(QUIET));
     let server = TcpStream::connect(upstream).await?;
     let (mut reader, mut writer) = conn.split();
     let up = async {
@@ -41,11 +40,9 @@ async fn main() -> io::Result<Report> {
         "proxy [UPSTREAM] [ADDRESS]",
         ["127.0.0.1:8888", "127.0.0.1:8080"],
     );
-    let server = Server::builder()
-        .listen(&*words[1])
-        .stop_on_signals()
-        .bind()
-        .await?;
+    let builder = Server::builder().idle_when(IdleWhen::Quiet(QUIET));
+    let builder = builder.listen(&*words[1]).stop_on_signals();
+    let server = builder.bind().await?;
     println!("{server}");
     let upstream = words[0].clone();
     server.serve(|conn| tunnel(conn, upstream)).await

@@ -19,8 +19,9 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
+use std::time::Duration;
 
-use gracious::{Connection, Running};
+use gracious::{Connection, IdleWhen, Running};
 
 use support::TestRuntime;
 use support::client::{Client, tcp};
@@ -129,7 +130,10 @@ fn upstream(mut client: TcpStream, proceed: &Receiver<()>) {
 async fn a_proxy_finishes_what_is_under_way_and_ends_what_is_quiet(runtime: TestRuntime) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let server = tcp(runtime).first_byte_grace(None).bind().await.unwrap();
+    // Longer than a busy machine holds up a transfer.
+    let quiet = IdleWhen::Quiet(Duration::from_secs(3));
+    let server = tcp(runtime).first_byte_grace(None).idle_when(quiet);
+    let server = server.bind().await.unwrap();
     let running = server.spawn(|conn: Connection| proxy::tunnel(conn, address));
     // One after the other is connected to what is behind.
     let connect = |first: &str| {
