@@ -20,6 +20,7 @@ const LAYERS: [&[&str]; 11] = [
     &[
         "address",
         "config",
+        "idle",
         "lifecycle",
         "log",
         "report",
@@ -44,6 +45,7 @@ const LAYERS: [&[&str]; 11] = [
         "server_set",
         "signals",
         "track",
+        "web",
     ],
 ];
 

@@ -1,4 +1,4 @@
-//! Binding: names resolved, everything bound in the order it was asked for, or nothing.
+//! Binding: all that a builder was asked to listen on, in that order, or nothing.
 
 use std::fmt;
 use std::io;
@@ -21,6 +21,7 @@ pub(crate) enum Source {
 }
 
 impl Source {
+    /// A listener of the user's own.
     pub(crate) fn custom(listener: impl Listener) -> Self {
         Self::Custom(Arc::new(CustomListener::new(listener)))
     }
@@ -36,8 +37,11 @@ impl fmt::Debug for Source {
     }
 }
 
-/// Binds everything, in the order it was asked for, or nothing: for each address a socket, or as
-/// many as there are engines.
+/// Binds everything, in the order of `sources`, or nothing. Gives for each address its listeners:
+/// one, or, on TCP, as many as there are engines, one for each shard.
+///
+/// # Errors
+/// The first source that cannot be bound, with its address. What was bound before is closed.
 pub(crate) async fn bind(
     sources: Vec<Source>,
     config: &Config,
@@ -49,8 +53,8 @@ pub(crate) async fn bind(
             "nothing to listen on: expected an address or a listener before `bind`",
         ));
     }
-    // All names are resolved before the first is bound: an IPv6 socket leaves IPv4 alone if any
-    // of the others asks for that port.
+    // All names are resolved before the first is bound: an IPv6 socket takes IPv4 peers, too,
+    // unless one of the other addresses is IPv4 with the same port, and so has to know them all.
     let mut resolved = Vec::new();
     for source in sources {
         resolved.push(match source {
@@ -95,10 +99,12 @@ pub(crate) async fn bind(
     Ok(bound)
 }
 
-/// A source whose names are resolved.
+/// A source whose name is resolved.
 enum Resolved {
+    /// The addresses of one name.
     Tcp(Vec<SocketAddr>),
     Unix(Address),
+    /// A listener that was made elsewhere.
     Bound(AnyListener),
 }
 
@@ -106,7 +112,7 @@ fn socket(listener: impl RawListener + 'static) -> AnyListener {
     AnyListener::Socket(Box::new(listener))
 }
 
-/// An error that says which address it is about.
+/// The error of an address that cannot be bound, with the address in its message.
 pub(super) fn cannot_listen(address: &Address, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
 }

@@ -2,6 +2,7 @@
 //! own.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::task::{Context, Poll};
 
@@ -9,6 +10,7 @@ use super::{AnyListener, ErasedListener, RawListener};
 use crate::address::Address;
 use crate::log;
 use crate::socket::Incoming;
+use crate::socket::owner::Owner;
 use crate::sync::{assert_unlocked, lock};
 
 /// The listeners of one accept loop.
@@ -38,6 +40,8 @@ struct Place {
     address: u16,
     /// Every shard has a socket of its own for this address.
     is_sharded: bool,
+    /// A process that was forked from this one would shut the listener of this one.
+    owner: Owner,
 }
 
 /// A peer, straight from its listener.
@@ -62,6 +66,7 @@ impl ListenerSet {
             let place = Place {
                 address: address as u16,
                 is_sharded: sockets.len() > 1,
+                owner: Owner::this_process(),
             };
             sets.resize_with(sets.len().max(sockets.len()), Listeners::default);
             for (set, listener) in sets.iter_mut().zip(sockets) {
@@ -133,12 +138,21 @@ impl ListenerSet {
     }
 
     /// The next peer that is queued at one listener; `None` where there is no such listener. For a
-    /// sweep.
-    pub(crate) fn sweep(&self, index: usize) -> Option<io::Result<Accepted>> {
+    /// sweep, which has `accepted` so many there: where new peers still come it takes no more than
+    /// the `backlog`, since the rest are for others who hold the socket, too.
+    pub(crate) fn sweep(
+        &self,
+        index: usize,
+        accepted: u32,
+        backlog: u32,
+    ) -> Option<io::Result<Accepted>> {
         let mut listeners = lock(&self.0);
         let BoundListener { listener, place } = listeners.all.get_mut(index)?;
         let place = *place;
         let accepted = match listener {
+            AnyListener::Socket(listener) if !listener.is_shut() && accepted >= backlog => {
+                Err(io::ErrorKind::WouldBlock.into())
+            }
             AnyListener::Socket(listener) => listener.try_accept(),
             AnyListener::Custom(listener) => {
                 let listener = listener.clone();
@@ -149,11 +163,22 @@ impl ListenerSet {
         Some(place.accepted(accepted))
     }
 
+    /// The addresses whose handshakes under way the kernel has to be asked for.
+    pub(crate) fn handshakes_at(&self) -> Vec<SocketAddr> {
+        let listeners = lock(&self.0);
+        let addresses = listeners
+            .all
+            .iter()
+            .filter_map(BoundListener::handshakes_at);
+        addresses.collect()
+    }
+
     /// Takes no new peers from here on; those queued can still be accepted.
     pub(crate) fn shut(&self) {
         let (mut custom, mut errors) = (Vec::new(), Vec::new());
-        for BoundListener { listener, .. } in &mut lock(&self.0).all {
+        for BoundListener { listener, place } in &mut lock(&self.0).all {
             match listener {
+                _ if !place.owner.is_this_process() => {}
                 AnyListener::Socket(listener) => errors.extend(listener.shut().err()),
                 AnyListener::Custom(listener) => custom.push(listener.clone()),
             }
@@ -164,11 +189,42 @@ impl ListenerSet {
         }
     }
 
-    /// Closes the listeners.
-    pub(crate) fn close(&self) {
-        let closed = std::mem::take(&mut lock(&self.0).all);
+    /// Closes all listeners, or those at which no handshake can be under way.
+    pub(crate) fn close(&self, keeps_handshakes: bool) {
+        let closed: Vec<_> = {
+            let mut listeners = lock(&self.0);
+            let all = std::mem::take(&mut listeners.all).into_iter();
+            let is_done = |it: &BoundListener| !keeps_handshakes || it.handshakes_at().is_none();
+            let (mut closed, kept): (Vec<_>, _) = all.partition(is_done);
+            listeners.all = kept;
+            for BoundListener { listener, place } in &mut closed {
+                if let AnyListener::Socket(listener) = listener {
+                    if place.owner.is_this_process() {
+                        listener.end();
+                    }
+                }
+            }
+            closed
+        };
         assert_unlocked();
         drop(closed);
+    }
+
+    /// Closes the descriptors and does nothing else, in a process that was forked from the owner's. A
+    /// listener of the user's own may do anything when it is dropped, so it stays as it is.
+    pub(crate) fn leave(&self) {
+        // A thread that had it locked is not in this process.
+        let Ok(mut listeners) = self.0.try_lock() else {
+            return;
+        };
+        let all = std::mem::take(&mut listeners.all);
+        drop(listeners);
+        for BoundListener { listener, .. } in all {
+            match listener {
+                AnyListener::Socket(listener) => listener.leave(),
+                AnyListener::Custom(listener) => std::mem::forget(listener),
+            }
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -184,6 +240,15 @@ impl ListenerSet {
                 AnyListener::Custom(_) => None,
             };
             tell(place.address, queued);
+        }
+    }
+}
+
+impl BoundListener {
+    fn handshakes_at(&self) -> Option<SocketAddr> {
+        match &self.listener {
+            AnyListener::Socket(listener) => listener.handshakes_at(),
+            AnyListener::Custom(_) => None,
         }
     }
 }

@@ -165,16 +165,6 @@ impl Transport {
         }
     }
 
-    /// Whether this task may go on reading, or has used its budget up.
-    #[inline]
-    pub(crate) fn has_budget(&self) -> bool {
-        match self {
-            #[cfg(target_os = "linux")]
-            Self::Driven(_) => crate::socket::budget::is_left(),
-            _ => true,
-        }
-    }
-
     /// Begins to report events to `connection`, whose transport this is.
     pub(crate) fn register(&self, connection: Arc<dyn Any + Send + Sync>) -> io::Result<()> {
         match self {
