@@ -173,3 +173,8 @@ pub use track::Tracked;
 #[cfg(all(doctest, feature = "async-std", feature = "signals"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// So do the handlers of this page.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/which-drain.md")]
+struct WhichDrain;

@@ -261,17 +261,25 @@ impl<R: Runtime> Server<R> {
         };
         // Before the threads are started: where one cannot be, the end of the server ends the others.
         self.shared.set_pools(pools.clone());
-        let server = Arc::downgrade(&self.shared);
+        let (server, failing) = (Arc::downgrade(&self.shared), Arc::downgrade(&self.shared));
         // The connections whose handlers a thread was in at the last look.
         let mut inside = Vec::new();
-        pools.start(move |is_blocked| {
+        let on_look = move |is_blocked: bool| {
             if !is_blocked {
                 inside.clear();
             } else if let Some(server) = server.upgrade() {
                 server.registry.log_blocked(&inside);
                 inside = server.registry.in_handlers();
             }
-        })
+        };
+        // No listener is heard any more: the server ends as one does whose listener is dead.
+        let on_failure = move |error: io::Error| {
+            if let Some(server) = failing.upgrade() {
+                let message = format!("cannot wait for events: {error}");
+                server.fail(io::Error::new(error.kind(), message));
+            }
+        };
+        pools.start(on_look, on_failure)
     }
 
     #[cfg(not(target_os = "linux"))]

@@ -331,10 +331,13 @@ impl Drop for Count {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::{OnceLock, mpsc};
+    use std::task::Wake;
     use std::thread;
     use std::time::Instant;
 
+    use super::super::driver::WatchedListener;
     use super::super::driver::registration::tests::Nothing;
     use super::*;
 
@@ -386,6 +389,61 @@ mod tests {
         for _ in 0..10 {
             assert!(is_run_on(&pool), "no worker was woken for it");
         }
+        pool.stop();
+    }
+
+    /// A waker that records how many jobs had been run when it was called for the first time.
+    struct Heard {
+        ran: Arc<AtomicUsize>,
+        at: OnceLock<usize>,
+    }
+
+    impl Wake for Heard {
+        fn wake(self: Arc<Self>) {
+            let _first = self.at.set(self.ran.load(SeqCst));
+        }
+    }
+
+    /// Else the sockets are not looked at for as long as another worker has tasks to be stolen.
+    #[test]
+    fn a_driver_that_steals_looks_at_its_sockets_in_every_round() {
+        const JOBS: usize = 20_000;
+        let pool = alone();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut watched = WatchedListener::new(listener, pool.poller.clone()).unwrap();
+        let ran = Arc::new(AtomicUsize::new(0));
+        let heard = Arc::new(Heard {
+            ran: ran.clone(),
+            at: OnceLock::new(),
+        });
+        let waker = heard.clone().into();
+        let mut cx = Context::from_waker(&waker);
+        assert!(
+            watched
+                .poll_accept(&mut cx, TcpListener::accept)
+                .is_pending()
+        );
+        let _client = TcpStream::connect(address).unwrap();
+        // A worker whose thread has a handler that blocks.
+        let queue = Queue::new_fifo();
+        lock(&pool.workers).push(Arc::new(Worker::new(0, &queue)));
+        for _ in 0..JOBS {
+            let ran = ran.clone();
+            let job = async move {
+                ran.fetch_add(1, SeqCst);
+            };
+            let (job, task) = builder(&pool).spawn(|_| job, schedule);
+            task.detach();
+            queue.push(job);
+        }
+        pool.driver.store(1, SeqCst);
+        pool.spawn_worker().unwrap();
+        eventually("all jobs are run", || ran.load(SeqCst) == JOBS);
+        eventually("the connect is heard", || heard.at.get().is_some());
+        let at = *heard.at.get().unwrap();
+        assert!(at < 1000, "after {at} jobs");
         pool.stop();
     }
 

@@ -82,18 +82,23 @@ impl WorkerPools {
     }
 
     /// Starts the threads, and the watchdog, which calls `on_look` after each look at them, 20
-    /// times a second, with whether a handler blocks one.
+    /// times a second, with whether a handler blocks one. `on_failure` is called once events cannot
+    /// be waited for any more; tasks are run all the same.
     ///
     /// # Errors
     /// The system's, where a thread cannot be started. The threads that were started end with
     /// [`stop`](Self::stop).
-    pub(crate) fn start(&self, on_look: impl FnMut(bool) + Send + 'static) -> io::Result<()> {
+    pub(crate) fn start(
+        &self,
+        on_look: impl FnMut(bool) + Send + 'static,
+        on_failure: impl FnOnce(io::Error) + Send + 'static,
+    ) -> io::Result<()> {
         for pool in &self.pools {
             for _ in 0..pool.size {
                 pool.spawn_worker()?;
             }
         }
-        let watchdog = watchdog::start(self.pools.clone(), on_look)?;
+        let watchdog = watchdog::start(self.pools.clone(), on_look, on_failure)?;
         for pool in &self.pools {
             *lock(&pool.watchdog) = Some(watchdog.clone());
         }
@@ -126,5 +131,53 @@ impl WorkerPools {
     /// up for each such connection.
     pub(crate) fn shard(&self, turn: usize) -> u16 {
         (self.acceptors + turn % self.serving().len()) as u16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Instant;
+
+    use rustix::time::{ClockId, clock_gettime};
+
+    use super::super::driver::registration::tests::Nothing;
+    use super::*;
+
+    /// As where somebody else has closed the epoll's descriptor.
+    #[test]
+    fn a_poller_that_fails_for_good_is_told_of_and_its_thread_does_not_spin() {
+        const DEADLINE: Duration = Duration::from_secs(20);
+        let poller = Arc::new(Poller::broken::<Nothing>());
+        let pool = Pool::new(poller, "test".into(), 1, Duration::ZERO, false);
+        let pools = WorkerPools {
+            pools: vec![pool.clone()],
+            acceptors: 0,
+        };
+        let (fail, failed) = mpsc::channel();
+        let on_failure = move |error: io::Error| fail.send(error).unwrap();
+        pools.start(|_is_blocked| {}, on_failure).unwrap();
+        // There is something to watch.
+        pool.spawn(pending());
+        failed.recv_timeout(DEADLINE).unwrap();
+        let (say, said) = mpsc::channel();
+        let processor_time = || {
+            let say = say.clone();
+            pool.spawn(async move {
+                let time = clock_gettime(ClockId::ThreadCPUTime);
+                say.send(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+                    .unwrap();
+            });
+            // Tasks are run.
+            said.recv_timeout(DEADLINE).unwrap()
+        };
+        let (begun, before) = (Instant::now(), processor_time());
+        thread::sleep(Duration::from_millis(200));
+        let used = processor_time() - before;
+        assert!(used < begun.elapsed() / 4, "{used:?}");
+        assert!(failed.try_recv().is_err(), "told twice");
+        pools.stop();
     }
 }

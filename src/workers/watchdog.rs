@@ -18,18 +18,21 @@ const LOOK: Duration = Duration::from_millis(50);
 const MOST_BLOCKED: usize = 256;
 
 /// Starts the watchdog. After each look at the workers it calls `on_look`, with whether one of them
-/// is in the same task as at the last look.
+/// is in the same task as at the last look; it calls `on_failure` once, if a poller reports nothing
+/// any more.
 pub(super) fn start(
     pools: Vec<Arc<Pool>>,
     on_look: impl FnMut(bool) + Send + 'static,
+    on_failure: impl FnOnce(io::Error) + Send + 'static,
 ) -> io::Result<Thread> {
     let thread = thread::Builder::new().name("gracious-watch".into());
-    let thread = thread.spawn(move || watch(&pools, on_look))?;
+    let thread = thread.spawn(move || watch(&pools, on_look, on_failure))?;
     Ok(thread.thread().clone())
 }
 
 /// The watchdog's life.
-fn watch(pools: &[Arc<Pool>], mut on_look: impl FnMut(bool)) {
+fn watch(pools: &[Arc<Pool>], mut on_look: impl FnMut(bool), on_failure: impl FnOnce(io::Error)) {
+    let mut on_failure = Some(on_failure);
     let mut seen = vec![Vec::new(); pools.len()];
     while !pools.iter().all(|pool| pool.is_over()) {
         if !pools.iter().any(|pool| pool.has_tasks()) {
@@ -42,6 +45,11 @@ fn watch(pools: &[Arc<Pool>], mut on_look: impl FnMut(bool)) {
             is_blocked |= pool.replace_blocked(seen);
         }
         on_look(is_blocked);
+        if let Some(error) = pools.iter().find_map(|pool| pool.poller.failure()) {
+            if let Some(on_failure) = on_failure.take() {
+                on_failure(error);
+            }
+        }
     }
 }
 
@@ -66,7 +74,12 @@ impl Pool {
             if blocked.iter().any(|worker| self.is_driver(worker)) {
                 self.replace_driver(&workers);
             }
-            // The driver can steal the tasks that wait in the queues of blocked workers.
+            // The tasks that wait behind a blocked handler go to the injector, from which the
+            // driver takes tasks in every round. From another worker's queue it steals only if it
+            // has nothing else to run.
+            for worker in blocked {
+                worker.give_up_queue(&self.injector);
+            }
             self.wake();
         }
         true

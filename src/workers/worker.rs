@@ -1,7 +1,4 @@
 //! A worker, a thread of a pool: it drives, or it helps.
-//!
-//! The driver goes round: its own queue, the injector, a task of another worker's, the sockets. No
-//! part of that round is left out for long, however much there is to do in another.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
-use crossbeam_deque::{Steal, Stealer, Worker as Queue};
+use crossbeam_deque::{Injector, Steal, Stealer, Worker as Queue};
 
 use super::driver::Batch;
 use super::pool::{Job, LOCAL, Local, Pool};
@@ -40,6 +37,17 @@ pub(super) struct Worker {
 }
 
 impl Worker {
+    /// A worker that runs the tasks in `queue`; it has no thread yet.
+    pub(super) fn new(number: usize, queue: &Queue<Job>) -> Self {
+        Self {
+            number,
+            stealer: queue.stealer(),
+            task_steps: AtomicU64::new(0),
+            parked: AtomicBool::new(false),
+            thread: Mutex::default(),
+        }
+    }
+
     /// Has the thread look again, if it sleeps or is about to.
     pub(super) fn unpark(&self) {
         if let Some(thread) = &*lock(&self.thread) {
@@ -55,6 +63,16 @@ impl Worker {
         // thread.
         let _caught = catch_unwind(AssertUnwindSafe(|| job.run()));
         self.task_steps.store(steps + 2, Relaxed);
+    }
+
+    /// Moves the tasks that this worker has not begun to the injector, for other workers.
+    pub(super) fn give_up_queue(&self, injector: &Injector<Job>) {
+        // As many as there are now: the worker may go on at any time, and would be chased for ever.
+        for _ in 0..self.stealer.len() {
+            if let Steal::Success(job) = self.stealer.steal() {
+                injector.push(job);
+            }
+        }
     }
 
     /// Runs the tasks in this worker's queue, up to where the sockets have to be looked at; gives
@@ -83,13 +101,7 @@ impl Pool {
         let queue = Queue::new_fifo();
         let worker = {
             let mut workers = lock(&self.workers);
-            let worker = Arc::new(Worker {
-                number: workers.len(),
-                stealer: queue.stealer(),
-                task_steps: AtomicU64::new(0),
-                parked: AtomicBool::new(false),
-                thread: Mutex::default(),
-            });
+            let worker = Arc::new(Worker::new(workers.len(), &queue));
             workers.push(worker.clone());
             self.spawned.store(workers.len(), SeqCst);
             worker
@@ -143,6 +155,10 @@ impl Pool {
     }
 
     /// Waits for events and runs the tasks that they wake, as long as this worker is the driver.
+    ///
+    /// Each round takes a bounded part of what there is in every place where there may be
+    /// something: the worker's own queue, the injector, another worker's queue if there is nothing
+    /// else, the sockets. So none of them can keep the driver from the next.
     fn drive(&self, worker: &Worker, queue: &Queue<Job>, batch: &mut Batch) {
         let mut task_time = TaskTime::default();
         let mut spin = AdaptiveSpin::new(self.spin);
@@ -162,12 +178,9 @@ impl Pool {
                 self.poller.wake();
                 return;
             }
-            self.drain_injector(queue);
+            self.take_injected(queue);
             if queue.is_empty() {
-                if let Some(job) = self.steal(worker, queue) {
-                    worker.run(job);
-                    continue;
-                }
+                self.steal(worker, queue);
             }
             let mut block = queue.is_empty();
             if block
@@ -193,17 +206,8 @@ impl Pool {
     /// Runs tasks that other workers have not begun, then sleeps until it is woken.
     fn help(&self, worker: &Worker, queue: &Queue<Job>) {
         loop {
-            loop {
+            while !queue.is_empty() || self.steal(worker, queue) {
                 worker.run_queue(queue);
-                if !queue.is_empty() {
-                    continue;
-                }
-                match self.steal(worker, queue) {
-                    Some(job) => {
-                        worker.run(job);
-                    }
-                    None => break,
-                }
             }
             if self.is_over() || self.is_driver(worker) {
                 return;
@@ -246,28 +250,34 @@ impl Pool {
         }
     }
 
-    /// Moves some tasks of another worker's queue to this worker's, and gives the first of them.
-    fn steal(&self, worker: &Worker, queue: &Queue<Job>) -> Option<Job> {
+    /// Moves some tasks of another worker's queue to this worker's; gives whether there were any.
+    fn steal(&self, worker: &Worker, queue: &Queue<Job>) -> bool {
         // Where all other workers sleep as helpers none of them has a task. A stale count does no
         // harm: a worker that has just woken runs its tasks itself.
         if self.parked.load(Relaxed) + 1 >= self.spawned.load(Relaxed) {
-            return None;
+            return false;
         }
         let workers = lock(&self.workers);
-        for other in workers.iter().filter(|other| other.number != worker.number) {
-            loop {
-                match other.stealer.steal_batch_and_pop(queue) {
-                    Steal::Success(job) => return Some(job),
-                    Steal::Empty => break,
-                    Steal::Retry => {}
-                }
-            }
-        }
-        None
+        let mut others = workers.iter().filter(|other| other.number != worker.number);
+        others.any(|other| some_of(|| other.stealer.steal_batch(queue)))
     }
 
-    /// Moves tasks of the injector to this worker's queue.
-    fn drain_injector(&self, queue: &Queue<Job>) {
-        while !self.injector.is_empty() && self.injector.steal_batch(queue).is_retry() {}
+    /// Moves some tasks of the injector to this worker's queue.
+    fn take_injected(&self, queue: &Queue<Job>) {
+        if !self.injector.is_empty() {
+            some_of(|| self.injector.steal_batch(queue));
+        }
+    }
+}
+
+/// Steals until there is an answer. Each retry means that another thread has taken something from
+/// the same place meanwhile.
+fn some_of(mut steal: impl FnMut() -> Steal<()>) -> bool {
+    loop {
+        match steal() {
+            Steal::Success(()) => return true,
+            Steal::Empty => return false,
+            Steal::Retry => {}
+        }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -11,6 +12,13 @@ use std::time::{Duration, Instant};
 
 /// Generous: on a busy machine nothing here takes a third of it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where Cargo builds an example of this package, which it does beside the tests.
+pub fn path(example: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.ancestors().nth(2).unwrap();
+    profile.join("examples").join(example)
+}
 
 pub struct Program {
     name: String,
@@ -31,12 +39,10 @@ pub struct Ended {
 }
 
 impl Program {
-    /// Starts one of this package's examples, which Cargo builds beside the tests.
+    /// Starts one of this package's examples.
     #[track_caller]
     pub fn example(name: &str, args: &[&str]) -> Self {
-        let test = std::env::current_exe().unwrap();
-        let profile = test.ancestors().nth(2).unwrap();
-        let path = profile.join("examples").join(name);
+        let path = path(name);
         assert!(
             path.exists(),
             "no {}: `cargo test` builds the examples, `cargo test --test NAME` does not",

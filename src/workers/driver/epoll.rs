@@ -4,12 +4,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Waker;
+use std::thread;
+use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::io::Errno;
 
 use super::listener::ListenerRegistration;
 use super::registration::{NOT_A_CONNECTION, Registered, Registrations, Slab};
@@ -17,6 +20,9 @@ use crate::sync::{lock, wake_by_ref};
 
 /// How many events one wait can bring.
 const EVENTS: usize = 1024;
+
+/// How long a wait takes that cannot be waited: until the server has ended, its tasks are run.
+const FAILED_WAIT: Duration = Duration::from_millis(10);
 
 /// The key of the poller's own wake-up.
 const WAKE: u64 = u64::MAX;
@@ -29,6 +35,8 @@ pub(crate) struct Poller {
     wake: OwnedFd,
     pub(super) registrations: Box<dyn Registrations>,
     listeners: Mutex<Vec<Arc<ListenerRegistration>>>,
+    /// Why there are no events any more.
+    failure: OnceLock<Errno>,
 }
 
 /// What one wait brought. It is kept from wait to wait, so that nothing is allocated for one.
@@ -57,6 +65,7 @@ impl Poller {
             wake,
             registrations: Box::new(Slab::<R>::default()),
             listeners: Mutex::default(),
+            failure: OnceLock::new(),
         };
         // Edge-triggered: each write is an event of its own, so the counter need never be read.
         poller.add(&poller.wake, WAKE, EventFlags::IN | EventFlags::ET)?;
@@ -80,7 +89,8 @@ impl Poller {
     }
 
     /// Waits for events, for ever or, without `block`, not at all, and wakes the futures that they
-    /// concern. Gives the number of events.
+    /// concern. Gives the number of events: none also where a signal ended the wait, or where it
+    /// [failed](Self::failure).
     pub(crate) fn wait(&self, batch: &mut Batch, block: bool) -> usize {
         const NOT_AT_ALL: Timespec = Timespec {
             tv_sec: 0,
@@ -89,9 +99,17 @@ impl Poller {
         let Batch { events, wakers } = batch;
         events.clear();
         let timeout = (!block).then_some(&NOT_AT_ALL);
-        // A signal ends the wait early, with no event.
-        if epoll::wait(&self.epoll, spare_capacity(events), timeout).is_err() {
-            return 0;
+        match epoll::wait(&self.epoll, spare_capacity(events), timeout) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return 0,
+            Err(error) => {
+                let _first = self.failure.set(error);
+                if block {
+                    // The driver would go round without a pause.
+                    thread::sleep(FAILED_WAIT);
+                }
+                return 0;
+            }
         }
         if events.is_empty() {
             return 0;
@@ -110,6 +128,12 @@ impl Poller {
         events.len()
     }
 
+    /// Why no event is reported any more, if so: the epoll's descriptor was closed by somebody else,
+    /// or waiting for it was forbidden. There is nothing that a program can do about it.
+    pub(crate) fn failure(&self) -> Option<io::Error> {
+        self.failure.get().map(|&error| error.into())
+    }
+
     /// Adds a listener to the table; `make` gets the key for its events.
     pub(super) fn add_listener(
         &self,
@@ -120,6 +144,14 @@ impl Poller {
         let listener = Arc::new(make(u64::from(index | NOT_A_CONNECTION)));
         listeners.push(listener.clone());
         listener
+    }
+
+    /// One whose every wait fails: something else is in the place of its epoll.
+    #[cfg(test)]
+    pub(crate) fn broken<R: Registered>() -> Self {
+        let epoll = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let working = Self::new::<R>().unwrap();
+        Self { epoll, ..working }
     }
 
     /// Has events of a descriptor be reported with this key.

@@ -292,7 +292,11 @@ impl Registration {
                         if seen & WRITE_INTEREST == 0 {
                             // The first write that finds no room asks for events of room, from then
                             // on. Room that there is already is an event, too.
-                            self.ask_for_room(readiness.id)?;
+                            if let Err(error) = self.ask_for_room(readiness.id) {
+                                // Else the next write would wait for an event that never comes.
+                                readiness.unmark_write_blocked();
+                                return Poll::Ready(Err(error));
+                            }
                         }
                         return Poll::Pending;
                     }
@@ -317,6 +321,9 @@ impl AsFd for Registration {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     /// The connections of a poller that has none.
@@ -331,5 +338,36 @@ pub(crate) mod tests {
         fn other_waker(&self, _waiter: Waiter) -> Option<Waker> {
             match *self {}
         }
+    }
+
+    /// As where the system has no memory left for it.
+    #[test]
+    fn a_writer_that_cannot_be_told_of_room_does_not_wait_for_it() {
+        let (mut peer, socket) = UnixStream::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let poller = Arc::new(Poller::new::<Nothing>().unwrap());
+        // It was never registered, so that its registration cannot be changed.
+        let registration = Registration::new(Socket::Unix(socket), poller);
+        let readiness = Readiness::new(1, 0);
+        let write = || registration.poll_write(&readiness, &[IoSlice::new(&[b'.'; 4096])]);
+        let fill = || {
+            let mut written = 0;
+            loop {
+                match write() {
+                    Poll::Ready(Ok(n)) => written += n,
+                    full => return (written, full),
+                }
+            }
+        };
+        let (_written, full) = fill();
+        assert!(matches!(full, Poll::Ready(Err(_))), "{full:?}");
+        let (written, full) = fill();
+        assert!(matches!(full, Poll::Ready(Err(_))), "{full:?}");
+        assert_eq!(written, 0);
+        // Once there is room, it is used.
+        peer.read_exact(&mut vec![0; 64 * 1024]).unwrap();
+        let (written, full) = fill();
+        assert!(matches!(full, Poll::Ready(Err(_))), "{full:?}");
+        assert!(written > 0);
     }
 }
