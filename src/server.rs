@@ -272,7 +272,7 @@ impl<R: Runtime> Server<R> {
                 inside = server.registry.in_handlers();
             }
         };
-        // No listener is heard any more: the server ends as one does whose listener is dead.
+        // No listener is reported any more: the server stops as one does whose listener is dead.
         let on_failure = move |error: io::Error| {
             if let Some(server) = failing.upgrade() {
                 let message = format!("cannot wait for events: {error}");
