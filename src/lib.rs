@@ -156,7 +156,8 @@ pub use lifecycle::{Reason, State};
 pub use listener::{Adopted, Listener};
 pub use progress::{DrainProgress, Progress};
 pub use report::{
-    AcceptErrors, Cause, ConnectionInfo, Limited, ListenerInfo, Report, Stats, Straggler, Waiting,
+    AcceptErrors, Cause, ConnectionInfo, Limited, ListenerInfo, Report, Stats, Straggler,
+    TrackedWork, Waiting,
 };
 #[cfg(feature = "async-std")]
 pub use runtime::AsyncStd;

@@ -14,7 +14,7 @@ use futures_lite::future;
 use crate::accept::spawn::LocalLauncher;
 use crate::accept::spawn::{Executor, Launcher, SendLauncher};
 use crate::address::Address;
-use crate::config::Config;
+use crate::config::{Config, warn_of_few_descriptors};
 use crate::connection::Connection;
 use crate::drain::{self, abort, fallback};
 use crate::handle::Handle;
@@ -75,6 +75,9 @@ impl<R: Runtime> Server<R> {
         // The first timer brings descriptors of its reactor's with it, and may otherwise be the one
         // that is needed because there are none left.
         let _timer = future::poll_once(shared.clock.sleep(Duration::from_secs(1))).await;
+        if let Some(limit) = shared.config.max_connections {
+            warn_of_few_descriptors(limit);
+        }
         // From here on a failure drops a server, which ends what has been started.
         let server = Self {
             shared,
@@ -241,7 +244,7 @@ impl<R: Runtime> Server<R> {
             abort::fail_start(shared, error);
         }
         Running {
-            closed: Box::pin(fallback::closed(shared.clone())),
+            closed: Box::pin(fallback::closed(shared.clone(), None)),
             handle: self.handle(),
         }
     }
@@ -307,7 +310,7 @@ impl<R: Runtime> Server<R> {
         W: Future,
     {
         let handle = self.handle();
-        let work = handle.track(work);
+        let work = handle.track_as("the work of `serve_until`", work);
         let running = self.spawn_with(handler);
         let value = work.await;
         handle.shutdown_because(Reason::WorkEnded);

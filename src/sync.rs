@@ -146,7 +146,8 @@ mod counted {
 ///
 /// `Event` wakes under a lock of its own, which `Event::listen` and the end of an `EventListener` take
 /// as well. So neither is done under a lock of this crate: a waker that asks for that lock would wait
-/// for the thread that holds it, and this thread for the waker.
+/// for the thread that holds it, and this thread for the waker. A waker that panics is its owner's
+/// affair, and the others are notified all the same.
 pub(crate) fn notify(event: &Event) {
     assert_unlocked();
     // Pairs with the lock that `Event::listen` takes: a future begins to listen first and looks
@@ -154,7 +155,10 @@ pub(crate) fn notify(event: &Event) {
     // sees its listener.
     fence(SeqCst);
     if event.total_listeners() > 0 {
-        event.notify(usize::MAX);
+        // A second call goes on behind the listener whose waker has panicked.
+        while catch_unwind(AssertUnwindSafe(|| event.notify(usize::MAX))).is_err() {
+            log::error!(target: "gracious", "a waker panicked");
+        }
     }
 }
 

@@ -204,6 +204,28 @@ fn quit_drains_at_a_signal() {
     }
 }
 
+/// It signals its child, and then the group that both are in: two signals, and one intention.
+#[test]
+#[cfg(target_os = "linux")]
+fn quit_drains_when_timeout_ends_it() {
+    for _ in 0..5 {
+        let quit = Program::example_path("quit");
+        let mut timeout = std::process::Command::new("timeout");
+        timeout
+            .args(["--preserve-status", "1"])
+            .arg(quit)
+            .arg("127.0.0.1:0");
+        let timeout = Program::start(timeout);
+        let address = timeout.addresses().remove(0);
+        let mut slow = connect(&address);
+        send(&mut slow, "slow\n");
+        assert_eq!(rest(&mut slow), "done\n");
+        let ended = timeout.end();
+        ended.assert(0);
+        assert!(ended.last().starts_with("stopped (SIGTERM) "), "{ended:?}");
+    }
+}
+
 #[test]
 fn quit_aborts_at_a_second_signal() {
     for (first, second) in [("INT", "INT"), ("TERM", "INT")] {
@@ -216,6 +238,8 @@ fn quit_aborts_at_a_second_signal() {
         assert_eq!(line(&mut idle), "hello\n");
         quit.kill(first);
         assert_eq!(rest(&mut idle), "");
+        // Signals of one moment are one.
+        std::thread::sleep(Duration::from_millis(250));
         quit.kill(second);
         let ended = quit.end();
         ended.assert(1);

@@ -29,6 +29,7 @@ use crate::shared::Shared;
 pub(crate) mod abort;
 pub(crate) mod fallback;
 mod handshakes;
+mod spread;
 mod sweep;
 
 /// The server's own task.
@@ -63,7 +64,9 @@ async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
     shut_listeners(shared);
     let kept = sweep_and_close(shared, &**launcher).await;
     shared.latch.shut_at(shared.clock.now());
-    shared.registry.drain_all(shared.uptime());
+    let idle = shared
+        .registry
+        .drain_busy(shared.uptime(), shared.config.spread);
 
     let settled = future::zip(
         keep_sweeping(shared, &**launcher, kept),
@@ -71,13 +74,17 @@ async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
     );
     let drained = async {
         settled.await;
-        shared.registry.emptied().await;
+        shared.emptied().await;
     };
     let overdue = async {
         future::or(deadline(shared), shared.latch.reached(Phase::Aborting)).await;
         abort_and_close(shared).await;
     };
-    future::or(drained, overdue).await;
+    let told = async {
+        spread::drain_one_by_one(shared, idle).await;
+        future::pending().await
+    };
+    future::or(drained, future::or(overdue, told)).await;
     shared.close();
 }
 

@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -125,6 +125,9 @@ pub(crate) trait RawListener: Send {
         None
     }
 
+    /// Closes the descriptor and does nothing else, in a process that was forked from the owner's.
+    fn leave(self: Box<Self>);
+
     /// How many peers wait to be accepted, where the system tells.
     fn queued(&self) -> Option<u32> {
         None
@@ -167,6 +170,16 @@ impl<L: AsFd + Send + Sync + 'static> ListeningSocket<L> {
             #[cfg(target_os = "linux")]
             Self::Workers(socket) => socket.get_ref(),
         }
+    }
+
+    /// Closes the descriptor, and leaves the poller alone, which a forked process shares with the owner:
+    /// it would report this socket to nobody any more.
+    #[allow(unsafe_code)]
+    fn leave(self) {
+        let descriptor = self.get_ref().as_fd().as_raw_fd();
+        std::mem::forget(self);
+        // SAFETY: the descriptor is open, and nothing else closes it: its owner is forgotten.
+        drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
     }
 
     /// Polls for the next peer, with `accept` for the system call.

@@ -10,6 +10,7 @@ use super::{AnyListener, ErasedListener, RawListener};
 use crate::address::Address;
 use crate::log;
 use crate::socket::Incoming;
+use crate::socket::owner::Owner;
 use crate::sync::{assert_unlocked, lock};
 
 /// The listeners of one accept loop.
@@ -39,6 +40,8 @@ struct Place {
     address: u16,
     /// Every shard has a socket of its own for this address.
     is_sharded: bool,
+    /// A process that was forked from this one would shut the listener of this one.
+    owner: Owner,
 }
 
 /// A peer, straight from its listener.
@@ -63,6 +66,7 @@ impl ListenerSet {
             let place = Place {
                 address: address as u16,
                 is_sharded: sockets.len() > 1,
+                owner: Owner::this_process(),
             };
             sets.resize_with(sets.len().max(sockets.len()), Listeners::default);
             for (set, listener) in sets.iter_mut().zip(sockets) {
@@ -172,8 +176,9 @@ impl ListenerSet {
     /// Takes no new peers from here on; those queued can still be accepted.
     pub(crate) fn shut(&self) {
         let (mut custom, mut errors) = (Vec::new(), Vec::new());
-        for BoundListener { listener, .. } in &mut lock(&self.0).all {
+        for BoundListener { listener, place } in &mut lock(&self.0).all {
             match listener {
+                _ if !place.owner.is_this_process() => {}
                 AnyListener::Socket(listener) => errors.extend(listener.shut().err()),
                 AnyListener::Custom(listener) => custom.push(listener.clone()),
             }
@@ -196,6 +201,23 @@ impl ListenerSet {
         };
         assert_unlocked();
         drop(closed);
+    }
+
+    /// Closes the descriptors and does nothing else, in a process that was forked from the owner's. A
+    /// listener of the user's own may do anything when it is dropped, so it stays as it is.
+    pub(crate) fn leave(&self) {
+        // A thread that had it locked is not in this process.
+        let Ok(mut listeners) = self.0.try_lock() else {
+            return;
+        };
+        let all = std::mem::take(&mut listeners.all);
+        drop(listeners);
+        for BoundListener { listener, .. } in all {
+            match listener {
+                AnyListener::Socket(listener) => listener.leave(),
+                AnyListener::Custom(listener) => std::mem::forget(listener),
+            }
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {

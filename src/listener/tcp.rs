@@ -3,6 +3,8 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::task::{Context, Poll};
+#[cfg(target_os = "linux")]
+use std::time::Duration;
 
 use socket2::{Domain, TcpKeepalive, Type};
 
@@ -133,9 +135,20 @@ fn bind_one(
             .with_retries(KEEPALIVE_PROBES);
         socket.set_tcp_keepalive(&keepalive)?;
     }
+    #[cfg(target_os = "linux")]
+    if let Some(limit) = config.user_timeout {
+        socket.set_tcp_user_timeout(Some(whole_milliseconds(limit)))?;
+    }
     socket.bind(&address.into())?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+/// The kernel counts in milliseconds, takes 0 for no limit, and refuses what is above an `i32`.
+#[cfg(target_os = "linux")]
+fn whole_milliseconds(limit: Duration) -> Duration {
+    let millis = limit.as_nanos().div_ceil(1_000_000);
+    Duration::from_millis(millis.min(i32::MAX as u128) as u64)
 }
 
 fn incoming(stream: TcpStream) -> Incoming {
@@ -170,6 +183,10 @@ impl RawListener for Tcp {
     fn handshakes_at(&self) -> Option<SocketAddr> {
         let local = self.socket.get_ref().local_addr();
         self.is_shut.then_some(local.ok()).flatten()
+    }
+
+    fn leave(self: Box<Self>) {
+        self.socket.leave();
     }
 
     #[cfg(target_os = "linux")]

@@ -25,14 +25,16 @@ use crate::config::Config;
 use crate::log;
 use crate::socket;
 use crate::socket::Incoming;
+use crate::socket::owner::Owner;
 use crate::transport::Engine;
 
 /// A Unix listener.
 #[derive(Debug)]
 pub(crate) struct Unix {
-    socket: ListeningSocket<UnixListener>,
-    /// The file that `bind` made; none of an abstract or an adopted socket.
+    /// The file that `bind` made; none of an abstract or an adopted socket. It is dropped, and the path
+    /// removed, before the socket is closed: see invariant 1.
     file: Option<File>,
+    socket: ListeningSocket<UnixListener>,
     /// The socket was adopted, and others may hold it: what acts on the socket, and not on our
     /// descriptor alone, is not done.
     shared: bool,
@@ -41,11 +43,14 @@ pub(crate) struct Unix {
     shut: bool,
 }
 
-/// The file of a Unix socket: its path, and the device and inode that it had when it was made.
+/// The file of a Unix socket: its path, and the device and inode that it had when it was made. The
+/// process that made it removes it: see [`File::remove`].
 #[derive(Debug)]
 struct File {
     path: PathBuf,
     inode: (u64, u64),
+    owner: Owner,
+    is_removed: bool,
 }
 
 impl Unix {
@@ -93,19 +98,12 @@ impl Unix {
             .listen(backlog)
             .and_then(|()| socket.set_nonblocking(true))
             .and_then(|()| ListeningSocket::new(socket.into(), engine));
-        match listened {
-            Ok(socket) => Ok(Self {
-                socket,
-                file,
-                shared: false,
-                shut: false,
-            }),
-            Err(error) => {
-                // The error that is told is the first.
-                let _ignored = file.as_ref().map(File::remove);
-                Err(error)
-            }
-        }
+        Ok(Self {
+            socket: listened?,
+            file,
+            shared: false,
+            shut: false,
+        })
     }
 
     /// Whether an error says that the queue of a listener which is shut is empty: after `SHUT_RD`
@@ -187,7 +185,7 @@ impl RawListener for Unix {
 
     fn shut(&mut self) -> io::Result<()> {
         // Invariant 1.
-        let removed = self.file.take().map_or(Ok(()), |file| file.remove());
+        let removed = self.file.take().map_or(Ok(()), |mut file| file.remove());
         if !self.shared {
             // New peers are refused, and queued ones can still be accepted. This cannot fail on a
             // socket that listens.
@@ -197,22 +195,22 @@ impl RawListener for Unix {
         removed
     }
 
+    fn leave(self: Box<Self>) {
+        self.socket.leave();
+    }
+
     fn is_shut(&self) -> bool {
         self.shut
     }
 }
 
-impl Drop for Unix {
-    fn drop(&mut self) {
-        if let Some(Err(error)) = self.file.as_ref().map(File::remove) {
-            log::warn!(target: "gracious", error:%; "{error}");
-        }
-    }
-}
-
 impl File {
-    /// Removes the path if the file behind it is still this one.
-    fn remove(&self) -> io::Result<()> {
+    /// Removes the path if the file behind it is still this one, and this process made it. Done once:
+    /// the inode's number may be another file's afterwards.
+    fn remove(&mut self) -> io::Result<()> {
+        if std::mem::replace(&mut self.is_removed, true) || !self.owner.is_this_process() {
+            return Ok(());
+        }
         let _lock = lock_directory(&self.path);
         match fs::symlink_metadata(&self.path) {
             Ok(found) if (found.dev(), found.ino()) == self.inode => fs::remove_file(&self.path)
@@ -223,6 +221,14 @@ impl File {
                 }),
             // Another server's file by now, or none.
             _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            log::warn!(target: "gracious", error:%; "{error}");
         }
     }
 }
@@ -244,25 +250,26 @@ fn bind_file(socket: &socket2::Socket, path: &Path, config: &Config) -> io::Resu
         bound => bound?,
     }
     let made = fs::symlink_metadata(&path)?;
-    let file = File {
-        path,
-        inode: (made.dev(), made.ino()),
-    };
     // Before the socket listens: no peer can connect until owner and mode are in place.
     let owned = (|| {
         if let Some((user, group)) = config.unix_owner {
-            chown(&file.path, user, group)?;
+            chown(&path, user, group)?;
         }
         if let Some(mode) = config.unix_mode {
-            fs::set_permissions(&file.path, fs::Permissions::from_mode(mode))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
         }
         Ok(())
     })();
     if let Err(error) = owned {
-        fs::remove_file(&file.path)?;
+        fs::remove_file(&path)?;
         return Err(error);
     }
-    Ok(file)
+    Ok(File {
+        path,
+        inode: (made.dev(), made.ino()),
+        owner: Owner::this_process(),
+        is_removed: false,
+    })
 }
 
 /// Removes the file of a socket on which no process listens any more.

@@ -56,6 +56,8 @@ pub(crate) struct TaskCold {
     pub(crate) quiet_since: Option<Duration>,
     /// The limit that has ended this connection.
     pub(crate) limit_met: Option<Cause>,
+    /// The uptime at which `idle_timeout` asked this connection to end.
+    pub(crate) asked_by_idle_timeout: Option<Duration>,
     /// The orderly close under way.
     pub(crate) lingering: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// What the handler failed with.

@@ -18,8 +18,9 @@ use crate::lifecycle::{Latch, Phase, Reason, State};
 use crate::listener::AnyListener;
 use crate::listener::set::ListenerSet;
 use crate::log;
-use crate::report::{Cause, ListenerInfo, Report};
+use crate::report::{Cause, ListenerInfo, Report, Stats};
 use crate::runtime::{Clock, Runtime};
+use crate::socket::owner::Owner;
 use crate::socket::readiness::flag;
 use crate::sync::{lock, notify};
 use crate::transport::Engine;
@@ -33,6 +34,8 @@ mod id_map;
 pub(crate) mod ledger;
 pub(crate) mod permits;
 pub(crate) mod registry;
+mod self_wait;
+mod work;
 
 use self::connection::ConnectionState;
 use self::ledger::{CloseKind, Closing};
@@ -40,6 +43,12 @@ use self::permits::{Permits, Queue, Reservation};
 use self::registry::Registry;
 
 pub(crate) use self::cold::TaskCold;
+pub(crate) use self::self_wait::SelfWait;
+pub(crate) use self::work::{Name, WorkWaker};
+
+/// How long after it was last met a shortage is taken to last: accept is tried again every second at
+/// the longest, and that may be late by another.
+const SHORTAGE_LASTS: Duration = Duration::from_secs(2);
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -59,6 +68,8 @@ pub(crate) struct Shared {
     /// there is enough.
     pub(crate) last_shortage: AtomicU64,
     bound_at: Instant,
+    /// The process that bound the server, and the only one that acts for it.
+    owner: Owner,
     /// When somebody began to serve this server; set, too, where nobody ever will.
     serving_since: OnceLock<Instant>,
     failure: Mutex<Option<io::Error>>,
@@ -97,6 +108,7 @@ impl Shared {
             next_set: AtomicUsize::new(0),
             last_shortage: AtomicU64::new(0),
             bound_at: Runtime::now(runtime),
+            owner: Owner::this_process(),
             serving_since: OnceLock::new(),
             failure: Mutex::default(),
             report: OnceLock::new(),
@@ -126,6 +138,22 @@ impl Shared {
             Phase::Draining => State::Draining,
             Phase::Aborting => State::Aborting,
             Phase::Closed => State::Closed,
+        }
+    }
+
+    /// Whether the server would accept and cannot, for want of descriptors or memory.
+    pub(crate) fn is_short(&self) -> bool {
+        let last = self.last_shortage.load(SeqCst);
+        if last == 0 || self.state() != State::Serving {
+            return false;
+        }
+        self.uptime().saturating_sub(Duration::from_nanos(last)) < SHORTAGE_LASTS
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            shortage: self.is_short(),
+            ..self.registry.stats()
         }
     }
 
@@ -209,6 +237,22 @@ impl Shared {
         sets.flat_map(ListenerSet::handshakes_at).collect()
     }
 
+    /// Whether this process was forked from the one that bound the server, which alone acts for it.
+    pub(crate) fn is_forked(&self) -> bool {
+        !self.owner.is_this_process()
+    }
+
+    /// Leaves everything to the process that this one was forked from, if it was forked after the server
+    /// was bound: closes the listeners' descriptors and does nothing else. `false` in the process that
+    /// bound it.
+    pub(crate) fn leave_to_owner(&self) -> bool {
+        if !self.is_forked() {
+            return false;
+        }
+        self.listener_sets.iter().for_each(ListenerSet::leave);
+        true
+    }
+
     pub(crate) fn is_closed_to_peers(&self) -> bool {
         self.listener_sets.iter().all(ListenerSet::is_closed)
     }
@@ -217,6 +261,9 @@ impl Shared {
 /// The stop.
 impl Shared {
     pub(crate) fn shutdown(&self, reason: Reason, before: Option<Instant>) {
+        if self.is_forked() {
+            return;
+        }
         if self.latch.ask(reason, self.clock.now(), before) {
             self.registry.publish(State::Draining);
             self.announce(before);
@@ -233,9 +280,16 @@ impl Shared {
         }
     }
 
-    /// Has these servers stop when this one does.
+    /// Has these servers stop when this one does. Those that are gone are forgotten: a server may be
+    /// linked with many that come and go before it.
     pub(crate) fn link(&self, servers: impl Iterator<Item = Weak<Self>>) {
-        lock(&self.linked).extend(servers);
+        let mut linked = lock(&self.linked);
+        linked.retain(|server| server.strong_count() > 0);
+        for server in servers {
+            if !linked.iter().any(|known| known.ptr_eq(&server)) {
+                linked.push(server);
+            }
+        }
     }
 
     pub(crate) fn linked(&self) -> Vec<Arc<Self>> {
@@ -341,6 +395,34 @@ impl Shared {
         }
     }
 
+    /// Waits until no connection and no tracked work is left.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let empty = self.registry.empty.listen();
+            if self.registry.is_empty() {
+                return;
+            }
+            let drained_for = || self.drained_for().unwrap_or_default();
+            self.registry.attend_to_work(drained_for);
+            empty.await;
+        }
+    }
+
+    /// Counts the end of tracked work, whose future is dropped.
+    pub(crate) fn untrack(&self, id: u64, is_dropped: bool) {
+        self.registry.untrack(id, is_dropped, self.drained_for());
+        self.close_if_abandoned();
+    }
+
+    /// How long ago the drain began; `None` where it has not.
+    pub(crate) fn drained_for(&self) -> Option<Duration> {
+        let request = self.latch.request().clone();
+        // Until the listeners are shut, when they are to be.
+        let due = || request.asked?.checked_add(self.lame_duck());
+        let begun = request.shut.or_else(due)?;
+        self.clock.now().checked_duration_since(begun)
+    }
+
     /// Closes the server if its task is gone and nothing is left.
     pub(crate) fn close_if_abandoned(&self) {
         if self.registry.is_abandoned() {
@@ -379,12 +461,13 @@ impl Shared {
         let now = self.clock.now();
         Report {
             reason: request.reason.unwrap_or(Reason::Requested),
-            stats: self.registry.stats(),
+            stats: self.stats(),
             elapsed: now.saturating_duration_since(self.bound_at),
             drain: request
                 .asked
                 .map_or(Duration::ZERO, |asked| now.saturating_duration_since(asked)),
             stragglers: self.registry.recorded_stragglers(),
+            tracked_work: self.registry.outlasting_work(),
         }
     }
 }

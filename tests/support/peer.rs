@@ -357,3 +357,33 @@ pub fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
+
+/// Forks. The new process has this thread alone, runs `child` and exits.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+pub fn fork(child: impl Fn()) -> i32 {
+    // SAFETY: the new process runs `child` alone, which a test has chosen for that, and ends without
+    // what is run at an orderly exit.
+    unsafe {
+        match libc::fork() {
+            0 => {
+                // One that a failed test leaves behind ends, too.
+                libc::alarm(60);
+                child();
+                libc::_exit(0)
+            }
+            pid => pid,
+        }
+    }
+}
+
+/// How a forked process ended, as `wait` tells it.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+pub fn status_of(forked: i32) -> i32 {
+    let mut status = 0;
+    // SAFETY: `status` is valid for writes.
+    let waited = unsafe { libc::waitpid(forked, &mut status, 0) };
+    assert_eq!(waited, forked);
+    status
+}

@@ -42,15 +42,20 @@ impl Program {
     /// Starts one of this package's examples.
     #[track_caller]
     pub fn example(name: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(Self::example_path(name));
+        command.args(args);
+        Self::start(command)
+    }
+
+    #[track_caller]
+    pub fn example_path(name: &str) -> PathBuf {
         let path = path(name);
         assert!(
             path.exists(),
             "no {}: `cargo test` builds the examples, `cargo test --test NAME` does not",
             path.display()
         );
-        let mut command = Command::new(path);
-        command.args(args);
-        Self::start(command)
+        path
     }
 
     #[track_caller]
