@@ -144,7 +144,8 @@ fn bind_one(
     Ok(socket)
 }
 
-/// The kernel counts in milliseconds, takes 0 for no limit, and refuses what is above an `i32`.
+/// A limit as `TCP_USER_TIMEOUT` takes it: the kernel counts in milliseconds, takes 0 for no limit,
+/// and refuses numbers above an `i32`.
 #[cfg(target_os = "linux")]
 fn whole_milliseconds(limit: Duration) -> Duration {
     let millis = limit.as_nanos().div_ceil(1_000_000);
@@ -187,8 +188,8 @@ impl RawListener for Tcp {
 
     fn end(&mut self) {
         if self.is_shut {
-            // The port is free from here on, even if a program that is just being started has a copy of
-            // the descriptor until it is executed. A socket that was shut is nobody else's.
+            // The port is free from here on, even if a program that is just being started has a
+            // copy of the descriptor until it is executed. A socket that was shut is nobody else's.
             let _ignored = SockRef::from(self.socket.get_ref()).shutdown(Shutdown::Both);
         }
     }

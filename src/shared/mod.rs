@@ -219,7 +219,7 @@ impl Shared {
     pub(crate) fn listeners(&self) -> Vec<ListenerInfo> {
         let mut infos = BTreeMap::new();
         for set in &self.listener_sets {
-            set.tell_queued(|address, queued| {
+            set.for_each_queue(|address, queued| {
                 let info = infos.entry(address).or_insert_with(|| ListenerInfo {
                     address: self.addrs[usize::from(address)].clone(),
                     queued: queued.and(Some(0)),

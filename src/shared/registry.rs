@@ -336,7 +336,7 @@ impl Registry {
             drop(inner);
             let drained_for = drained_for();
             inner = self.inner();
-            inner.ledger.work.mark_told(drained_for);
+            inner.ledger.work.mark_released(drained_for);
             inner.events.end_for_work();
         }
         self.unlock_and_deliver(inner);
@@ -346,8 +346,8 @@ impl Registry {
     }
 
     /// Tracked work that waits for the end of the server is told of it.
-    pub(super) fn mark_told(&self, drained_for: Duration) {
-        self.inner().ledger.work.mark_told(drained_for);
+    pub(super) fn mark_released(&self, drained_for: Duration) {
+        self.inner().ledger.work.mark_released(drained_for);
     }
 
     pub(crate) fn set_driver_lost(&self) {
