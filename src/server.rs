@@ -106,9 +106,12 @@ impl<R: Runtime> Server<R> {
 
     /// Serves until a shutdown, and gives the account of every connection.
     ///
-    /// `handler` is cloned for every connection. The accept loop, the handlers and the drain are
-    /// tasks of the runtime; this future only waits for them. Dropping it shuts the server down:
-    /// the stop goes on in the runtime, deadline included.
+    /// `handler` is cloned for every connection, so state that connections share belongs in an `Arc`
+    /// that it captures. A type that implements [`Handler`] goes to [`serve_with`](Self::serve_with).
+    ///
+    /// The accept loop, the handlers and the drain are tasks of the runtime; this future only waits
+    /// for them. Dropping it shuts the server down: the stop goes on in the runtime, deadline
+    /// included.
     ///
     /// # Errors
     /// That of a listener that could not go on, after an ordinary drain; the report is then at
@@ -136,20 +139,20 @@ impl<R: Runtime> Server<R> {
     /// server.serve(|_conn| async {}); // never awaited
     /// # }
     /// ```
-    pub async fn serve<F, Fut>(self, handler: F) -> io::Result<Report>
+    pub fn serve<F, Fut>(self, handler: F) -> Serve
     where
-        F: FnOnce(Connection) -> Fut + Clone + Send + 'static,
+        F: FnOnce(Connection) -> Fut + Clone + Send + 'static, // a type that is a `Handler`: `serve_with`
         Fut: Future<Output: Outcome> + Send + 'static,
     {
-        self.spawn_with(handler).await
+        Serve(Box::pin(async move { self.spawn_with(handler).await }))
     }
 
     /// [`serve`](Self::serve), with a [`Handler`] of a type of one's own.
     ///
     /// # Errors
     /// As `serve`.
-    pub async fn serve_with(self, handler: impl Handler) -> io::Result<Report> {
-        self.spawn_with(handler).await
+    pub fn serve_with(self, handler: impl Handler) -> Serve {
+        Serve(Box::pin(async move { self.spawn_with(handler).await }))
     }
 
     /// Serves with handlers that need not be `Send`: what they hold over an await may be an `Rc`.
@@ -188,13 +191,13 @@ impl<R: Runtime> Server<R> {
     /// # Ok(()) }) }
     /// ```
     #[cfg(target_os = "linux")]
-    pub async fn serve_local<F, H, Fut>(self, factory: F) -> io::Result<Report>
+    pub fn serve_local<F, H, Fut>(self, factory: F) -> Serve
     where
         F: FnOnce() -> H + Clone + Send + 'static,
         H: FnOnce(Connection) -> Fut + Clone + 'static,
         Fut: Future<Output: Outcome> + 'static,
     {
-        self.spawn_local(factory).await
+        Serve(Box::pin(async move { self.spawn_local(factory).await }))
     }
 
     /// [`serve_local`](Self::serve_local), in the background.
@@ -340,6 +343,29 @@ impl<R: Runtime> fmt::Debug for Server<R> {
 impl<R: Runtime> fmt::Display for Server<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.shared.fmt(f)
+    }
+}
+
+/// The future of [`Server::serve`]: it serves from its first poll on.
+///
+/// Dropping it shuts the server down: the stop goes on in the runtime, deadline included.
+// A type that knows no handler: rustc repeats an error of a handler wherever a type has it in it, and
+// so at the call, at its value, and at its `.await`. It prints the lines of the bounds, too, and with
+// them where a type of the user's own belongs.
+#[must_use = "a server takes nobody in until it is served"]
+pub struct Serve(Pin<Box<dyn Future<Output = io::Result<Report>> + Send>>);
+
+impl Future for Serve {
+    type Output = io::Result<Report>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Report>> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Serve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serve").finish_non_exhaustive()
     }
 }
 

@@ -137,13 +137,13 @@ pub(crate) fn admit(
     launcher: &dyn Launcher,
 ) {
     log::debug!(
-        target: "gracious", conn = connection.id(), peer:% = connection.peer();
-        "connection {} from {}", connection.id(), connection.peer(),
+        target: "gracious", conn = connection.id();
+        "a connection from {}", connection.peer(),
     );
     let max_per_peer = shared.config.max_per_peer;
     if let Err(error) = connection.register_socket() {
         // Without a registration nothing would report what its peer sends.
-        log::warn!(target: "gracious", error:%; "cannot register a connection: {error}");
+        log::warn!(target: "gracious", conn = connection.id(); "cannot register a connection: {error}");
         close_unserved(connection);
     } else if max_per_peer.is_some_and(|max| !shared.registry.acquire_peer_permit(&connection, max))
     {

@@ -54,8 +54,8 @@ pub(crate) fn abort_now(shared: &Shared) {
         if shared.latch.advance(Phase::Aborting) {
             for straggler in &left {
                 log::warn!(
-                    target: "gracious", conn = straggler.id, peer:% = straggler.peer;
-                    "aborted connection {}: {straggler}", straggler.id,
+                    target: "gracious", conn = straggler.id;
+                    "aborted a connection from {straggler}",
                 );
             }
         }

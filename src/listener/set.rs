@@ -191,7 +191,7 @@ impl ListenerSet {
         }
         custom.iter().for_each(|listener| listener.shut());
         for error in errors {
-            log::warn!(target: "gracious", error:%; "cannot shut a listener as it should be: {error}");
+            log::warn!(target: "gracious", "cannot shut a listener as it should be: {error}");
         }
     }
 

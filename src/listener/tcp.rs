@@ -61,7 +61,7 @@ impl Tcp {
         #[cfg(target_os = "linux")]
         if means == Means::None {
             log::warn!(
-                target: "gracious", address:%;
+                target: "gracious",
                 "new peers cannot be kept out of {address} at a stop, some may be reset: expected Linux \
                  5.7, a listener that is bound to no interface, or CAP_NET_ADMIN",
             );

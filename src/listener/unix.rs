@@ -236,7 +236,7 @@ impl File {
 impl Drop for File {
     fn drop(&mut self) {
         if let Err(error) = self.remove() {
-            log::warn!(target: "gracious", error:%; "{error}");
+            log::warn!(target: "gracious", "{error}");
         }
     }
 }

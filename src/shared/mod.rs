@@ -274,7 +274,7 @@ impl Shared {
     pub(crate) fn announce(&self, before: Option<Instant>) {
         let reason = self.latch.request().reason.clone();
         let reason = reason.unwrap_or(Reason::Requested);
-        log::info!(target: "gracious", reason:%; "shutting down: {reason}");
+        log::info!(target: "gracious", "shutting down: {reason}");
         for server in self.linked() {
             server.shutdown(reason.clone(), before);
         }
@@ -317,7 +317,7 @@ impl Shared {
 
     /// Stops the server because a listener cannot go on.
     pub(crate) fn fail(&self, error: io::Error) {
-        log::error!(target: "gracious", error:%; "a listener failed: {error}");
+        log::error!(target: "gracious", "a listener failed: {error}");
         self.shutdown(Reason::Listener(error.to_string()), None);
         let earlier = lock(&self.failure).replace(error);
         // Outside the lock: it may be an error of the user's own.

@@ -286,8 +286,8 @@ impl Registry {
                 connection.set(flag::BLOCKED);
                 let peer = connection.peer();
                 log::warn!(
-                    target: "gracious", conn = id, peer:%;
-                    "the handler of connection {id} from {peer} blocks a thread",
+                    target: "gracious", conn = id;
+                    "the handler of a connection from {peer} blocks a thread",
                 );
             }
         }

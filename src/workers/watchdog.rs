@@ -94,7 +94,7 @@ impl Pool {
                 Err(error) => {
                     // Tried again at every look, and said once.
                     if !self.spawn_failed.swap(true, Relaxed) {
-                        log::error!(target: "gracious", error:%; "cannot start another worker: {error}");
+                        log::error!(target: "gracious", "cannot start another worker: {error}");
                     }
                     return;
                 }
