@@ -167,7 +167,7 @@ pub(crate) fn warn_of_few_descriptors(max_connections: usize) {
         return;
     }
     log::warn!(
-        target: "gracious", max_connections, limit, open;
+        target: "gracious",
         "max_connections is {max_connections}, but the limit of open files (RLIMIT_NOFILE) is {limit}, \
          and {open} are open already: raise it (`ulimit -n`, systemd's `LimitNOFILE=`) or lower \
          max_connections",
