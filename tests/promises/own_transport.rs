@@ -35,7 +35,7 @@ crate::on_every_runtime!(
     a_shortage_is_over_when_a_connection_ends,
     a_shortage_is_over_at_a_shutdown,
     a_dead_listener_stops_the_server_with_its_error,
-    a_dead_listener_does_not_cut_those_inside,
+    a_dead_listener_aborts_no_connection,
     a_dead_listener_at_a_stop_changes_nothing,
     a_listener_that_panics_stops_the_server,
     a_listener_without_an_address_cannot_be_bound,
@@ -554,7 +554,7 @@ async fn a_dead_listener_stops_the_server_with_its_error(runtime: TestRuntime) {
     }
 }
 
-async fn a_dead_listener_does_not_cut_those_inside(runtime: TestRuntime) {
+async fn a_dead_listener_aborts_no_connection(runtime: TestRuntime) {
     let (door, builder) = in_memory(&runtime);
     let server = builder.bind().await.unwrap();
     let handle = server.handle();
