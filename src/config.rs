@@ -8,7 +8,6 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::idle::IdleWhen;
 use crate::log;
-use crate::log;
 
 /// Docker and most supervisors kill ten seconds after the signal; two are left for the rest.
 const DEADLINE: Duration = Duration::from_secs(8);
