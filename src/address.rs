@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, ToSocketAddrs};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::SocketAddr as UnixAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 /// Where a server listens, or where a peer comes from.
 ///
-/// What an `Address` prints, it parses: `127.0.0.1:8888`, `[::1]:8888`, `localhost:8888`,
+/// What an `Address` prints, it parses: `127.0.0.1:8888`, `[::1]:8888`, `localhost:8888`, `:8888`,
 /// `unix:/run/app.sock`, `unix:@abstract`, `custom:NAME`. In the name of a Unix socket every byte
 /// that is not printable ASCII, and `%` itself, is written `%XX`; a path that begins with `@` is
 /// written `unix:%40…`, because a bare `@` means the abstract namespace.
@@ -29,8 +29,8 @@ use std::str::FromStr;
 pub enum Address {
     /// An IP address and a port.
     Tcp(SocketAddr),
-    /// A host name and a port, resolved when the server binds. A bound server and a peer never
-    /// have one.
+    /// A host name and a port, resolved when the server binds; an empty name, as in `:8888`, is every
+    /// address of this machine, of both families. A bound server and a peer never have one.
     Host(String, u16),
     /// A Unix socket in the file system.
     Unix(PathBuf),
@@ -136,8 +136,9 @@ impl FromStr for Address {
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| malformed(text))?;
         let port = port.parse().map_err(|_| malformed(text))?;
-        // A colon left in the host is an IPv6 address without its brackets, or a mistake.
-        if host.is_empty() || host.contains([':', '/', ' ', '[', ']']) {
+        // A colon left in the host is an IPv6 address without its brackets, or a mistake. No host at
+        // all stands for every address of this machine.
+        if host.contains([':', '/', ' ', '[', ']']) {
             return Err(malformed(text));
         }
         Ok(Self::Host(host.to_owned(), port))
@@ -147,6 +148,27 @@ impl FromStr for Address {
 impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Self {
         Self::Tcp(address)
+    }
+}
+
+/// For clients: an address of TCP as it is, a host name resolved, which blocks; an empty name is this
+/// machine's loopback.
+///
+/// # Errors
+/// `InvalidInput` for an address that is not of TCP; the resolver's.
+impl ToSocketAddrs for Address {
+    type Iter = std::vec::IntoIter<SocketAddr>;
+
+    fn to_socket_addrs(&self) -> io::Result<Self::Iter> {
+        match self {
+            Self::Tcp(address) => Ok(vec![*address].into_iter()),
+            Self::Host(host, port) if host.is_empty() => ("localhost", *port).to_socket_addrs(),
+            Self::Host(host, port) => (host.as_str(), *port).to_socket_addrs(),
+            other => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("`{other}` is no address of TCP: expected HOST:PORT"),
+            )),
+        }
     }
 }
 
@@ -281,6 +303,7 @@ mod tests {
             Address::Tcp("[::1]:80".parse().unwrap()),
             Address::Tcp("[fe80::1%3]:80".parse().unwrap()),
             Address::Host("localhost".into(), 8080),
+            Address::Host(String::new(), 8080),
             Address::Custom("memory 1".into()),
         ];
         for name in [
@@ -308,7 +331,7 @@ mod tests {
     fn text_that_is_no_address_is_named_in_the_error() {
         for text in [
             "",
-            ":80",
+            ":",
             "127.0.0.1",
             "host:",
             "host:port",

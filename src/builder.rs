@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::address::Target;
 use crate::config::Config;
+use crate::idle::IdleWhen;
 use crate::listener::bind::Source;
 use crate::listener::{Adopted, Listener};
 #[cfg(feature = "async-std")]
@@ -153,6 +154,13 @@ impl<R: Runtime> Builder<R> {
     /// not [adopted](Self::adopt) ones.
     pub fn handshake_grace(mut self, grace: impl Into<Option<Duration>>) -> Self {
         self.config.handshake_grace = grace.into().unwrap_or_default();
+        self
+    }
+
+    /// Declares when connections are idle, for all of this server: see [`IdleWhen`]. A connection may
+    /// [declare](crate::Connection::idle_when) otherwise for itself.
+    pub fn idle_when(mut self, when: IdleWhen) -> Self {
+        self.config.idle_when = Some(when);
         self
     }
 

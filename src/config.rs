@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use crate::idle::IdleWhen;
+
 /// Docker and most supervisors kill ten seconds after the signal; two are left for the rest.
 const DEADLINE: Duration = Duration::from_secs(8);
 /// A client that has just connected mostly has its first request on the way.
@@ -35,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) linger_total: Duration,
     pub(crate) lame_duck: Duration,
     pub(crate) handshake_grace: Duration,
+    /// `None` where nothing was declared, which is `Answered`.
+    pub(crate) idle_when: Option<IdleWhen>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) first_byte_timeout: Option<Duration>,
     pub(crate) max_age: Option<Duration>,
@@ -67,6 +71,7 @@ impl Default for Config {
             linger_total: LINGER_TOTAL,
             lame_duck: Duration::ZERO,
             handshake_grace: HANDSHAKE_GRACE,
+            idle_when: None,
             idle_timeout: None,
             first_byte_timeout: None,
             max_age: None,

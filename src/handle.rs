@@ -11,7 +11,7 @@ use futures_lite::future;
 
 use crate::address::Address;
 use crate::config::zero;
-use crate::connection::{Connection, ReadHalf, WriteHalf};
+use crate::connection::{Connection, Control, ReadHalf, WriteHalf};
 use crate::drain;
 use crate::lifecycle::{Phase, Reason, State};
 use crate::progress::DrainProgress;
@@ -256,6 +256,17 @@ macro_rules! handle {
             }
         }
     };
+}
+
+impl Control {
+    /// The server's handle. This one knows its connection: see [`Handle::closed`].
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle {
+            shared: self.server().clone(),
+            connection: Some(self.id()),
+        }
+    }
 }
 
 handle!(Connection, self => self.state());

@@ -1,5 +1,7 @@
 //! The user's code for one connection.
 
+use std::error::Error;
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -86,7 +88,7 @@ where
 #[diagnostic::on_unimplemented(
     message = "a connection handler cannot return `{Self}`",
     label = "expected a handler that returns `()` or `io::Result<()>`",
-    note = "other errors become one with `io::Error::other`"
+    note = "every error that can be boxed will do with `gracious::fallible(handler)`"
 )]
 pub trait Outcome: sealed::Sealed + Send {
     #[doc(hidden)]
@@ -102,6 +104,74 @@ impl Outcome for () {
 impl Outcome for io::Result<()> {
     fn into_result(self) -> io::Result<()> {
         self
+    }
+}
+
+/// Makes a handler of one whose errors are any that can be boxed: `Box<dyn Error>`, `anyhow`'s, one's
+/// own. The server counts and logs them as it does an `io::Error`.
+///
+/// ```
+/// # fn main() -> std::io::Result<()> { async_std::task::block_on(async {
+/// use std::error::Error;
+///
+/// use futures_lite::AsyncBufReadExt;
+/// use gracious::{Connection, Server, fallible};
+///
+/// async fn add(mut conn: Connection) -> Result<(), Box<dyn Error + Send + Sync>> {
+///     let mut line = String::new();
+///     conn.read_line(&mut line).await?;
+///     let _number: u64 = line.trim().parse()?;
+///     Ok(())
+/// }
+///
+/// let server = Server::bind("127.0.0.1:0").await?;
+/// # server.handle().shutdown();
+/// server.serve(fallible(add)).await?;
+/// # Ok(()) }) }
+/// ```
+pub fn fallible<F, Fut, E>(
+    handler: F,
+) -> impl FnOnce(Connection) -> Fallible<Fut> + Clone + Send + 'static
+where
+    F: FnOnce(Connection) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = Result<(), E>>,
+    E: Into<Box<dyn Error + Send + Sync>>,
+{
+    move |connection| Fallible {
+        future: handler(connection),
+    }
+}
+
+pin_project! {
+    /// The future of a handler that [`fallible`] made.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Fallible<Fut> {
+        #[pin]
+        future: Fut,
+    }
+}
+
+impl<Fut, E> Future for Fallible<Fut>
+where
+    Fut: Future<Output = Result<(), E>>,
+    E: Into<Box<dyn Error + Send + Sync>>,
+{
+    type Output = io::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = ready!(self.project().future.poll(cx));
+        // An `io::Error` stays what it is: the log tells a peer's reset by its kind.
+        let into_io = |error: E| match error.into().downcast::<io::Error>() {
+            Ok(error) => *error,
+            Err(error) => io::Error::other(error),
+        };
+        Poll::Ready(result.map_err(into_io))
+    }
+}
+
+impl<Fut> fmt::Debug for Fallible<Fut> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fallible").finish_non_exhaustive()
     }
 }
 

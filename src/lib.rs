@@ -75,7 +75,7 @@
 //! consumed and not answered yet; it becomes idle with its next reply, and ends then. One that has
 //! just connected may still say its first word for a [moment](Builder::first_byte_grace). A handler
 //! in which requests and replies take turns needs no code for any of this; others say what they are
-//! with [`Connection::busy`] or [`Connection::manual_drain`], and all can await
+//! with [`Connection::idle_when`] or [`Connection::busy`], and all can await
 //! [`Connection::shutdown_requested`].
 //!
 //! When a handler has returned, its peer is sent our end, and read from until it has taken
@@ -118,6 +118,7 @@ mod connection;
 mod drain;
 mod handle;
 mod handler;
+mod idle;
 mod lifecycle;
 mod listener;
 mod progress;
@@ -136,9 +137,13 @@ mod workers;
 
 pub use address::{Address, Target};
 pub use builder::Builder;
-pub use connection::{Busy, Connection, Detached, EndedBy, Lines, ReadHalf, WriteHalf};
+pub use connection::{
+    Busy, Connection, Control, Detached, EndedBy, Lines, ReadHalf, ReuniteError, WindDown,
+    WriteHalf,
+};
 pub use handle::Handle;
-pub use handler::{Handler, Outcome};
+pub use handler::{Fallible, Handler, Outcome, fallible};
+pub use idle::IdleWhen;
 pub use lifecycle::{Reason, State};
 pub use listener::{Adopted, Listener};
 pub use progress::{DrainProgress, Progress};

@@ -20,6 +20,7 @@ const LAYERS: [&[&str]; 11] = [
     &[
         "address",
         "config",
+        "idle",
         "lifecycle",
         "report",
         "runtime",

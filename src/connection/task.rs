@@ -145,7 +145,8 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
             return self.poll(cx);
         }
         if word & flag::ABORT == 0
-            && (word & flag::FIRST_BYTE_GRACE != 0 || state.server.config.is_timed())
+            && (word & (flag::FIRST_BYTE_GRACE | flag::QUIET) != 0
+                || state.server.config.is_timed())
         {
             state.with_task_cold(|cold| timeouts::poll(cold, state, cx));
         }

@@ -1,7 +1,7 @@
 //! TCP listeners.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::task::{Context, Poll};
 
 use socket2::{Domain, TcpKeepalive, Type};
@@ -198,6 +198,10 @@ fn queued(listener: &TcpListener) -> Option<u32> {
 
 /// Every address a name has.
 pub(super) async fn resolve(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if host.is_empty() {
+        let (v6, v4) = (Ipv6Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED);
+        return Ok(vec![(v6, port).into(), (v4, port).into()]);
+    }
     let name = Address::Host(host.clone(), port);
     let resolved = blocking::unblock(move || (host.as_str(), port).to_socket_addrs()).await;
     let mut addresses = Vec::new();

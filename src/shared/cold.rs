@@ -31,6 +31,8 @@ pub(super) struct ColdLocked {
     pub(super) other_wakers: [Option<Waker>; 3],
     /// Notified when the connection is asked to come to an end, or has come to it.
     pub(super) drain_event: Option<Arc<Event>>,
+    /// How long no byte has to move until the connection is idle, where it was declared so.
+    pub(super) quiet: Option<Duration>,
     /// How many busy guards live.
     pub(super) guards: u32,
     /// How many futures of the handler wait for the server to close.
@@ -45,6 +47,8 @@ pub(super) struct ColdLocked {
 pub(crate) struct TaskCold {
     /// The timer of the limits, and the uptime at which it fires.
     pub(crate) timer: Option<(Duration, Sleep)>,
+    /// The last activity whose quiet the reader was woken for.
+    pub(crate) quiet_since: Option<Duration>,
     /// The limit that this connection has met.
     pub(crate) limit_met: Option<Cause>,
     /// The orderly end under way.

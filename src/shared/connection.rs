@@ -25,6 +25,8 @@ use event_listener::EventListener;
 use super::Shared;
 use super::cold::{Cold, ColdLocked, TaskCold};
 use crate::address::{Address, NO_ADDRESS, lengthen, shorten};
+use crate::config::Config;
+use crate::idle::IdleWhen;
 use crate::report::{Straggler, Waiting};
 use crate::socket::readiness::{HalfState, Readiness, Waiter, flag};
 use crate::sync::{lock, nanos, notify, wake_by_ref};
@@ -66,6 +68,29 @@ pub(crate) struct Arrival {
     pub(crate) shard: u16,
 }
 
+/// What the word of a new connection says of the server's configuration.
+pub(super) fn declared_flags(config: &Config) -> u64 {
+    let declared = config
+        .idle_when
+        .map_or(0, |when| idle_flags(when) | flag::DECLARED);
+    let watched = if config.watches_idle() {
+        flag::WATCHED
+    } else {
+        0
+    };
+    declared | watched
+}
+
+/// What the word says of a declaration.
+fn idle_flags(when: IdleWhen) -> u64 {
+    match when {
+        IdleWhen::Answered => 0,
+        IdleWhen::Unguarded => flag::UNGUARDED,
+        IdleWhen::Quiet(_) => flag::QUIET | flag::WATCHED,
+        IdleWhen::Never => flag::NEVER_IDLE,
+    }
+}
+
 thread_local! {
     /// The connection whose handler this thread is in; for comparison only.
     static IN_HANDLER_OF: Cell<*const ConnectionState> = const { Cell::new(std::ptr::null()) };
@@ -85,7 +110,7 @@ impl ConnectionState {
             Err(long) => (NO_ADDRESS, false, Some(long)),
         };
         let cold = OnceLock::new();
-        if long.is_some() || server.config.watches_idle() {
+        if long.is_some() || flags & flag::WATCHED != 0 {
             let _first = cold.set(Box::new(Cold {
                 peer: long,
                 last_activity: AtomicU64::new(accepted),
@@ -290,8 +315,9 @@ impl ConnectionState {
         });
         self.notify_listeners();
         self.wake(Waiter::Reader);
-        if is_fresh {
-            // The task ends the grace when its time has come.
+        if is_fresh || self.has(flag::QUIET | flag::NEVER_IDLE) {
+            // The task ends the grace, or the wait for quiet, when its time has come; a handler that
+            // is never idle is told.
             self.wake(Waiter::Task);
         }
     }
@@ -324,7 +350,41 @@ impl ConnectionState {
     /// A busy guard is made.
     pub(crate) fn begin_busy(&self) {
         self.cold_locked().guards += 1;
-        self.set(flag::GUARDED);
+    }
+
+    /// Declares when this connection is idle.
+    pub(crate) fn idle_when(&self, when: IdleWhen) {
+        if let IdleWhen::Quiet(span) = when {
+            self.cold_locked().quiet = Some(span);
+            self.set(flag::WATCHED);
+            self.mark_activity();
+        }
+        self.clear(flag::NEVER_IDLE | flag::UNGUARDED | flag::QUIET);
+        self.set(idle_flags(when) | flag::DECLARED);
+        if self.has(flag::DRAINING) {
+            self.wake(Waiter::Reader);
+            self.wake_task();
+        }
+    }
+
+    /// How long no byte has to move until a connection that declared `Quiet` is idle.
+    pub(crate) fn quiet_span(&self) -> Duration {
+        let own = self.existing_cold().and_then(|cold| cold.quiet);
+        own.unwrap_or(match self.server.config.idle_when {
+            Some(IdleWhen::Quiet(span)) => span,
+            _ => Duration::ZERO,
+        })
+    }
+
+    /// Whether this is the waker that the connection's own task was polled with last.
+    pub(crate) fn is_own_task(&self, waker: &Waker) -> bool {
+        match self.readiness.task_waker(Waiter::Task) {
+            Some(own) => own.will_wake(waker),
+            None => {
+                let other = self.other_waker(Waiter::Task);
+                other.is_some_and(|own| own.will_wake(waker))
+            }
+        }
     }
 
     /// A busy guard is dropped.
@@ -432,12 +492,20 @@ impl ConnectionState {
 
     /// Whether the connection is inside a message, not between two.
     pub(crate) fn is_busy(&self) -> bool {
-        if self.has(flag::GUARDED) {
-            return self.cold_locked().guards > 0 || self.reader.has(HalfState::UNREAD);
+        let word = self.word();
+        let is_guarded = self.existing_cold().is_some_and(|cold| cold.guards > 0);
+        if is_guarded || self.writer.has(HalfState::WAITING) {
+            return true;
+        }
+        if word & (flag::UNGUARDED | flag::NEVER_IDLE) != 0 {
+            return self.reader.has(HalfState::UNREAD);
+        }
+        if word & flag::QUIET != 0 {
+            let quiet = self.server.uptime().saturating_sub(self.last_activity());
+            return self.reader.has(HalfState::UNREAD) || quiet < self.quiet_span();
         }
         let received = self.received.load(Acquire);
-        self.answered.load(Acquire) < received
-            || self.writer.has(HalfState::WAITING | HalfState::UNANSWERED)
+        self.answered.load(Acquire) < received || self.writer.has(HalfState::UNANSWERED)
     }
 
     /// Changes how many futures of the handler wait for the server to close; gives the new number.
@@ -450,7 +518,7 @@ impl ConnectionState {
     /// A byte moved, or a wait for one began.
     #[inline]
     pub(crate) fn mark_activity(&self) {
-        if self.server.config.watches_idle() {
+        if self.has(flag::WATCHED) {
             let now = nanos(self.server.uptime());
             self.cold().last_activity.store(now, Relaxed);
         }

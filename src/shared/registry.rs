@@ -12,7 +12,7 @@ use async_channel::Receiver;
 use event_listener::Event;
 
 use super::Shared;
-use super::connection::{Arrival, ConnectionState};
+use super::connection::{Arrival, ConnectionState, declared_flags};
 use super::events::{EventQueue, ServerEvent, Subscribers};
 use super::id_map::IdMap;
 use super::ledger::{CloseKind, Closing, Ledger};
@@ -47,6 +47,7 @@ impl Registry {
         let accepted = server.uptime();
         let mut inner = self.inner();
         let mut flags = flag::READER | flag::WRITER | flag::QUEUED;
+        flags |= declared_flags(&server.config);
         if inner.draining {
             flags |= flag::DRAINING;
             if !server.config.first_byte_grace.is_zero() {

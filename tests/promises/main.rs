@@ -5,6 +5,7 @@ mod support;
 
 mod binding;
 mod control;
+mod declared;
 mod introspection;
 mod limits;
 mod lingering;

@@ -11,7 +11,7 @@ use std::thread;
 use async_channel::{Receiver, Sender};
 use async_io::Async;
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use gracious::{Address, Connection, Handle, Listener, Socket, State};
+use gracious::{Address, Connection, Handle, IdleWhen, Listener, Socket, State};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
@@ -135,7 +135,7 @@ async fn a_connection_that_has_sent_nothing_is_waited_for(runtime: TestRuntime) 
     let server = tcp(runtime).bind().await.unwrap();
     let (told, is_told) = async_channel::bounded(1);
     let mut running = server.spawn(async move |mut conn: Connection| {
-        conn.manual_drain();
+        conn.idle_when(IdleWhen::Never);
         conn.shutdown_requested().await;
         told.send(()).await.unwrap();
         let mut line = String::new();
@@ -157,7 +157,7 @@ async fn nothing_is_answered_after_the_return(runtime: TestRuntime) {
     let server = server.bind().await.unwrap();
     let (inside, is_inside) = async_channel::bounded(1);
     let running = server.spawn(async move |mut conn: Connection| {
-        conn.manual_drain();
+        conn.idle_when(IdleWhen::Never);
         inside.send(()).await.unwrap();
         let mut line = String::new();
         conn.read_line(&mut line).await?;

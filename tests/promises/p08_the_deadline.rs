@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncBufReadExt, AsyncWriteExt};
-use gracious::{Connection, State, Waiting};
+use gracious::{Connection, IdleWhen, State, Waiting};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
@@ -174,7 +174,7 @@ async fn a_deadline_of_zero_cuts_at_once(runtime: TestRuntime) {
     let (running, connections) = handing_over(server);
     let mut client = Client::of(&running);
     let mut conn = connections.recv().await.unwrap();
-    conn.manual_drain();
+    conn.idle_when(IdleWhen::Never);
     let report = running.shutdown().await.unwrap();
     assert_eq!((report.accepted, report.aborted), (1, 1));
     assert_eq!(client.rest(), "");
