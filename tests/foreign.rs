@@ -21,7 +21,7 @@ use async_std::task;
 use futures_lite::AsyncWriteExt;
 use gracious::{AsyncStd, Builder, Connection, Running, Server};
 
-use program::{Ended, PATIENCE, Program, eventually};
+use program::{Ended, PATIENCE, Program, eventually, no_copy_is_left};
 
 /// Starts `quit` on a free port, or on what it is given.
 #[track_caller]
@@ -463,6 +463,7 @@ fn haproxy_turns_nobody_away_while_one_server_after_the_other_is_restarted() {
         handle.shutdown();
         let report = wait(handle.closed());
         assert_eq!(report.aborted, 0, "{report}");
+        no_copy_is_left();
         servers[index] = start(&address);
     }
     servers.iter().for_each(|(_, answered)| served(answered));
