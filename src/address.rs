@@ -71,6 +71,7 @@ impl Address {
         }
     }
 
+    /// The address of a Unix socket as the standard library gives it.
     pub(crate) fn from_unix(address: &UnixAddr) -> Self {
         if let Some(path) = address.as_pathname() {
             return Self::Unix(path.to_path_buf());
@@ -180,6 +181,7 @@ impl ToSocketAddrs for Address {
 pub struct Target(Result<Address, String>);
 
 impl Target {
+    /// The address, or the error of text that is none, which `bind` gives.
     pub(crate) fn into_address(self) -> io::Result<Address> {
         self.0.map_err(|text| malformed(&text))
     }
@@ -221,11 +223,12 @@ impl<I: Into<IpAddr>> From<(I, u16)> for Target {
     }
 }
 
-/// In place of a peer that has no address.
+/// The compact form of `Address::Unnamed`: no peer connects from it.
 pub(crate) const NO_ADDRESS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
 
-/// The compact form of an address, which most peers have, and whether it came as one of IPv6; a
-/// longer address is given back as it is.
+/// The compact form of an address, which takes 6 bytes, and whether it stands for an IPv6 address
+/// that maps it (`::ffff:a.b.c.d`, as peers of a dual-stack listener have). Most peers have one;
+/// any other address is given back as it is.
 pub(crate) fn shorten(address: Address) -> Result<(SocketAddrV4, bool), Address> {
     let short = match &address {
         Address::Unnamed => return Ok((NO_ADDRESS, false)),
@@ -243,7 +246,7 @@ pub(crate) fn shorten(address: Address) -> Result<(SocketAddrV4, bool), Address>
         .ok_or(address)
 }
 
-/// The address of which this is the compact form.
+/// The address that [`shorten`] made this compact form of.
 pub(crate) fn lengthen(address: SocketAddrV4, is_mapped: bool) -> Address {
     if address == NO_ADDRESS {
         Address::Unnamed
@@ -254,6 +257,7 @@ pub(crate) fn lengthen(address: SocketAddrV4, is_mapped: bool) -> Address {
     }
 }
 
+/// The error of text that is no address.
 fn malformed(text: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidInput,
@@ -261,6 +265,7 @@ fn malformed(text: &str) -> io::Error {
     )
 }
 
+/// Writes the name of a Unix socket: `%XX` for each byte that is not printable ASCII, and for `%`.
 fn escape(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
     for &byte in bytes {
         match byte {
@@ -272,6 +277,7 @@ fn escape(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
     Ok(())
 }
 
+/// Reads what [`escape`] wrote; `None` where two hexadecimal digits do not follow a `%`.
 fn unescape(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = OsStr::new(text).as_bytes();

@@ -84,7 +84,8 @@ impl<R: Runtime> Builder<R> {
     /// what one costs.
     ///
     /// The surplus waits in the kernel's queue. A connection holds its place until its socket is
-    /// closed. See [`Handle::set_max_connections`](crate::Handle::set_max_connections) and
+    /// closed. A limit that the process has not descriptors enough for, by RLIMIT_NOFILE and what is
+    /// open at [`bind`](Self::bind), is a warning in the log, which names the numbers. See [`Handle::set_max_connections`](crate::Handle::set_max_connections) and
     /// [`reject_with`](Self::reject_with).
     pub fn max_connections(mut self, limit: impl Into<Option<usize>>) -> Self {
         self.config.max_connections = limit.into();
@@ -164,11 +165,33 @@ impl<R: Runtime> Builder<R> {
         self
     }
 
-    /// Ends a connection on which a read or a write has waited this long and no byte moved either
-    /// way: both fail with `TimedOut`. None by default. A handler at work is not timed; a read that
-    /// was dropped while it waited counts as waiting until the next one.
+    /// Asks a connection to come to an end on which a read or a write has waited this long and no byte
+    /// moved either way; none by default.
+    ///
+    /// It is asked as a drain would ask it: the reads of an idle one see the end of their input, so that
+    /// its handler can say goodbye, and [`shutdown_requested`](crate::Connection::shutdown_requested)
+    /// resolves. One that still waits a [`linger`](Self::linger) later, with no byte moved since, is cut:
+    /// its reads and writes fail with `TimedOut`. Half a message and then silence ends so, and a write
+    /// that nobody takes. Either is counted by what its handler returns, the first mostly as `completed`,
+    /// the second as `failed`, and has the cause [`IdleTimeout`](crate::Cause::IdleTimeout).
+    ///
+    /// A handler at work is not timed, neither before it is asked nor after; a read that was dropped
+    /// while it waited counts as waiting until the next one.
     pub fn idle_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.config.idle_timeout = limit.into();
+        self
+    }
+
+    /// The span over which the connections that are idle are told of a drain; 0 by default, which tells
+    /// all at once.
+    ///
+    /// Clients whose connections end in one instant come back in one instant, all to the same
+    /// successor. They are told one after the other instead, evenly over this span, oldest first. Until
+    /// its turn comes a connection is served as ever; busy ones are told at once, and end as they are
+    /// done. It takes three quarters of the time that is left until the deadline at most, so that the
+    /// last can end cleanly, and is over when no connection is left.
+    pub fn spread(mut self, span: impl Into<Option<Duration>>) -> Self {
+        self.config.spread = span.into().unwrap_or_default();
         self
     }
 
@@ -213,6 +236,21 @@ impl<R: Runtime> Builder<R> {
         self
     }
 
+    /// TCP_USER_TIMEOUT: how long what was sent may stay unacknowledged, or unsent for want of room at
+    /// the peer, until the connection fails with `TimedOut`; none by default, which leaves it to the
+    /// system's retransmissions, some 15 minutes.
+    ///
+    /// It finds out a peer that has vanished while it is owed something, which
+    /// [`keepalive`](Self::keepalive) does not probe. It ends a reader that merely pauses for so long,
+    /// too, so it is not set for everybody; and while it is set it is what ends a silent connection whose
+    /// keep-alive probes are not answered. In milliseconds, rounded up. Set on the listener and inherited
+    /// by its connections; [adopted](Self::adopt) listeners keep their own. Available on Linux.
+    #[cfg(target_os = "linux")]
+    pub fn user_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.config.user_timeout = limit.into();
+        self
+    }
+
     /// `SO_REUSEPORT`, for several processes on one port; off by default.
     pub fn reuse_port(mut self, on: bool) -> Self {
         self.config.reuse_port = on;
@@ -243,7 +281,8 @@ impl<R: Runtime> Builder<R> {
     /// that are idle otherwise; on few, or busy, cores workers that share their work do better.
     /// Connections of a Unix socket, of an [adopted](Self::adopt) one and of a transport of one's
     /// own, of which there is one, are dealt out in turn. A port on which somebody listens already
-    /// is an error as ever, unless [`reuse_port`](Self::reuse_port) is set.
+    /// is an error as ever, unless [`reuse_port`](Self::reuse_port) is set. The handler is cloned for
+    /// each worker when serving begins, and from there for every connection.
     #[cfg(target_os = "linux")]
     pub fn sharded(mut self, yes: bool) -> Self {
         self.config.sharded = yes;
@@ -282,7 +321,13 @@ impl<R: Runtime> Builder<R> {
     /// Lets SIGTERM and SIGINT stop this server: the first drains it, the next aborts it.
     ///
     /// They are heard from [`bind`](Self::bind) on, once for all servers of the process that asked
-    /// for it. When the last of those is closed, the signals do again what they do by default.
+    /// for it. Signals that are delivered within 200 ms of the first are one: `timeout` and shells
+    /// signal a process and its group. When the last of those servers is closed, the signals do again
+    /// what they do by default; so does one that nothing is left to be done about: the second for a
+    /// server that nobody serves, the third for one that cannot be aborted.
+    ///
+    /// A process that was forked from this one does not stop it: there the signals do what they do by
+    /// default, until it binds a server of its own.
     #[cfg(feature = "signals")]
     pub fn stop_on_signals(mut self) -> Self {
         self.config.signals = true;

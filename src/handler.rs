@@ -1,4 +1,4 @@
-//! The user's code for one connection.
+//! What a handler may be, and what it may return.
 
 use std::error::Error;
 use std::fmt;
@@ -175,6 +175,7 @@ impl<Fut> fmt::Debug for Fallible<Fut> {
     }
 }
 
+/// Keeps `Outcome` to the two types that it has, so that a third can be added later.
 mod sealed {
     pub trait Sealed {}
     impl Sealed for () {}
@@ -182,7 +183,9 @@ mod sealed {
 }
 
 pin_project! {
-    // An `async` block in its place would hold the handler's future twice.
+    /// A handler's future, with its output made an `io::Result`.
+    // An `async` block in its place would have room for the handler's future twice: as what it has
+    // captured and as what it awaits.
     pub(crate) struct Returning<Fut> {
         #[pin]
         pub(crate) future: Fut,

@@ -14,7 +14,7 @@ use futures_lite::future;
 use crate::accept::spawn::LocalLauncher;
 use crate::accept::spawn::{Executor, Launcher, SendLauncher};
 use crate::address::Address;
-use crate::config::Config;
+use crate::config::{Config, warn_of_few_descriptors};
 use crate::connection::Connection;
 use crate::drain::{self, abort, fallback};
 use crate::handle::Handle;
@@ -75,6 +75,9 @@ impl<R: Runtime> Server<R> {
         // The first timer brings descriptors of its reactor's with it, and may otherwise be the one
         // that is needed because there are none left.
         let _timer = future::poll_once(shared.clock.sleep(Duration::from_secs(1))).await;
+        if let Some(limit) = shared.config.max_connections {
+            warn_of_few_descriptors(limit);
+        }
         // From here on a failure drops a server, which ends what has been started.
         let server = Self {
             shared,
@@ -109,7 +112,8 @@ impl<R: Runtime> Server<R> {
     ///
     /// # Errors
     /// That of a listener that could not go on, after an ordinary drain; the report is then at
-    /// [`Handle::closed`].
+    /// [`Handle::closed`]. Also that of a handler that panicked when it was cloned for the workers of
+    /// a [sharded](crate::Builder::sharded) server, before it served.
     ///
     /// ```
     /// # fn main() -> std::io::Result<()> { async_std::task::block_on(async {
@@ -202,7 +206,7 @@ impl<R: Runtime> Server<R> {
         Fut: Future<Output: Outcome> + 'static,
     {
         self.start(true, |executor, shared| {
-            Arc::new(LocalLauncher::new(executor, shared, factory))
+            Ok(Arc::new(LocalLauncher::new(executor, shared, factory)))
         })
     }
 
@@ -217,8 +221,8 @@ impl<R: Runtime> Server<R> {
 
     /// [`spawn`](Self::spawn), with a [`Handler`] of a type of one's own.
     pub fn spawn_with(self, handler: impl Handler) -> Running {
-        self.start(false, |executor, _shared| {
-            Arc::new(SendLauncher::new(executor, handler))
+        self.start(false, |executor, shared| {
+            Ok(Arc::new(SendLauncher::new(executor, handler, shared)?))
         })
     }
 
@@ -226,20 +230,21 @@ impl<R: Runtime> Server<R> {
     fn start(
         self,
         local: bool,
-        launcher: impl FnOnce(Executor<R>, &Arc<Shared>) -> Arc<dyn Launcher>,
+        launcher: impl FnOnce(Executor<R>, &Arc<Shared>) -> io::Result<Arc<dyn Launcher>>,
     ) -> Running {
         let shared = &self.shared;
         shared.begin_serving();
-        match self.start_threads(local) {
-            Ok(()) => {
-                let executor = Executor::new(self.runtime.clone(), shared);
-                let launcher = launcher(executor.clone(), shared);
-                executor.spawn(0, Box::pin(drain::run(shared.clone(), launcher)));
-            }
-            Err(error) => abort::fail_start(shared, error),
+        let started = self.start_threads(local).and_then(|()| {
+            let executor = Executor::new(self.runtime.clone(), shared);
+            let launcher = launcher(executor.clone(), shared)?;
+            executor.spawn(0, Box::pin(drain::run(shared.clone(), launcher)));
+            Ok(())
+        });
+        if let Err(error) = started {
+            abort::fail_start(shared, error);
         }
         Running {
-            closed: Box::pin(fallback::closed(shared.clone())),
+            closed: Box::pin(fallback::closed(shared.clone(), None)),
             handle: self.handle(),
         }
     }
@@ -259,17 +264,25 @@ impl<R: Runtime> Server<R> {
         };
         // Before the threads are started: where one cannot be, the end of the server ends the others.
         self.shared.set_pools(pools.clone());
-        let server = Arc::downgrade(&self.shared);
+        let (server, failing) = (Arc::downgrade(&self.shared), Arc::downgrade(&self.shared));
         // The connections whose handlers a thread was in at the last look.
         let mut inside = Vec::new();
-        pools.start(move |is_blocked| {
+        let on_look = move |is_blocked: bool| {
             if !is_blocked {
                 inside.clear();
             } else if let Some(server) = server.upgrade() {
                 server.registry.log_blocked(&inside);
                 inside = server.registry.in_handlers();
             }
-        })
+        };
+        // No listener is heard any more: the server ends as one does whose listener is dead.
+        let on_failure = move |error: io::Error| {
+            if let Some(server) = failing.upgrade() {
+                let message = format!("cannot wait for events: {error}");
+                server.fail(io::Error::new(error.kind(), message));
+            }
+        };
+        pools.start(on_look, on_failure)
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -297,7 +310,7 @@ impl<R: Runtime> Server<R> {
         W: Future,
     {
         let handle = self.handle();
-        let work = handle.track(work);
+        let work = handle.track_as("the work of `serve_until`", work);
         let running = self.spawn_with(handler);
         let value = work.await;
         handle.shutdown_because(Reason::WorkEnded);

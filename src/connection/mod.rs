@@ -35,7 +35,15 @@ pub use self::write::WriteHalf;
 /// One accepted peer: a buffered reader and a writer.
 ///
 /// It reads and writes through the `futures-io` traits, so `futures-lite` or `futures-util` bring
-/// the methods (`read_line`, `write_all`, …). It is buffered, and owns no buffer while it waits.
+/// the methods (`read_exact`, `write_all`, …). It is buffered, and owns no buffer while it waits. For
+/// lines there is [`ReadHalf::lines`], which has a limit, and which a reset in the middle of a line does
+/// not make panic in debug builds, as it does `read_line` of futures-lite 2.6.
+///
+/// # Turns
+/// A peer that always has input, or room for output, leaves the other tasks of its thread their turn.
+/// After 32 reads and writes, or 64 KiB, the next one wakes its task and is pending once. So it may be
+/// pending where it would not have to wait, and a write moves 64 KiB at most. What is read from the
+/// connection's own buffer does not count, and what a handler computes is its own affair.
 ///
 /// # At a shutdown
 /// Reads end (`Ok(0)`, and stay so) when the server drains and this connection is *idle*: everything
@@ -91,6 +99,18 @@ impl Connection {
     #[must_use]
     pub fn buffer(&self) -> &[u8] {
         self.reader.buffer()
+    }
+
+    /// Puts bytes back that were read, in front of what is there.
+    #[cfg(feature = "http")]
+    pub(crate) fn unread(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !self.reader.buffer.unread(bytes) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "more was read ahead than a buffer holds",
+            ));
+        }
+        Ok(())
     }
 
     /// Takes the connection out of the server: the socket, and the bytes read but not consumed.

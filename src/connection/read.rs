@@ -12,6 +12,7 @@ use super::lines::Lines;
 use super::write::{WriteHalf, leave, leave_writer};
 use super::{Connection, ReuniteError};
 use crate::shared::connection::ConnectionState;
+use crate::socket::budget::{self, TURN};
 use crate::socket::buffer::Buffer;
 use crate::socket::errors::{aborted, expired};
 use crate::socket::readiness::{HalfState, Waiter, flag};
@@ -95,15 +96,16 @@ impl ReadHalf {
     /// Receives into `buf`, with nothing in the buffer.
     #[inline(always)]
     fn poll_receive(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let most = buf.len().min(TURN);
+        let buf = &mut buf[..most];
         loop {
             let state = &*self.state;
             let word = state.word();
             if word & SPECIAL != 0 {
                 return self.poll_receive_specially(cx, buf);
             }
-            if !state.transport.has_budget() {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+            if budget::is_used_up() {
+                return budget::yield_turn(cx);
             }
             let transport = &state.transport;
             let received = transport.poll_read(word, &state.reader, cx, buf, false);
@@ -133,6 +135,9 @@ impl ReadHalf {
         }
         if word & flag::ABORT != 0 {
             return Poll::Ready(Err(aborted()));
+        }
+        if budget::is_used_up() {
+            return budget::yield_turn(cx);
         }
         // What has arrived comes first: the kernel has to say that there is nothing *now*.
         let state = &*self.state;
@@ -177,6 +182,7 @@ impl ReadHalf {
     fn note(&mut self, received: io::Result<usize>) -> io::Result<usize> {
         let state = &*self.state;
         if let Ok(bytes @ 1..) = received {
+            budget::spend(bytes);
             state.mark_received(bytes);
             return received;
         }

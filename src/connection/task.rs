@@ -14,9 +14,11 @@ use pin_project_lite::pin_project;
 
 use super::close::poll_close;
 use super::timeouts;
+use crate::log;
 use crate::report::Cause;
 use crate::shared::connection::ConnectionState;
 use crate::shared::ledger::CloseKind;
+use crate::socket::budget;
 use crate::socket::readiness::{Waiter, flag};
 use crate::workers::PoolId;
 
@@ -162,6 +164,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
         }
 
         if let HandlerProj::Running { future, .. } = this.handler.as_mut().project() {
+            budget::begin_turn();
             let polled = state.in_handler(|| future.poll(cx));
             let result = match polled {
                 Ok(Poll::Pending) => None,

@@ -16,7 +16,9 @@ use crate::socket::readiness::{Waiter, flag};
 pub(super) fn poll(cold: &mut TaskCold, state: &ConnectionState, cx: &mut Context<'_>) {
     loop {
         let uptime = state.server.uptime();
-        let Some(due) = act(cold, state, uptime) else {
+        let due = act(cold, state, uptime);
+        // A time that never comes needs no timer.
+        let Some(due) = due.filter(|due| *due < Duration::MAX) else {
             cold.timer = None;
             return;
         };
@@ -72,17 +74,28 @@ fn act(cold: &mut TaskCold, state: &ConnectionState, uptime: Duration) -> Option
         }
     }
     if let Some(limit) = config.idle_timeout.filter(|_| !expired) {
-        let since = if state.is_waiting() {
+        // A handler at work is not timed.
+        let quiet_since = if state.is_waiting() {
             state.last_activity()
         } else {
             uptime
         };
-        let over = since.saturating_add(limit);
-        if over <= uptime {
-            expire(cold, state, Cause::IdleTimeout);
-            return next;
+        let asked = cold.asked_by_idle_timeout;
+        let over = match asked {
+            None => quiet_since.saturating_add(limit),
+            // What moves after it was asked may be the goodbye.
+            Some(asked) => quiet_since.max(asked).saturating_add(config.linger),
+        };
+        if over > uptime {
+            look_again(over);
+        } else if asked.is_none() {
+            cold.asked_by_idle_timeout = Some(uptime);
+            cold.limit_met.get_or_insert(Cause::IdleTimeout);
+            state.notify_end();
+            look_again(uptime.saturating_add(config.linger));
+        } else {
+            state.expire();
         }
-        look_again(over);
     }
     if let Some(limit) = config.max_age {
         let old = state.accepted().saturating_add(limit);

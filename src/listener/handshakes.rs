@@ -1,5 +1,6 @@
-//! The handshakes under way at a listener: peers whose SYN was answered and whose last ACK has not
-//! come yet. They believe to be connected, and would be reset if the listener were closed.
+//! The handshakes under way at a listener: of peers whose SYN was answered and whose last ACK has
+//! not come yet. Such a peer believes to be connected, and would be reset if the listener were
+//! closed.
 //!
 //! The kernel tells of them without a privilege: by netlink (`sock_diag`), or in `/proc/net`. It
 //! knows nothing of handshakes by SYN cookie.
@@ -14,8 +15,8 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
 
-/// A handshake, by its two ends and, by netlink, the kernel's number of it: the ends alone may be
-/// those of a later one.
+/// A handshake, by the addresses of its two ends and the kernel's number of it (the cookie; 0 where
+/// `/proc` was asked). A later handshake may be between the same addresses; it has another number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Handshake {
     local: SocketAddr,
@@ -23,17 +24,18 @@ pub(crate) struct Handshake {
     cookie: u64,
 }
 
-/// Looks at the handshakes under way at these listeners.
+/// The handshakes under way at listeners with these addresses.
 ///
 /// # Errors
-/// Where the kernel tells by neither way.
+/// Where neither netlink nor `/proc` may be asked.
 pub(crate) fn under_way(listeners: &[SocketAddr]) -> io::Result<HashSet<Handshake>> {
     let mut found = HashSet::new();
     for is_ipv6 in [false, true] {
         if !listeners.iter().any(|it| it.is_ipv6() == is_ipv6) {
             continue;
         }
-        // Of a listener for both families all are listed under its own, IPv6.
+        // The handshakes of a dual-stack listener are listed under its own family, IPv6, those of
+        // IPv4 peers included.
         let listed = by_netlink(is_ipv6).or_else(|_| by_proc(is_ipv6))?;
         found.extend(
             listed
@@ -44,6 +46,7 @@ pub(crate) fn under_way(listeners: &[SocketAddr]) -> io::Result<HashSet<Handshak
     Ok(found)
 }
 
+/// Whether a handshake is under way at the listener with this address.
 fn is_at(handshake: &Handshake, listener: &SocketAddr) -> bool {
     let same_ip = listener.ip().is_unspecified()
         || listener.ip().to_canonical() == handshake.local.ip().to_canonical();
@@ -54,12 +57,14 @@ fn is_at(handshake: &Handshake, listener: &SocketAddr) -> bool {
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const TCP_SYN_RECV: u32 = 3;
 const HEADER: usize = 16;
-/// `inet_diag_req_v2`: family, protocol, extensions, padding, states, `inet_diag_sockid`.
+/// The length of a request, an `inet_diag_req_v2` behind the header: family, protocol, extensions,
+/// padding, states, `inet_diag_sockid`.
 const REQUEST: usize = HEADER + 8 + 48;
-/// `inet_diag_msg` up to its `inet_diag_sockid`: family, state, timer, retransmissions.
+/// How much of an answer, an `inet_diag_msg`, comes before its `inet_diag_sockid`: family, state,
+/// timer, retransmissions.
 const BEFORE_ID: usize = 4;
 
-/// One dump of a family's handshakes, of all ports.
+/// The handshakes of one family at all ports, by netlink: one dump.
 fn by_netlink(is_ipv6: bool) -> io::Result<Vec<Handshake>> {
     let socket = socket_with(
         AddressFamily::NETLINK,
@@ -85,7 +90,7 @@ fn by_netlink(is_ipv6: bool) -> io::Result<Vec<Handshake>> {
     let mut found = Vec::new();
     let mut buffer = vec![MaybeUninit::<u8>::uninit(); 32 * 1024];
     loop {
-        // A dump is made while it is read: the kernel has each part ready, and this never waits.
+        // This never waits: the kernel makes each part of a dump when the one before it is read.
         let ((part, _), _) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
         if parse_dump(part, is_ipv6, &mut found)? {
             return Ok(found);
@@ -93,7 +98,7 @@ fn by_netlink(is_ipv6: bool) -> io::Result<Vec<Handshake>> {
     }
 }
 
-/// Adds what a part of a dump says; `true` at its end.
+/// Reads a part of a dump and adds its handshakes to `found`; `true` at the end of the dump.
 fn parse_dump(mut part: &[u8], is_ipv6: bool, found: &mut Vec<Handshake>) -> io::Result<bool> {
     while part.len() >= HEADER {
         let length = u32::from_ne_bytes(array(part, 0)) as usize;
@@ -118,7 +123,7 @@ fn parse_dump(mut part: &[u8], is_ipv6: bool, found: &mut Vec<Handshake>) -> io:
     Ok(false)
 }
 
-/// An `inet_diag_sockid`: ports and addresses in network order, interface, cookie.
+/// Reads an `inet_diag_sockid`: ports and addresses in network order, interface, cookie.
 fn parse_id(id: &[u8], is_ipv6: bool) -> Handshake {
     let end = |port: usize, address: usize| {
         let ip = if is_ipv6 {
@@ -135,13 +140,15 @@ fn parse_id(id: &[u8], is_ipv6: bool) -> Handshake {
     }
 }
 
+/// Copies bytes out of the middle of a message.
 fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut array = [0; N];
     array.copy_from_slice(&bytes[at..at + N]);
     array
 }
 
-/// The same from `/proc/net/tcp` or `tcp6`, where netlink is forbidden.
+/// The handshakes of one family at all ports, from `/proc/net/tcp` or `tcp6`: where netlink is
+/// forbidden, as by systemd's `RestrictAddressFamilies`.
 fn by_proc(is_ipv6: bool) -> io::Result<Vec<Handshake>> {
     let path = match is_ipv6 {
         true => "/proc/net/tcp6",
@@ -151,7 +158,7 @@ fn by_proc(is_ipv6: bool) -> io::Result<Vec<Handshake>> {
     Ok(table.lines().skip(1).filter_map(parse_line).collect())
 }
 
-/// A line of the table, if it is of a handshake: `0: 0100007F:1F90 0200007F:C350 03 …`.
+/// Reads a line of `/proc/net/tcp`, if it is of a handshake: `0: 0100007F:1F90 0200007F:C350 03 …`.
 fn parse_line(line: &str) -> Option<Handshake> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (local, peer, state) = (fields.next()?, fields.next()?, fields.next()?);
@@ -163,7 +170,7 @@ fn parse_line(line: &str) -> Option<Handshake> {
     })
 }
 
-/// `0100007F:1F90`: the address in words of the machine's order, the port as a number.
+/// Reads `0100007F:1F90`: the address in words of the machine's byte order, the port as a number.
 fn parse_end(end: &str) -> Option<SocketAddr> {
     let (ip, port) = end.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;

@@ -1,4 +1,5 @@
-//! Listeners that were made elsewhere.
+//! Listening sockets that were made elsewhere. Others may hold the same socket, so a stop changes
+//! nothing that belongs to the socket and not to our descriptor of it.
 
 use std::fmt;
 use std::io;
@@ -22,6 +23,7 @@ enum Kind {
 }
 
 impl Adopted {
+    /// Registers the socket with the engine.
     pub(super) fn into_raw(self, engine: &Engine) -> io::Result<Box<dyn RawListener>> {
         match &self.0 {
             Kind::Tcp(listener) => close_on_exec(listener)?,

@@ -1,21 +1,24 @@
-//! Keeping new peers out of a TCP listener that is still open, on Linux.
+//! Shutting a TCP listener that stays open, on Linux.
 //!
 //! To close a listener resets the peers in its queue, and those whose handshake is under way. So a
-//! listener is first shut: new peers are refused, and all others are accepted as before. Nothing in
-//! the system's interface says so; two things amount to it:
+//! listener is first shut: new peers are refused, and all others are accepted as before. No call of
+//! the system does just that; two others amount to it:
 //!
 //! - **No interface.** A listener that is bound to an interface (`SO_BINDTOIFINDEX`, Linux 5.7) is
-//!   found for packets of that interface alone; bound to one that does not exist it is found for
-//!   none, and a new SYN meets a refusal at once. A handshake under way is found before listeners
-//!   are looked for, and completes; the queue is not touched; an accepted socket is not bound. It
-//!   needs no privilege, unless the listener is bound to an interface already.
-//! - **A filter** that drops new SYNs, for a process with `CAP_NET_ADMIN`. Their senders try again a
-//!   second later; so does a peer whose SYN-ACK was lost, in vain.
+//!   found for packets of that interface alone. Bound to one that does not exist, it is found for
+//!   none, and a new SYN is refused at once. The kernel looks for a handshake under way before it
+//!   looks for a listener, so such a handshake completes; the queue is not touched; an accepted
+//!   socket is not bound. This needs no privilege, unless the listener is bound to an interface
+//!   already.
+//! - **A filter** that drops new SYNs, for a process with `CAP_NET_ADMIN`. Their senders try again
+//!   a second later. The filter also drops the repeated SYN of a peer whose SYN-ACK was lost, so
+//!   that handshake is never completed.
 //!
-//! Both act on the socket, not on the descriptor: never used on a socket that others hold, too. The
-//! first cannot be undone without a privilege. Of the sockets on one port that share its peers
-//! (`SO_REUSEPORT`) it has to be used on all: the kernel would go on dealing peers out to those it
-//! was used on, and drop them.
+//! 1. Both act on the socket, not on the descriptor, so neither is used on a socket that others may
+//!    hold: it would be shut for them, too. The first cannot be undone without a privilege.
+//! 2. Sockets that share the peers of one port (`SO_REUSEPORT`) are shut together. The kernel would
+//!    go on dealing peers out to those that are shut, and drop what it deals to them: the SYN is
+//!    repeated a second later.
 
 use std::io;
 use std::net::TcpListener;
@@ -23,20 +26,23 @@ use std::num::NonZeroU32;
 
 use socket2::{SockFilter, SockRef};
 
-/// An interface that does not exist: the kernel gives out small numbers, and never this one.
+/// The number of an interface that does not exist: the kernel counts interfaces up from 1.
 const NO_INTERFACE: NonZeroU32 = NonZeroU32::new(i32::MAX as u32).expect("not 0");
 
-/// What keeps new peers out of a listener.
+/// The means by which a listener is shut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Means {
+    /// It is bound to an interface that does not exist.
     NoInterface,
+    /// It gets a filter that drops new SYNs.
     Filter,
-    /// Nothing: peers come until the listener is closed.
+    /// There is none: peers come until the listener is closed.
     None,
 }
 
 impl Means {
-    /// Finds out what this process may use on a listener, without an effect on it.
+    /// Finds out by which means this process may shut a listener. That leaves the listener as it
+    /// was, if it does not listen yet.
     pub(super) fn find(listener: &SockRef<'_>) -> Self {
         if may_rebind(listener) {
             Self::NoInterface
@@ -47,41 +53,44 @@ impl Means {
         }
     }
 
-    /// Keeps new peers out from here on; `false` where they still come.
-    pub(super) fn shut(self, listener: &TcpListener) -> bool {
+    /// Shuts a listener; `false` where there is no means to, and new peers still come.
+    ///
+    /// # Errors
+    /// The system's, where it refuses what it allowed when the listener was bound.
+    pub(super) fn shut(self, listener: &TcpListener) -> io::Result<bool> {
         let listener = SockRef::from(listener);
         let mut error = None;
         if self == Self::NoInterface {
             match bind_to_no_interface(&listener) {
-                Ok(()) => return true,
+                Ok(()) => return Ok(true),
                 Err(refused) => error = Some(refused),
             }
         }
         if self != Self::None {
             match listener.attach_filter(&NO_SYN) {
-                Ok(()) => return true,
+                Ok(()) => return Ok(true),
                 Err(refused) => error = error.or(Some(refused)),
             }
         }
-        if let Some(error) = error {
-            log::warn!(
-                target: "gracious", error:%;
-                "cannot keep new peers out while a listener is swept, some may be reset: {error}",
-            );
+        match error {
+            Some(error) => Err(io::Error::new(
+                error.kind(),
+                format!("new peers still come while it is swept, some may be reset: {error}"),
+            )),
+            None => Ok(false),
         }
-        false
     }
 }
 
-/// Binding a socket to the interface that it is bound to, or to none if it is not, changes nothing
-/// and is refused where another interface would be.
+/// Whether a listener may be bound to another interface. Binding it to the one it has, or to none
+/// if it has none, is refused in the same cases and changes nothing.
 fn may_rebind(listener: &SockRef<'_>) -> bool {
     let same = listener.device_index_v4();
     same.and_then(|index| listener.bind_device_by_index_v4(index))
         .is_ok()
 }
 
-/// The filter is there for an instant, before the socket listens.
+/// Whether a listener may be given the filter: it is given it, and loses it again.
 fn may_filter(listener: &SockRef<'_>) -> bool {
     listener
         .attach_filter(&NO_SYN)
@@ -89,9 +98,10 @@ fn may_filter(listener: &SockRef<'_>) -> bool {
         .is_ok()
 }
 
+/// Binds a listener to the interface that does not exist, and checks that it is.
 fn bind_to_no_interface(listener: &SockRef<'_>) -> io::Result<()> {
     listener.bind_device_by_index_v4(Some(NO_INTERFACE))?;
-    // A kernel, or what stands in for one, may take an option and do nothing.
+    // A sandbox that stands in for a kernel may accept the option and ignore it.
     match listener.device_index_v4()? {
         Some(NO_INTERFACE) => Ok(()),
         other => Err(io::Error::other(format!(
@@ -100,8 +110,8 @@ fn bind_to_no_interface(listener: &SockRef<'_>) -> io::Result<()> {
     }
 }
 
-/// Drops what would open a connection, a segment with SYN and without ACK. What belongs to a
-/// handshake under way passes.
+/// A filter that drops what would open a connection, a segment with SYN and without ACK. Segments
+/// of a handshake under way pass.
 const NO_SYN: [SockFilter; 5] = {
     const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
     const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
@@ -139,7 +149,7 @@ mod tests {
                 _ => TcpStream::connect(("127.0.0.1", port)),
             };
             let queued = connect().unwrap();
-            assert!(Means::NoInterface.shut(&listener));
+            assert!(Means::NoInterface.shut(&listener).unwrap());
             assert_eq!(connect().unwrap_err().kind(), ErrorKind::ConnectionRefused);
             let (accepted, peer) = listener.accept().unwrap();
             assert_eq!(peer.port(), queued.local_addr().unwrap().port());

@@ -3,6 +3,8 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::task::{Context, Poll};
+#[cfg(target_os = "linux")]
+use std::time::Duration;
 
 use socket2::{Domain, TcpKeepalive, Type};
 
@@ -12,26 +14,29 @@ use super::shut::Means;
 use super::{ListeningSocket, RawListener};
 use crate::address::Address;
 use crate::config::{Config, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
+use crate::log;
 use crate::socket;
 use crate::socket::Incoming;
 use crate::transport::Engine;
 
-/// How often a free port is looked for that all families have.
+/// How often a free port is looked for that all addresses of a name have.
 const PORT_TRIES: usize = 32;
 
+/// A TCP listener.
 #[derive(Debug)]
 pub(crate) struct Tcp {
     socket: ListeningSocket<TcpListener>,
-    /// What keeps new peers out at a stop. Nothing of an adopted socket, which others may hold: what
-    /// acts on the socket and not on our descriptor stays undone.
+    /// The means to shut this listener. `Means::None` of an adopted socket, which others may hold:
+    /// what acts on the socket, and not on our descriptor alone, would shut it for them, too.
     #[cfg(target_os = "linux")]
     means: Means,
-    /// New peers are kept out.
+    /// New peers are refused.
     is_shut: bool,
 }
 
 impl Tcp {
-    /// As many sockets on one address as there are engines.
+    /// Binds as many sockets to one address as there are engines, and has them listen. `only_v6`:
+    /// an IPv6 socket leaves the IPv4 port alone.
     fn bind(
         address: SocketAddr,
         only_v6: bool,
@@ -42,13 +47,15 @@ impl Tcp {
         let address = first.local_addr()?.as_socket().unwrap_or(address);
         let mut sockets = vec![first];
         if engines.len() > 1 {
-            // Only now, when it is known that nobody else has the port.
+            // After the bind: with the option set before, the bind would succeed beside a socket of
+            // another process that has it, too.
             sockets[0].set_reuse_port(true)?;
         }
         for _ in 1..engines.len() {
             sockets.push(bind_one(address, only_v6, config, true)?);
         }
-        // Before any of them listens: what is tried out has no effect on peers.
+        // Before any of the sockets listens: to find the means out tries them, which must not be
+        // seen by a peer. All sockets of one port have the same, since it is all of them or none.
         #[cfg(target_os = "linux")]
         let means = Means::find(&socket2::SockRef::from(&sockets[0]));
         #[cfg(target_os = "linux")]
@@ -71,6 +78,7 @@ impl Tcp {
         listening.collect()
     }
 
+    /// Takes over a socket that listens already.
     pub(super) fn adopt(listener: TcpListener, engine: &Engine) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self {
@@ -82,18 +90,20 @@ impl Tcp {
     }
 }
 
+/// Accepts one peer, as a socket in non-blocking mode.
 #[cfg(target_os = "linux")]
 fn accept(listener: &TcpListener) -> io::Result<(Incoming, Address)> {
     use rustix::net::{SocketFlags, acceptfrom_with};
-    // Saves the calls that would make the socket non-blocking and ask for the peer.
+    // One system call: it makes the socket non-blocking and gives the peer, too.
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (socket, peer) = acceptfrom_with(listener, flags)?;
     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-    // A peer that is gone already may have no name any more.
+    // A peer that has reset the connection already may have no address any more.
     let peer = peer.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
     Ok((incoming(TcpStream::from(socket)), Address::Tcp(peer)))
 }
 
+/// Accepts one peer, as a socket in non-blocking mode.
 #[cfg(not(target_os = "linux"))]
 fn accept(listener: &TcpListener) -> io::Result<(Incoming, Address)> {
     let (stream, peer) = listener.accept()?;
@@ -109,13 +119,14 @@ fn bind_one(
     reuse_port: bool,
 ) -> io::Result<socket2::Socket> {
     let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    // A port in TIME_WAIT can be bound again, on Unix no port that somebody listens on.
+    // On Unix this allows a port with connections in TIME_WAIT, and no port on which another socket
+    // listens.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
     if address.is_ipv6() {
         socket.set_only_v6(only_v6)?;
     }
-    // What follows is handed down to every accepted socket.
+    // Every accepted socket inherits these options from its listener.
     socket.set_tcp_nodelay(config.nodelay)?;
     if let Some(idle) = config.keepalive {
         let keepalive = TcpKeepalive::new()
@@ -124,9 +135,20 @@ fn bind_one(
             .with_retries(KEEPALIVE_PROBES);
         socket.set_tcp_keepalive(&keepalive)?;
     }
+    #[cfg(target_os = "linux")]
+    if let Some(limit) = config.user_timeout {
+        socket.set_tcp_user_timeout(Some(whole_milliseconds(limit)))?;
+    }
     socket.bind(&address.into())?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+/// The kernel counts in milliseconds, takes 0 for no limit, and refuses what is above an `i32`.
+#[cfg(target_os = "linux")]
+fn whole_milliseconds(limit: Duration) -> Duration {
+    let millis = limit.as_nanos().div_ceil(1_000_000);
+    Duration::from_millis(millis.min(i32::MAX as u128) as u64)
 }
 
 fn incoming(stream: TcpStream) -> Incoming {
@@ -146,11 +168,12 @@ impl RawListener for Tcp {
         self.socket.get_ref().local_addr().map(Address::Tcp)
     }
 
-    fn shut(&mut self) {
+    fn shut(&mut self) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         if !self.is_shut {
-            self.is_shut = self.means.shut(self.socket.get_ref());
+            self.is_shut = self.means.shut(self.socket.get_ref())?;
         }
+        Ok(())
     }
 
     fn is_shut(&self) -> bool {
@@ -160,6 +183,10 @@ impl RawListener for Tcp {
     fn handshakes_at(&self) -> Option<SocketAddr> {
         let local = self.socket.get_ref().local_addr();
         self.is_shut.then_some(local.ok()).flatten()
+    }
+
+    fn leave(self: Box<Self>) {
+        self.socket.leave();
     }
 
     #[cfg(target_os = "linux")]
@@ -196,7 +223,7 @@ fn queued(listener: &TcpListener) -> Option<u32> {
     Some(info.tcpi_unacked)
 }
 
-/// Every address a name has.
+/// Resolves a host name to all its addresses.
 pub(super) async fn resolve(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
     if host.is_empty() {
         let (v6, v4) = (Ipv6Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED);
@@ -213,7 +240,9 @@ pub(super) async fn resolve(host: String, port: u16) -> io::Result<Vec<SocketAdd
     Ok(addresses)
 }
 
-/// Binds every address of one name that this machine has, all on one port.
+/// Binds every address of one name that this machine has, all to one port. `all` are the addresses
+/// of all names: an IPv6 socket takes IPv4 peers, too, unless one of them is IPv4 with its port.
+/// Gives for each address its sockets, one for each engine.
 pub(super) fn bind_all(
     addresses: &[SocketAddr],
     all: &[SocketAddr],
@@ -264,7 +293,7 @@ pub(super) fn bind_all(
     }))
 }
 
-/// An address, or a whole family, that this machine does not have.
+/// Whether an error of bind says that this machine does not have the address, or its whole family.
 fn is_not_ours(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AddrNotAvailable
         || error.raw_os_error() == Some(libc::EAFNOSUPPORT)

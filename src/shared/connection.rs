@@ -15,7 +15,7 @@ use std::net::SocketAddrV4;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
-use std::sync::{Arc, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::idle::IdleWhen;
 use crate::report::{Straggler, Waiting};
 use crate::socket::readiness::{HalfState, Readiness, Waiter, flag};
-use crate::sync::{lock, nanos, notify, wake_by_ref};
+use crate::sync::{MutexGuard, assert_unlocked, lock, nanos, notify, wake_by_ref};
 use crate::transport::Transport;
 
 /// What a connection, its task and its server know of it. 136 bytes, and what few need apart.
@@ -192,16 +192,12 @@ impl ConnectionState {
             self.clear_other_waker(waiter);
         } else if matches!(waiter, Waiter::Task) && self.readiness.set_task_waker(waker) {
         } else {
-            let old = {
-                let mut cold = self.cold_locked();
-                let place = &mut cold.other_wakers[waiter as usize];
-                match place {
-                    Some(known) if known.will_wake(waker) => None,
-                    place => place.replace(waker.clone()),
-                }
-            };
+            // Cloned and dropped outside the lock: a waker is code of others, and to drop one can run
+            // a task's destructor.
+            let waker = waker.clone();
+            let old = self.cold_locked().other_wakers[waiter as usize].replace(waker);
             self.set(waiter.other_waker_flag());
-            // Outside the lock, since dropping a waker can run a task's destructor.
+            assert_unlocked();
             drop(old);
         }
         // Pairs with the fence in `wake`: either `wake` sees this waker, or the caller's next look
@@ -222,13 +218,15 @@ impl ConnectionState {
     fn take_other_waker(&self, waiter: Waiter) {
         self.clear(waiter.other_waker_flag());
         let old = self.cold_locked().other_wakers[waiter as usize].take();
+        assert_unlocked();
         drop(old);
     }
 
-    /// The waker of a waiter that is registered with another than the task's first.
-    pub(crate) fn other_waker(&self, waiter: Waiter) -> Option<Waker> {
+    /// Takes the waker of a waiter that is registered with another than the task's first, to wake it
+    /// without a lock. A waiter that was woken registers anew when it is polled.
+    fn other_waker(&self, waiter: Waiter) -> Option<Waker> {
         if self.has(waiter.other_waker_flag()) {
-            self.cold_locked().other_wakers[waiter as usize].clone()
+            self.cold_locked().other_wakers[waiter as usize].take()
         } else {
             None
         }
@@ -241,7 +239,6 @@ impl ConnectionState {
         if let Some(waker) = self.readiness.task_waker(waiter) {
             wake_by_ref(waker);
         } else if let Some(waker) = self.other_waker(waiter) {
-            // Outside the lock, since a waker is somebody else's code.
             wake_by_ref(&waker);
         }
     }
@@ -273,10 +270,10 @@ impl ConnectionState {
         Some(lock(self.cold.get()?.locked.get()?))
     }
 
-    /// Runs `with` on the task's cold data, outside the lock: timers and wakers are somebody else's
-    /// code.
+    /// Runs `with` on the task's cold data, outside the lock: timers and wakers are code of others.
     pub(crate) fn with_task_cold<T>(&self, with: impl FnOnce(&mut TaskCold) -> T) -> T {
         let mut task = self.take_task_cold().unwrap_or_default();
+        assert_unlocked();
         let done = with(&mut task);
         self.cold_locked().task = Some(task);
         done
@@ -288,10 +285,13 @@ impl ConnectionState {
 
     /// Begins to listen for a request to end; the caller looks afterwards whether there has been one.
     pub(crate) fn listen_for_drain(&self) -> EventListener {
-        self.cold_locked()
+        let event = self
+            .cold_locked()
             .drain_event
             .get_or_insert_default()
-            .listen()
+            .clone();
+        // Outside the lock, as `notify` asks for.
+        event.listen()
     }
 
     /// Notifies the futures that listen for a request to end.
@@ -304,7 +304,15 @@ impl ConnectionState {
         }
     }
 
-    /// Asks this connection to come to an end.
+    /// Asks this connection to come to an end, whether or not it has had time for its first byte.
+    pub(crate) fn notify_end(&self) {
+        self.set(flag::DRAINING);
+        self.notify_listeners();
+        self.wake(Waiter::Reader);
+    }
+
+    /// Asks this connection to come to an end. One that has just been accepted may still send its
+    /// first byte.
     pub(crate) fn notify_drain(&self, uptime: Duration) {
         let is_fresh = self.received.load(Acquire) == 0
             && self.age(uptime) < self.server.config.first_byte_grace;
@@ -324,6 +332,9 @@ impl ConnectionState {
 
     /// Aborts the connection under whatever holds it.
     pub(crate) fn abort(&self) {
+        if self.server.is_forked() {
+            return;
+        }
         // A detached socket is no longer the server's.
         if self.set(flag::ABORT) & (flag::ABORT | flag::DETACHED) == 0 {
             self.transport.shutdown_both();
@@ -424,13 +435,19 @@ impl ConnectionState {
         received
     }
 
-    /// Called by the write half before it waits. `UNANSWERED` is set before `answered` is raised: as
-    /// long as the write waits nothing counts as answered, and afterwards only if it was completed.
-    /// Swapped, a drain between the two would take the connection for idle.
+    /// Called by the write half before it waits.
     pub(crate) fn before_wait(&self, answerable: u64) {
-        let is_open = self.answered.load(Relaxed) < answerable;
-        let open = if is_open { HalfState::UNANSWERED } else { 0 };
-        self.writer.set(HalfState::WAITING | open);
+        self.writer.set(HalfState::WAITING);
+        self.begin_answer(answerable);
+    }
+
+    /// Called by the write half when its write waits, or has been done in part. `UNANSWERED` is set
+    /// before `answered` is raised: until the write is completed nothing counts as answered. Swapped,
+    /// a drain between the two would take the connection for idle.
+    pub(crate) fn begin_answer(&self, answerable: u64) {
+        if self.answered.load(Relaxed) < answerable {
+            self.writer.set(HalfState::UNANSWERED);
+        }
         self.mark_answered(answerable);
     }
 
@@ -459,6 +476,7 @@ impl ConnectionState {
     /// Runs what the task does in the handler; gives the panic if there was one.
     #[inline]
     pub(crate) fn in_handler<T>(&self, run: impl FnOnce() -> T) -> thread::Result<T> {
+        assert_unlocked();
         self.step();
         let outer = IN_HANDLER_OF.replace(self);
         let done = catch_unwind(AssertUnwindSafe(run));
@@ -589,6 +607,8 @@ impl crate::workers::Registered for ConnectionState {
 
 impl Drop for ConnectionState {
     fn drop(&mut self) {
+        // A transport of the user's own is dropped with this.
+        assert_unlocked();
         // A future that listens has nothing more to wait for.
         self.notify_listeners();
     }

@@ -17,7 +17,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::task::{Context, Poll};
 use std::thread::Thread;
 use std::time::Duration;
@@ -29,7 +29,7 @@ use pin_project_lite::pin_project;
 use super::driver::Poller;
 use super::spin::cores;
 use super::worker::Worker;
-use crate::sync::lock;
+use crate::sync::{lock, read, write};
 
 /// A task that can be run, with its pool's number: the scheduler has no pool of its own, which would
 /// have to be kept alive, with two locked instructions, whenever it is called.
@@ -94,7 +94,7 @@ impl Pool {
         spin: Duration,
         pinned: bool,
     ) -> Arc<Self> {
-        let mut pools = POOLS.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = write(&POOLS);
         let last = pools.last_key_value().map_or(0, |(id, _)| id.0.get());
         // Only the pools that are there need to differ: a pool is gone after its last task.
         let id = PoolId(NonZeroU32::MIN.saturating_add(last));
@@ -218,14 +218,14 @@ impl Drop for Pool {
         while !self.injector.is_empty() {
             let _never_run = self.injector.steal();
         }
-        let mut pools = POOLS.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = write(&POOLS);
         pools.remove(&self.id);
     }
 }
 
 impl PoolId {
     fn pool(self) -> Option<Arc<Pool>> {
-        let pools = POOLS.read().unwrap_or_else(PoisonError::into_inner);
+        let pools = read(&POOLS);
         pools.get(&self)?.upgrade()
     }
 
@@ -309,10 +309,13 @@ impl Drop for Count {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::{OnceLock, mpsc};
+    use std::task::Wake;
     use std::thread;
     use std::time::Instant;
 
+    use super::super::driver::WatchedListener;
     use super::super::driver::registration::tests::Nothing;
     use super::*;
 
@@ -363,6 +366,61 @@ mod tests {
         for _ in 0..10 {
             assert!(is_run_on(&pool), "nobody was woken for it");
         }
+        pool.stop();
+    }
+
+    /// Notes how many jobs had been run when it is woken for the first time.
+    struct Heard {
+        ran: Arc<AtomicUsize>,
+        at: OnceLock<usize>,
+    }
+
+    impl Wake for Heard {
+        fn wake(self: Arc<Self>) {
+            let _first = self.at.set(self.ran.load(SeqCst));
+        }
+    }
+
+    /// Else the sockets are not heard for as long as another thread has something to be stolen.
+    #[test]
+    fn a_driver_that_steals_looks_at_its_sockets_in_every_round() {
+        const JOBS: usize = 20_000;
+        let pool = alone();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut watched = WatchedListener::new(listener, pool.poller.clone()).unwrap();
+        let ran = Arc::new(AtomicUsize::new(0));
+        let heard = Arc::new(Heard {
+            ran: ran.clone(),
+            at: OnceLock::new(),
+        });
+        let waker = heard.clone().into();
+        let mut cx = Context::from_waker(&waker);
+        assert!(
+            watched
+                .poll_accept(&mut cx, TcpListener::accept)
+                .is_pending()
+        );
+        let _client = TcpStream::connect(address).unwrap();
+        // A worker whose thread has a handler that blocks.
+        let queue = Queue::new_fifo();
+        lock(&pool.workers).push(Arc::new(Worker::new(0, &queue)));
+        for _ in 0..JOBS {
+            let ran = ran.clone();
+            let job = async move {
+                ran.fetch_add(1, SeqCst);
+            };
+            let (job, task) = builder(&pool).spawn(|_| job, schedule);
+            task.detach();
+            queue.push(job);
+        }
+        pool.driver.store(1, SeqCst);
+        pool.spawn_worker().unwrap();
+        eventually("all jobs are run", || ran.load(SeqCst) == JOBS);
+        eventually("the connect is heard", || heard.at.get().is_some());
+        let at = *heard.at.get().unwrap();
+        assert!(at < 1000, "after {at} jobs");
         pool.stop();
     }
 

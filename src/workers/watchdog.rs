@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::pool::Pool;
 use super::worker::Worker;
+use crate::log;
 use crate::sync::lock;
 
 /// How often the workers are looked at while there is any task.
@@ -16,17 +17,19 @@ const LOOK: Duration = Duration::from_millis(50);
 const MOST_BLOCKED: usize = 256;
 
 /// Starts to watch over pools. After each look `on_look` is told whether a worker is where it was at
-/// the last one.
+/// the last one; `on_failure` is told once that a poller reports nothing any more.
 pub(super) fn start(
     pools: Vec<Arc<Pool>>,
     on_look: impl FnMut(bool) + Send + 'static,
+    on_failure: impl FnOnce(io::Error) + Send + 'static,
 ) -> io::Result<Thread> {
     let thread = thread::Builder::new().name("gracious-watch".into());
-    let thread = thread.spawn(move || watch(&pools, on_look))?;
+    let thread = thread.spawn(move || watch(&pools, on_look, on_failure))?;
     Ok(thread.thread().clone())
 }
 
-fn watch(pools: &[Arc<Pool>], mut on_look: impl FnMut(bool)) {
+fn watch(pools: &[Arc<Pool>], mut on_look: impl FnMut(bool), on_failure: impl FnOnce(io::Error)) {
+    let mut on_failure = Some(on_failure);
     let mut seen = vec![Vec::new(); pools.len()];
     while !pools.iter().all(|pool| pool.is_over()) {
         if !pools.iter().any(|pool| pool.has_tasks()) {
@@ -39,6 +42,11 @@ fn watch(pools: &[Arc<Pool>], mut on_look: impl FnMut(bool)) {
             is_blocked |= pool.replace_blocked(seen);
         }
         on_look(is_blocked);
+        if let Some(error) = pools.iter().find_map(|pool| pool.poller.failure()) {
+            if let Some(on_failure) = on_failure.take() {
+                on_failure(error);
+            }
+        }
     }
 }
 
@@ -63,7 +71,11 @@ impl Pool {
             if blocked.iter().any(|worker| self.is_driver(worker)) {
                 self.replace_driver(&workers);
             }
-            // What waits behind a blocked handler can be taken by the driver.
+            // What waits behind a blocked handler is taken by the driver: from the injector, where it
+            // looks in every round, while it steals only if it has nothing else to run.
+            for worker in blocked {
+                worker.give_up_queue(&self.injector);
+            }
             self.wake();
         }
         true

@@ -9,17 +9,18 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
-use crossbeam_deque::{Steal, Stealer, Worker as Queue};
+use crossbeam_deque::{Injector, Steal, Stealer, Worker as Queue};
 
 use super::driver::Batch;
 use super::pool::{Job, LOCAL, Local, Pool};
 use super::spin::{AdaptiveSpin, TaskTime};
-use crate::socket::budget::{self, READ_BUDGET};
+use crate::socket::budget;
 use crate::sync::lock;
 
-/// How many tasks run between two looks at the sockets; a task that has used its read budget up
-/// counts as many times as it has read.
+/// How many tasks run between two looks at the sockets, and how many of them may use up their turn:
+/// that takes many times as long as most tasks do.
 const TASKS_PER_TICK: usize = 256;
+const TURNS_PER_TICK: u32 = 8;
 
 /// A thread of a pool, as the other threads see it.
 pub(super) struct Worker {
@@ -32,33 +33,50 @@ pub(super) struct Worker {
 }
 
 impl Worker {
+    pub(super) fn new(number: usize, queue: &Queue<Job>) -> Self {
+        Self {
+            number,
+            stealer: queue.stealer(),
+            task_steps: AtomicU64::new(0),
+            parked: AtomicBool::new(false),
+            thread: Mutex::default(),
+        }
+    }
+
     pub(super) fn unpark(&self) {
         if let Some(thread) = &*lock(&self.thread) {
             thread.unpark();
         }
     }
 
-    /// Runs one task. Returns what it cost of the tick's budget: 1, or `READ_BUDGET` if it used its
-    /// read budget up.
-    fn run(&self, job: Job) -> usize {
+    fn run(&self, job: Job) {
         let steps = self.task_steps.load(Relaxed);
         self.task_steps.store(steps + 1, Relaxed);
-        let used_up = budget::with_budget(|| {
-            // A panic here is not a handler's: those are caught where handlers are polled.
-            let _caught = catch_unwind(AssertUnwindSafe(|| job.run()));
-        });
+        // A panic here is not a handler's: those are caught where handlers are polled.
+        let _caught = catch_unwind(AssertUnwindSafe(|| job.run()));
         self.task_steps.store(steps + 2, Relaxed);
-        if used_up { READ_BUDGET as usize } else { 1 }
     }
 
-    /// Runs what is in this thread's queue, up to a tick's budget; gives the number of tasks.
+    /// Has others run what this thread has not begun.
+    pub(super) fn give_up_queue(&self, injector: &Injector<Job>) {
+        // As many as there are now: the thread may go on at any time.
+        for _ in 0..self.stealer.len() {
+            if let Steal::Success(job) = self.stealer.steal() {
+                injector.push(job);
+            }
+        }
+    }
+
+    /// Runs what is in this thread's queue, for a tick at most; gives the number of tasks.
     fn run_queue(&self, queue: &Queue<Job>) -> usize {
-        let (mut ran, mut spent) = (0, 0);
-        while spent < TASKS_PER_TICK {
+        let before = budget::turns_used_up();
+        let turns = || budget::turns_used_up().wrapping_sub(before);
+        let mut ran = 0;
+        while ran < TASKS_PER_TICK && turns() < TURNS_PER_TICK {
             let Some(job) = queue.pop() else {
                 break;
             };
-            spent += self.run(job);
+            self.run(job);
             ran += 1;
         }
         ran
@@ -71,13 +89,7 @@ impl Pool {
         let queue = Queue::new_fifo();
         let worker = {
             let mut workers = lock(&self.workers);
-            let worker = Arc::new(Worker {
-                number: workers.len(),
-                stealer: queue.stealer(),
-                task_steps: AtomicU64::new(0),
-                parked: AtomicBool::new(false),
-                thread: Mutex::default(),
-            });
+            let worker = Arc::new(Worker::new(workers.len(), &queue));
             workers.push(worker.clone());
             self.spawned.store(workers.len(), SeqCst);
             worker
@@ -128,6 +140,10 @@ impl Pool {
     }
 
     /// Waits for events and runs what they wake, as long as it is this thread's role.
+    ///
+    /// Each round takes from every place where there may be something, and no more than a bounded
+    /// part of it: the thread's own queue, the injector, another thread's queue if there is nothing
+    /// else, the sockets. So none of them can keep the driver from the next.
     fn drive(&self, worker: &Worker, queue: &Queue<Job>, batch: &mut Batch) {
         let mut task_time = TaskTime::default();
         let mut spin = AdaptiveSpin::new(self.spin);
@@ -147,12 +163,9 @@ impl Pool {
                 self.poller.wake();
                 return;
             }
-            self.drain_injector(queue);
+            self.take_injected(queue);
             if queue.is_empty() {
-                if let Some(job) = self.steal(worker, queue) {
-                    worker.run(job);
-                    continue;
-                }
+                self.steal(worker, queue);
             }
             let mut block = queue.is_empty();
             if block
@@ -176,17 +189,8 @@ impl Pool {
     /// Runs what other threads have not begun, then sleeps until it is woken.
     fn help(&self, worker: &Worker, queue: &Queue<Job>) {
         loop {
-            loop {
+            while !queue.is_empty() || self.steal(worker, queue) {
                 worker.run_queue(queue);
-                if !queue.is_empty() {
-                    continue;
-                }
-                match self.steal(worker, queue) {
-                    Some(job) => {
-                        worker.run(job);
-                    }
-                    None => break,
-                }
             }
             if self.is_over() || self.is_driver(worker) {
                 return;
@@ -226,26 +230,32 @@ impl Pool {
         }
     }
 
-    /// Takes some of another thread's queue into this thread's, and gives the first of it.
-    fn steal(&self, worker: &Worker, queue: &Queue<Job>) -> Option<Job> {
+    /// Takes some of another thread's queue into this thread's; gives whether there was any.
+    fn steal(&self, worker: &Worker, queue: &Queue<Job>) -> bool {
         // Where all other threads sleep none of them has anything.
         if self.parked.load(Relaxed) + 1 >= self.spawned.load(Relaxed) {
-            return None;
+            return false;
         }
         let workers = lock(&self.workers);
-        for other in workers.iter().filter(|other| other.number != worker.number) {
-            loop {
-                match other.stealer.steal_batch_and_pop(queue) {
-                    Steal::Success(job) => return Some(job),
-                    Steal::Empty => break,
-                    Steal::Retry => {}
-                }
-            }
-        }
-        None
+        let mut others = workers.iter().filter(|other| other.number != worker.number);
+        others.any(|other| some_of(|| other.stealer.steal_batch(queue)))
     }
 
-    fn drain_injector(&self, queue: &Queue<Job>) {
-        while !self.injector.is_empty() && self.injector.steal_batch(queue).is_retry() {}
+    /// Takes some of what other threads have made runnable into this thread's queue.
+    fn take_injected(&self, queue: &Queue<Job>) {
+        if !self.injector.is_empty() {
+            some_of(|| self.injector.steal_batch(queue));
+        }
+    }
+}
+
+/// Tries again for as long as others are at the same place, each of which has then taken some.
+fn some_of(mut steal: impl FnMut() -> Steal<()>) -> bool {
+    loop {
+        match steal() {
+            Steal::Success(()) => return true,
+            Steal::Empty => return false,
+            Steal::Retry => {}
+        }
     }
 }

@@ -184,7 +184,7 @@ async fn an_address_in_use_is_named(runtime: TestRuntime) {
 }
 
 async fn an_address_this_machine_does_not_have_is_named(runtime: TestRuntime) {
-    // TEST-NET-1, which nobody has.
+    // TEST-NET-1, which no machine has.
     let server = crate::support::server(runtime).listen("192.0.2.1:0");
     let error = server.bind().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
@@ -275,7 +275,7 @@ async fn ipv6_leaves_an_ipv4_port_that_is_asked_for_alone(runtime: TestRuntime) 
             .listen(format!("[::]:{port}"))
             .listen(format!("0.0.0.0:{port}"));
         let server = match server.bind().await {
-            // Somebody else has taken that port meanwhile.
+            // Another process has taken that port meanwhile.
             Err(_) if TcpListener::bind(("::", port)).is_err() => continue,
             server => server.unwrap(),
         };
@@ -327,7 +327,7 @@ async fn one_port_can_be_shared(runtime: TestRuntime) {
         .bind()
         .await
         .unwrap();
-    // Who has not asked for it gets none of it.
+    // A server that has not asked for it gets none of it.
     let third = crate::support::server(runtime).listen(address.clone());
     assert_eq!(third.bind().await.unwrap_err().kind(), ErrorKind::AddrInUse);
     let (first, second) = (first.spawn(echo), second.spawn(echo));
@@ -402,7 +402,7 @@ async fn an_adopted_listener_that_others_hold_stays_open_for_them(runtime: TestR
     assert_eq!(Client::of(&running).ask("hello"), "hello");
     running.handle().shutdown();
     settled(running.await);
-    // Neither shut nor filtered: who comes now is the next server's.
+    // Neither shut nor filtered: a peer that comes now is the next server's.
     let waiting = TcpStream::connect(address).unwrap();
     let server = crate::support::server(runtime).adopt(ours);
     let running = server.bind().await.unwrap().spawn(echo);
@@ -437,7 +437,7 @@ async fn an_adopted_listener_that_somebody_else_shuts_stops_the_server(runtime: 
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
         let report = handle.closed().await;
         assert!(matches!(report.reason, Reason::Listener(_)), "{report}");
-        // Who was inside is drained as ever.
+        // The open connection is drained as ever.
         assert_eq!((client.rest(), report.completed), (String::new(), 1));
     }
     std::fs::remove_file(path).unwrap();

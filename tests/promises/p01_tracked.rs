@@ -1,5 +1,5 @@
-//! Promise 1. **Tracked from the system call.** From `accept` on, a connection is in the group; none
-//! is served after `Closed`.
+//! Promise 1. **Tracked from the system call.** From `accept` on, a connection is in the group;
+//! none is served after `Closed`.
 
 use std::future::pending;
 use std::io;
@@ -168,7 +168,7 @@ async fn nothing_is_answered_after_the_return(runtime: TestRuntime) {
     let report = running.shutdown().await.unwrap();
     assert_eq!((report.accepted, report.aborted), (1, 1));
     use std::io::{Read, Write};
-    // Neither has to succeed: nobody is there.
+    // Neither has to succeed: the peer is gone.
     let _gone = client.write_all(b"hello\n");
     let mut reply = String::new();
     let _gone = client.read_to_string(&mut reply);
@@ -247,7 +247,7 @@ async fn a_peer_that_comes_between_the_stop_and_the_door_is_served(runtime: Test
     assert_eq!((report.accepted, report.completed), (1, 1));
 }
 
-/// A peer of this kind cut 4.4 % of such runs.
+/// Another server of this kind lost the connection in 4.4 % of such runs.
 async fn a_stop_raced_against_accept_loses_nobody(runtime: TestRuntime) {
     const CLIENTS: usize = 32;
     for round in 0..rounds(10) {

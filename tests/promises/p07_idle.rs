@@ -16,13 +16,13 @@ use std::thread;
 use std::time::Duration;
 
 use async_channel::Receiver;
-use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, future};
+use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use gracious::{Connection, EndedBy, IdleWhen, ReadHalf, Running};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
     Client, HOUR, echo, fill, handing_over, on, rounds, saying_when_it_waits, tcp, transports,
-    unix_address, waits,
+    unix_address, waits, write_now,
 };
 use crate::support::peer::settled;
 
@@ -410,7 +410,7 @@ async fn a_write_that_came_to_nothing_is_no_answer(runtime: TestRuntime) {
 
 /// Whether a write completes at once.
 async fn write_once(writer: &mut (impl AsyncWrite + Unpin)) -> Option<io::Result<usize>> {
-    future::poll_once(writer.write(&[b'.'; 4096])).await
+    write_now(writer, &[b'.'; 4096]).await
 }
 
 async fn a_guard_keeps_a_read_from_ending(runtime: TestRuntime) {

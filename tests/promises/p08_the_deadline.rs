@@ -15,6 +15,7 @@ use gracious::{Connection, IdleWhen, State, Waiting};
 use crate::support::TestRuntime;
 use crate::support::client::{
     Client, HOUR, assert_balance, echo, handing_over, on, read_in, refuses, tcp, transports, waits,
+    write_now,
 };
 
 crate::on_every_runtime!(
@@ -133,7 +134,7 @@ async fn a_close_that_takes_its_time_ends_at_the_deadline(runtime: TestRuntime) 
         .spawn(async |mut conn: Connection| {
             // As much as the kernel takes without a wait, and the handler is done.
             let chunk = [b'.'; 64 * 1024];
-            while let Some(written) = futures_lite::future::poll_once(conn.write(&chunk)).await {
+            while let Some(written) = write_now(&mut conn, &chunk).await {
                 written?;
             }
             Ok::<_, io::Error>(())

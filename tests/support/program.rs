@@ -4,6 +4,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
@@ -15,6 +16,13 @@ use rustix::io::retry_on_intr;
 
 /// Generous: on a busy machine nothing here takes a third of it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where Cargo builds an example of this package, which it does beside the tests.
+pub fn path(example: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.ancestors().nth(2).unwrap();
+    profile.join("examples").join(example)
+}
 
 pub struct Program {
     name: String,
@@ -35,20 +43,23 @@ pub struct Ended {
 }
 
 impl Program {
-    /// Starts one of this package's examples, which Cargo builds beside the tests.
+    /// Starts one of this package's examples.
     #[track_caller]
     pub fn example(name: &str, args: &[&str]) -> Self {
-        let test = std::env::current_exe().unwrap();
-        let profile = test.ancestors().nth(2).unwrap();
-        let path = profile.join("examples").join(name);
+        let mut command = Command::new(Self::example_path(name));
+        command.args(args);
+        Self::start(command)
+    }
+
+    #[track_caller]
+    pub fn example_path(name: &str) -> PathBuf {
+        let path = path(name);
         assert!(
             path.exists(),
             "no {}: `cargo test` builds the examples, `cargo test --test NAME` does not",
             path.display()
         );
-        let mut command = Command::new(path);
-        command.args(args);
-        Self::start(command)
+        path
     }
 
     #[track_caller]
@@ -127,7 +138,8 @@ impl Program {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits for its end: of its output, and of whoever has inherited that, too.
+    /// Waits for its end, and for the end of its output: also in processes that have inherited
+    /// that.
     #[track_caller]
     pub fn end(mut self) -> Ended {
         self.close_stdin();

@@ -10,7 +10,8 @@ use async_channel::{Receiver, Sender};
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, future};
 use gracious::{Connection, Running, Waiting};
 
-use crate::support::client::{Client, eventually, waits};
+use crate::support::client::{Client, echo, eventually, waits};
+use crate::support::flood::{Flood, ReadyPeers};
 use crate::support::peer::{logged, settled};
 use crate::{on_workers, on_workers_in_a_process, with_workers};
 
@@ -27,6 +28,8 @@ on_workers_in_a_process!(
     as_many_as_there_are_workers_may_block,
     the_threads_that_take_over_are_used_again,
     who_only_works_is_not_named,
+    who_never_pauses_is_not_named,
+    what_waits_behind_a_handler_that_blocks_is_served_beside_clients_that_never_pause,
 );
 
 /// Answers lines, and at the line `block` blocks its thread until the test lets it go.
@@ -271,4 +274,99 @@ async fn who_only_works_is_not_named(workers: usize) {
     }
     running.handle().shutdown();
     assert_eq!(settled(running.await).completed, 2);
+}
+
+/// It goes round: its handler is left and entered again, however much input there is.
+async fn who_never_pauses_is_not_named(workers: usize) {
+    let server = with_workers(workers).listener(ReadyPeers(1));
+    let server = server.deadline(Duration::ZERO).bind().await.unwrap();
+    let handle = server.handle();
+    let (go, is_over) = async_channel::bounded::<()>(1);
+    let (blocks, blocked) = async_channel::bounded(1);
+    let held_up = Arc::new(AtomicBool::new(false));
+    let was_held_up = held_up.clone();
+    let running = server.spawn(async move |mut conn: Connection| {
+        let mut line = String::new();
+        let mut last = Instant::now();
+        while conn.read_line(&mut line).await? > 0 {
+            if line == "block\n" {
+                blocks.send(()).await.unwrap();
+                let _over = is_over.recv_blocking();
+            }
+            conn.write_all(line.as_bytes()).await?;
+            line.clear();
+            if last.elapsed() > Duration::from_millis(40) {
+                // Somebody else has had this thread's core all the while.
+                was_held_up.store(true, SeqCst);
+            }
+            last = Instant::now();
+        }
+        io::Result::Ok(())
+    });
+    eventually("one that never pauses is in", || handle.active() == 1);
+    let mut client = Client::of(&running);
+    client.send("block\n");
+    blocked.recv().await.unwrap();
+    eventually("one is named", || !named().is_empty());
+    // Another look or two at the threads.
+    thread::sleep(Duration::from_millis(200));
+    go.close();
+    assert_eq!(client.line(), "block");
+    let named = named();
+    if !held_up.load(SeqCst) {
+        assert_eq!(named.len(), 1, "{named:?}");
+        assert!(named[0].contains("connection 2 "), "{named:?}");
+    }
+    drop(client);
+    handle.shutdown();
+    settled(running.await);
+}
+
+/// The thread that takes over has always something of its own to run.
+async fn what_waits_behind_a_handler_that_blocks_is_served_beside_clients_that_never_pause(
+    workers: usize,
+) {
+    const OTHERS: usize = 100;
+    const FLOODS: usize = 4;
+    let server = with_workers(workers).bind().await.unwrap();
+    let (go, start) = async_channel::unbounded::<()>();
+    let (served, serve) = async_channel::unbounded();
+    let running = server.spawn(async move |mut conn: Connection| {
+        let id = conn.id() as usize;
+        if id > OTHERS + 1 {
+            return echo(conn).await;
+        }
+        if id > 1 {
+            start.recv().await.unwrap();
+            served.send(()).await.unwrap();
+            return conn.write_all(b"served\n").await;
+        }
+        conn.read_exact(&mut [0; 1]).await?;
+        // They are woken on this thread, which does not get to them.
+        for _ in 0..OTHERS {
+            go.try_send(()).unwrap();
+        }
+        for _ in 0..OTHERS {
+            serve.recv_blocking().unwrap();
+        }
+        conn.write_all(b"unblocked\n").await
+    });
+    let mut blocks = Client::of(&running);
+    let mut clients: Vec<_> = (0..OTHERS).map(|_| Client::of(&running)).collect();
+    let handle = running.handle();
+    eventually("all are in", || {
+        handle.stats().accepted == clients.len() as u64 + 1
+    });
+    let floods: Vec<_> = (0..FLOODS)
+        .map(|_| Flood::begin(Client::of(&running)))
+        .collect();
+    blocks.send("!");
+    for client in &mut clients {
+        assert_eq!(client.rest(), "served\n");
+    }
+    assert_eq!(blocks.rest(), "unblocked\n");
+    floods.iter().for_each(Flood::goes_on);
+    drop(floods);
+    handle.shutdown();
+    settled(running.await);
 }

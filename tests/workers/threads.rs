@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
@@ -11,10 +13,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncBufReadExt, AsyncWriteExt};
-use gracious::{Connection, Server};
+use gracious::{Connection, Reason, Server};
 
 use crate::support::client::{Client, HOUR, echo, eventually, handing_over};
-use crate::support::peer::settled;
+use crate::support::peer::{logged, settled};
 use crate::support::{DEADLINE, within};
 use crate::{on_workers, on_workers_in_a_process, plain, with_workers};
 
@@ -33,6 +35,7 @@ on_workers_in_a_process!(
     the_threads_stay_for_a_handler_that_has_detached_its_connection,
     a_waker_that_somebody_keeps_keeps_no_poller,
     many_wakes_from_elsewhere_cost_few_writes,
+    a_server_whose_poller_fails_for_good_ends_with_the_error,
 );
 
 /// The threads of servers with workers in this process, by name.
@@ -143,7 +146,7 @@ fn test(body: impl Future<Output = ()> + Send + 'static) {
     within(DEADLINE, || async_io::block_on(body));
 }
 
-/// There is nobody who could, and it is no error.
+/// There is no other thread that could, and it is no error.
 #[test]
 fn without_workers_nobody_spins() {
     test(async {
@@ -205,7 +208,7 @@ async fn two_servers_with_workers_serve_side_by_side(workers: usize) {
     assert_eq!(settled(second.await).completed, 1);
 }
 
-/// Whoever waits sleeps in the poller, and no socket has news for it.
+/// The driver sleeps in the poller, and no socket has an event for it.
 async fn an_idle_server_answers_who_wakes_it_from_elsewhere(workers: usize) {
     let server = with_workers(workers).bind().await.unwrap();
     let (running, connections) = handing_over(server);
@@ -308,11 +311,52 @@ async fn a_waker_that_somebody_keeps_keeps_no_poller(workers: usize) {
 
 /// How many there are in this process.
 fn pollers() -> usize {
+    poller_descriptors().len()
+}
+
+fn poller_descriptors() -> BTreeSet<i32> {
     let all = fs::read_dir("/proc/self/fd").unwrap();
-    let links = all.filter_map(|it| fs::read_link(it.unwrap().path()).ok());
-    links
-        .filter(|link| link.to_string_lossy().contains("eventpoll"))
-        .count()
+    let pollers = all.map(|it| it.unwrap().path()).filter(|path| {
+        fs::read_link(path).is_ok_and(|link| link.to_string_lossy().contains("eventpoll"))
+    });
+    let number = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    pollers.map(number).collect()
+}
+
+/// Somebody else has closed its descriptor, and it is another file's by now.
+async fn a_server_whose_poller_fails_for_good_ends_with_the_error(workers: usize) {
+    // So that the reactor has its own.
+    async_io::Timer::after(Duration::ZERO).await;
+    let others = poller_descriptors();
+    let server = with_workers(workers).bind().await.unwrap();
+    let ours = poller_descriptors();
+    let running = server.spawn(echo);
+    let handle = running.handle();
+    let mut client = Client::of(&running);
+    assert_eq!(client.ask("hello"), "hello");
+    let nothing = fs::File::open("/dev/null").unwrap();
+    for &poller in ours.difference(&others) {
+        // SAFETY: the server alone uses that descriptor, and never through memory. That its calls fail
+        // from here on is what this test is about.
+        assert_eq!(unsafe { libc::dup2(nothing.as_raw_fd(), poller) }, poller);
+    }
+    // The wait that is under way ends with what comes next.
+    let _next = Client::of(&running);
+    let error = running.await.unwrap_err();
+    assert!(
+        error.to_string().starts_with("cannot wait for events: "),
+        "{error}"
+    );
+    assert_eq!(client.rest(), "");
+    let Reason::Listener(reason) = settled(Ok(handle.closed().await)).reason else {
+        panic!("another reason");
+    };
+    assert_eq!(reason, error.to_string());
+    let errors = logged()
+        .into_iter()
+        .filter(|line| line.starts_with("ERROR"));
+    assert_eq!(errors.count(), 1);
+    eventually("no thread is left", || own_threads().is_empty());
 }
 
 async fn the_threads_stay_for_a_handler_that_has_detached_its_connection(workers: usize) {
@@ -333,7 +377,7 @@ async fn the_threads_stay_for_a_handler_that_has_detached_its_connection(workers
     eventually("no thread is left", || own_threads().is_empty());
 }
 
-/// Whoever sleeps is woken once, and whoever is awake not at all.
+/// A thread that sleeps is woken once, and one that is awake not at all.
 async fn many_wakes_from_elsewhere_cost_few_writes(workers: usize) {
     const HANDLERS: usize = 100;
     const WAKES: usize = 100;
@@ -354,7 +398,7 @@ async fn many_wakes_from_elsewhere_cost_few_writes(workers: usize) {
             Poll::Pending
         })
         .await;
-        // Whoever is woken first keeps its thread until all are.
+        // The task that is woken first keeps its thread until all are.
         let _over = blocked.recv_blocking();
         conn.write_all(b"woken\n").await
     });

@@ -20,17 +20,17 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::Poller;
+use crate::socket::Socket;
 use crate::socket::readiness::{
     READ_CLOSED, Readiness, WRITE_INTEREST, Waiter, is_write_blocked, ticks,
 };
-use crate::socket::{Socket, budget};
 use crate::sync::lock;
 
 /// A connection, as a poller knows it.
 pub(crate) trait Registered: fmt::Debug + Send + Sync + 'static {
     fn readiness(&self) -> &Readiness;
 
-    /// The waker of a waiter that is registered with another than the task's first.
+    /// Takes the waker of a waiter that is registered with another than the task's first.
     fn other_waker(&self, waiter: Waiter) -> Option<Waker>;
 }
 
@@ -224,7 +224,6 @@ impl Registration {
         loop {
             match rustix::net::recv(&self.socket, &mut *buf, RecvFlags::empty()) {
                 Ok((n, _)) => {
-                    budget::spend();
                     // A short read has emptied a TCP socket; what comes later is an event. Not so
                     // at an end, which is no event of its own if it came with data, and not a Unix
                     // socket, where a read stops after a message that carries descriptors.
@@ -279,7 +278,11 @@ impl Registration {
                         if seen & WRITE_INTEREST == 0 {
                             // The first write that needs room asks for reports of it; room that
                             // there is by then is an event.
-                            self.ask_for_room(readiness.id)?;
+                            if let Err(error) = self.ask_for_room(readiness.id) {
+                                // Else the next write would wait for a report that never comes.
+                                readiness.unmark_write_blocked();
+                                return Poll::Ready(Err(error));
+                            }
                         }
                         return Poll::Pending;
                     }
@@ -303,6 +306,9 @@ impl AsFd for Registration {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     /// The connections of a poller that has none.
@@ -317,5 +323,36 @@ pub(crate) mod tests {
         fn other_waker(&self, _waiter: Waiter) -> Option<Waker> {
             match *self {}
         }
+    }
+
+    /// As where the system has no memory left for it.
+    #[test]
+    fn a_writer_that_cannot_be_told_of_room_does_not_wait_for_it() {
+        let (mut peer, socket) = UnixStream::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let poller = Arc::new(Poller::new::<Nothing>().unwrap());
+        // It was never registered, so that its registration cannot be changed.
+        let registration = Registration::new(Socket::Unix(socket), poller);
+        let readiness = Readiness::new(1, 0);
+        let write = || registration.poll_write(&readiness, &[IoSlice::new(&[b'.'; 4096])]);
+        let fill = || {
+            let mut written = 0;
+            loop {
+                match write() {
+                    Poll::Ready(Ok(n)) => written += n,
+                    full => return (written, full),
+                }
+            }
+        };
+        let (_written, full) = fill();
+        assert!(matches!(full, Poll::Ready(Err(_))), "{full:?}");
+        let (written, full) = fill();
+        assert!(matches!(full, Poll::Ready(Err(_))), "{full:?}");
+        assert_eq!(written, 0);
+        // Once there is room, it is used.
+        peer.read_exact(&mut vec![0; 64 * 1024]).unwrap();
+        let (written, full) = fill();
+        assert!(matches!(full, Poll::Ready(Err(_))), "{full:?}");
+        assert!(written > 0);
     }
 }
