@@ -125,6 +125,9 @@ pub(crate) trait RawListener: Send {
         None
     }
 
+    /// Ends the listening, before the descriptor is closed.
+    fn end(&mut self) {}
+
     /// Closes the descriptor and does nothing else, in a process that was forked from the owner's.
     fn leave(self: Box<Self>);
 

@@ -195,8 +195,15 @@ impl ListenerSet {
             let mut listeners = lock(&self.0);
             let all = std::mem::take(&mut listeners.all).into_iter();
             let is_done = |it: &BoundListener| !keeps_handshakes || it.handshakes_at().is_none();
-            let (closed, kept) = all.partition(is_done);
+            let (mut closed, kept): (Vec<_>, _) = all.partition(is_done);
             listeners.all = kept;
+            for BoundListener { listener, place } in &mut closed {
+                if let AnyListener::Socket(listener) = listener {
+                    if place.owner.is_this_process() {
+                        listener.end();
+                    }
+                }
+            }
             closed
         };
         assert_unlocked();

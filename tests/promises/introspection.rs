@@ -711,6 +711,7 @@ async fn tracks_work(runtime: TestRuntime) {
         "{:?}",
         logged()
     );
-    assert!(says(&format!("INFO {report}")), "{:?}", logged());
+    // The report is there before it is logged.
+    eventually("it is logged", || says(&format!("INFO {report}")));
     tell("done", "");
 }
