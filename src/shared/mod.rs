@@ -383,13 +383,15 @@ impl Shared {
     /// Counts the end of a connection, whose socket is closed.
     pub(crate) fn close_connection(&self, closing: Closing, kind: CloseKind, cause: Cause) {
         let had_permit = closing.has_permit;
-        let closed = self.registry.close(closing, kind, cause, || self.uptime());
-        if had_permit {
-            self.permits.release();
-        } else {
-            // An accept loop that pauses for want of descriptors tries again.
-            notify(&self.permits.released);
-        }
+        let give_back = || {
+            if had_permit {
+                self.permits.give_back();
+            }
+        };
+        let uptime = || self.uptime();
+        let closed = self.registry.close(closing, kind, cause, uptime, give_back);
+        // Also where it had none: an accept loop that pauses for want of descriptors tries again.
+        notify(&self.permits.released);
         if closed {
             self.close();
         }

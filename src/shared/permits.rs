@@ -76,8 +76,13 @@ impl Permits {
 
     /// Gives a permit back, for the next connection.
     pub(super) fn release(&self) {
-        self.in_use.fetch_sub(1, SeqCst);
+        self.give_back();
         notify(&self.released);
+    }
+
+    /// As [`release`](Self::release), under a lock: the caller notifies `released` afterwards.
+    pub(super) fn give_back(&self) {
+        self.in_use.fetch_sub(1, SeqCst);
     }
 
     /// Takes a permit for a peer that is still to be found; `None` where there is none.

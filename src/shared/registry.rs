@@ -98,6 +98,7 @@ impl Registry {
         kind: CloseKind,
         cause: Cause,
         uptime: impl FnOnce() -> Duration,
+        give_back: impl FnOnce(),
     ) -> bool {
         let mut inner = self.inner();
         let mut age = Duration::ZERO;
@@ -109,6 +110,9 @@ impl Registry {
         }
         inner.connections.remove(closing.id);
         inner.ledger.close(&closing, kind, &cause);
+        // The permit is given back where the end is counted, not after: a receiver of the event that
+        // says so finds it free. And not before: the next connection would be one too many.
+        give_back();
         inner.events.push(|| ServerEvent::Closed {
             id: closing.id,
             cause,
