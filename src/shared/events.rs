@@ -120,8 +120,10 @@ impl EventQueue {
         receiver
     }
 
-    /// Has the channels that tracked work reads end after the events that are pushed already.
+    /// Has the channels that tracked work reads end after the events that are pushed already. The thread
+    /// that asked for the drain may not have pushed that event yet, and it comes before any end.
     pub(super) fn end_for_work(&mut self) {
+        self.state(State::Draining);
         self.ends_for_work = self.has_subscribers;
     }
 
