@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::process::{Resource, getrlimit};
 
 use crate::idle::IdleWhen;
+use crate::log;
 
 /// Docker and most supervisors kill ten seconds after the signal; two are left for the rest.
 const DEADLINE: Duration = Duration::from_secs(8);
@@ -167,7 +168,7 @@ pub(crate) fn warn_of_few_descriptors(max_connections: usize) {
         return;
     }
     log::warn!(
-        target: "gracious", max_connections, limit, open;
+        target: "gracious",
         "max_connections is {max_connections}, but the limit of open files (RLIMIT_NOFILE) is {limit}, \
          and {open} are open already: raise it (`ulimit -n`, systemd's `LimitNOFILE=`) or lower \
          max_connections",

@@ -72,12 +72,12 @@ async fn next(shared: &Shared, last: Option<u64>) -> bool {
 }
 
 fn progress(shared: &Shared) -> Progress {
+    // The deadline first: it may be set in between, and the time left would be more than there is.
+    let deadline = shared.deadline();
     let now = shared.clock.now();
     Progress {
         left: shared.registry.left(),
-        time: shared
-            .deadline()
-            .map(|deadline| deadline.saturating_duration_since(now)),
+        time: deadline.map(|deadline| deadline.saturating_duration_since(now)),
     }
 }
 

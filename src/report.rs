@@ -35,7 +35,7 @@ pub struct Stats {
     /// from the connections.
     pub tracked: u64,
     /// Tracked futures that a stop dropped before they were done: at the deadline, by an abort, or
-    /// with the runtime. Those that nobody polled any more, and that it gave up, are among them.
+    /// with the runtime. Futures that no task polled any more, and that it gave up, are among them.
     pub dropped: u64,
     /// Failed calls of accept; a shortage counts every time it was met.
     pub accept_errors: u64,
@@ -93,7 +93,7 @@ pub struct Report {
     pub elapsed: Duration,
     /// From the first request to stop to the end.
     pub drain: Duration,
-    /// Who had to be aborted when the drain was cut short.
+    /// The connections that had to be aborted, at the deadline or by an abort.
     pub stragglers: Vec<Straggler>,
     /// Tracked work that was not done when the drain began: what the stop waited for, and what it
     /// dropped, by name. What it waited for longest comes first.
@@ -142,7 +142,7 @@ impl fmt::Display for Report {
         }
         write!(f, "; the drain took {:.1?}", self.drain)?;
         for (i, straggler) in self.stragglers.iter().enumerate() {
-            f.write_str(if i == 0 { "; cut off: " } else { ", " })?;
+            f.write_str(if i == 0 { "; aborted: " } else { ", " })?;
             straggler.fmt(f)?;
         }
         let listed = |f: &mut fmt::Formatter<'_>, title: &str, count: fn(&TrackedWork) -> u64| {
@@ -159,8 +159,8 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    /// The exit status that this report stands for as the value of `main`: 0 when nothing was aborted
-    /// or dropped, else 1. For a `main` with more to say.
+    /// The exit status that this report stands for as the value of `main`: 0 when nothing was
+    /// aborted or dropped, else 1. For a `main` with more to say.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         if self.is_clean() {
@@ -177,7 +177,7 @@ impl Termination for Report {
     }
 }
 
-/// A connection that was still there when the drain was cut short.
+/// A connection that was still open at the deadline, or when the drain was ended by an abort.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Straggler {
@@ -280,7 +280,7 @@ pub enum Cause {
     Error(String),
     /// Its handler panicked.
     Panic,
-    /// It was cut: at the deadline, by an abort, or with the runtime.
+    /// It was aborted: at the deadline, by an abort, or with the runtime.
     Aborted,
     /// It had been asked to end by [`Builder::idle_timeout`](crate::Builder::idle_timeout).
     IdleTimeout,

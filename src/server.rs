@@ -42,9 +42,9 @@ use crate::workers::{self, Poller, WorkerOptions, WorkerPools};
 /// # Ok(()) }
 /// ```
 ///
-/// A server that is dropped without having been served closes its door; those who were queued are
-/// closed cleanly, and counted as rejected.
-#[must_use = "a server takes nobody in until it is served"]
+/// A server that is dropped without having been served closes its listeners; peers that were queued
+/// are closed cleanly, and counted as rejected.
+#[must_use = "a server accepts no peer until it is served"]
 pub struct Server<R: Runtime> {
     shared: Arc<Shared>,
     runtime: R,
@@ -115,8 +115,8 @@ impl<R: Runtime> Server<R> {
     ///
     /// # Errors
     /// That of a listener that could not go on, after an ordinary drain; the report is then at
-    /// [`Handle::closed`]. Also that of a handler that panicked when it was cloned for the workers of
-    /// a [sharded](crate::Builder::sharded) server, before it served.
+    /// [`Handle::closed`]. Also that of a handler that panicked when it was cloned for the workers
+    /// of a [sharded](crate::Builder::sharded) server, before it served.
     ///
     /// ```
     /// # fn main() -> std::io::Result<()> { async_std::task::block_on(async {
@@ -157,12 +157,12 @@ impl<R: Runtime> Server<R> {
 
     /// Serves with handlers that need not be `Send`: what they hold over an await may be an `Rc`.
     ///
-    /// `factory` is called once on each [worker](crate::Builder::workers), and the handler that it makes
-    /// there is cloned for every connection of that worker, none of which ever leaves its thread.
-    /// So it implies [`sharded`](crate::Builder::sharded): workers that were not bound so have the
-    /// connections of their one listening socket dealt out in turn, as has a server without
-    /// workers, which gets one a core. A handler that blocks its thread stops the others of that
-    /// worker; it is named in the log. Available on Linux.
+    /// `factory` is called once on each [worker](crate::Builder::workers), and the handler that it
+    /// makes there is cloned for every connection of that worker, none of which ever leaves its
+    /// thread. So it implies [`sharded`](crate::Builder::sharded): workers that were not bound so
+    /// have the connections of their one listening socket dealt out in turn, as has a server
+    /// without workers, which gets one a core. A handler that blocks its thread stops the others of
+    /// that worker; it is named in the log. Available on Linux.
     ///
     /// # Errors
     /// As [`serve`](Self::serve); and that of a factory that panicked, or of a thread that could
@@ -265,7 +265,8 @@ impl<R: Runtime> Server<R> {
         let Some(pools) = WorkerPools::new::<ConnectionState>(&self.pollers, options)? else {
             return Ok(());
         };
-        // Before the threads are started: where one cannot be, the end of the server ends the others.
+        // Before the threads are started: where one cannot be, the end of the server ends the
+        // others.
         self.shared.set_pools(pools.clone());
         let (server, failing) = (Arc::downgrade(&self.shared), Arc::downgrade(&self.shared));
         // The connections whose handlers a thread was in at the last look.
@@ -278,7 +279,7 @@ impl<R: Runtime> Server<R> {
                 inside = server.registry.in_handlers();
             }
         };
-        // No listener is heard any more: the server ends as one does whose listener is dead.
+        // No listener is reported any more: the server stops as one does whose listener is dead.
         let on_failure = move |error: io::Error| {
             if let Some(server) = failing.upgrade() {
                 let message = format!("cannot wait for events: {error}");

@@ -1,12 +1,13 @@
 //! SIGTERM and SIGINT, for all servers of the process that asked for it.
 //!
-//! The signal handler says when a signal was delivered, and one thread acts on what it says, from the
-//! first such server on. The thread needs no runtime, so a second signal aborts even where handlers
-//! block all threads of one. Once installed, a signal handler cannot be taken back safely; so where no
-//! server is left to be stopped, the thread does what the signal does by default.
+//! A signal handler sends the signal, and the time of its delivery, through a socket to a thread,
+//! which acts on it. Both are there from the first such server on. The thread needs no runtime, so
+//! a second signal aborts even where connection handlers block all threads of one. Once installed,
+//! a signal handler cannot be taken back safely; so where no server is left to be stopped, the
+//! thread does what the signal does by default.
 //!
-//! A forked process inherits the handler, and the socket through which it speaks to the thread of the
-//! process that installed it. So the handler looks which process it is in.
+//! A forked process inherits the signal handler, and the socket to the thread of the process that
+//! installed it. So the signal handler looks which process it is in.
 
 use std::io;
 use std::os::fd::IntoRawFd;
@@ -25,11 +26,11 @@ use crate::log;
 use crate::shared::Shared;
 use crate::sync::lock;
 
-/// Signals that are delivered within this time of the first are one: GNU `timeout` and shells signal a
-/// process and its group, and mean one thing by it.
+/// Signals that are delivered within this time of the first are one: GNU `timeout` and shells
+/// signal a process and its group, and mean one thing by it.
 const ONE_INTENTION: Duration = Duration::from_millis(200);
 
-/// The process that listens; 0 before there is one.
+/// The id of the process whose thread acts on signals; 0 before there is one.
 static LISTENER: AtomicU32 = AtomicU32::new(0);
 /// The signal handler's end of the socket to the thread.
 static SOCKET: AtomicI32 = AtomicI32::new(-1);
@@ -37,9 +38,10 @@ static SOCKET: AtomicI32 = AtomicI32::new(-1);
 /// The servers that a signal stops.
 static SERVERS: Mutex<Vec<Enlisted>> = Mutex::new(Vec::new());
 
+/// A server that signals stop.
 struct Enlisted {
     server: Weak<Shared>,
-    /// How many signals it has heard.
+    /// How many signals have come since it was enlisted.
     heard: u32,
 }
 
@@ -47,7 +49,7 @@ struct Enlisted {
 pub(crate) fn enlist(server: &Arc<Shared>) -> io::Result<()> {
     let mut servers = lock(&SERVERS);
     if LISTENER.load(SeqCst) != std::process::id() {
-        // Those of the process that this one was forked from are none of ours.
+        // The servers in the list are those of the process that this one was forked from.
         servers.clear();
         listen()?;
     }
@@ -59,23 +61,25 @@ pub(crate) fn enlist(server: &Arc<Shared>) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts the thread and installs the handlers, once in a process.
+/// Starts the thread and installs the signal handlers, once in a process.
 fn listen() -> io::Result<()> {
     let (handlers, thread) = UnixDatagram::pair()?;
-    // A handler does not wait: what comes while ten of them are unread is lost.
+    // A signal handler does not wait: a signal that comes while ten of them are unread is lost.
     handlers.set_nonblocking(true)?;
     std::thread::Builder::new()
         .name("gracious-signals".into())
         .spawn(move || act(&thread))?;
-    // It stays open for as long as the process lives, as the handlers stay installed.
+    // The socket stays open for as long as the process lives, as the signal handlers stay
+    // installed.
     SOCKET.store(handlers.into_raw_fd(), SeqCst);
     if LISTENER.load(SeqCst) == 0 {
         for signal in [SIGTERM, SIGINT] {
             register(signal)?;
         }
     }
-    // Stored after the socket, and loaded before it by the handlers. Swapped, the handlers of a forked
-    // process could speak to the thread of the process that it was forked from.
+    // `LISTENER` is stored after `SOCKET`, and a signal handler loads it before `SOCKET` (all
+    // `SeqCst`). Swapped on either side, the signal handler of a forked process could send to the
+    // thread of the process that it was forked from.
     LISTENER.store(std::process::id(), SeqCst);
     Ok(())
 }
@@ -97,19 +101,19 @@ fn register(signal: i32) -> io::Result<()> {
         unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
         let delivered = [signal as u64, now.tv_sec as u64, now.tv_nsec as u64];
         let length = size_of_val(&delivered);
-        // SAFETY: `delivered` is valid for reads of its size until the call returns. The descriptor is
-        // open: its owner gave it up for the life of the process.
+        // SAFETY: `delivered` is valid for reads of its size until the call returns. The descriptor
+        // is open: its owner gave it up for the life of the process.
         unsafe { libc::send(SOCKET.load(SeqCst), delivered.as_ptr().cast(), length, 0) };
     };
-    // SAFETY: what runs in a signal handler must be async-signal-safe, and must not panic. This handler
-    // loads atomics and calls `getpid`, `clock_gettime` and `send`, which POSIX lists as safe, and
-    // `emulate_default_handler`, which says so of itself. It takes no lock, allocates nothing, and has
-    // no operation that panics. The registry restores `errno`.
+    // SAFETY: what runs in a signal handler must be async-signal-safe, and must not panic. This
+    // handler loads atomics and calls `getpid`, `clock_gettime` and `send`, which POSIX lists as
+    // safe, and `emulate_default_handler`, which says so of itself. It takes no lock, allocates
+    // nothing, and has no operation that panics. The registry restores `errno`.
     unsafe { signal_hook::low_level::register(signal, handler) }?;
     Ok(())
 }
 
-/// Acts on the signals that the handlers tell of.
+/// The thread's life: acts on the signals that the signal handlers send it.
 fn act(socket: &UnixDatagram) {
     let mut first: Option<Duration> = None;
     loop {
@@ -117,12 +121,12 @@ fn act(socket: &UnixDatagram) {
         match socket.recv(delivered.as_flattened_mut()) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            // The handlers' end stays open.
+            // Not met: the other end of the socket stays open.
             Err(_) => return,
         }
         let [signal, seconds, nanos] = delivered.map(u64::from_ne_bytes);
         let at = Duration::new(seconds, nanos as u32);
-        // By the time of delivery: this thread may have been kept from running meanwhile.
+        // Judged by the time of delivery: this thread may have been kept from running meanwhile.
         let is_same = |first: Duration| at.saturating_sub(first) < ONE_INTENTION;
         if !first.is_some_and(is_same) {
             first = Some(at);
@@ -131,6 +135,8 @@ fn act(socket: &UnixDatagram) {
     }
 }
 
+/// Acts on one signal: drains the servers that it is the first for, and aborts those that it is the
+/// second for.
 fn hear(signal: i32) {
     let name = if signal == SIGINT {
         "SIGINT"
@@ -148,19 +154,21 @@ fn hear(signal: i32) {
             match enlisted.heard {
                 0 => first.push(server),
                 1 if server.serving_since().is_some() => again.push(server),
-                // Nobody serves it, or it cannot be aborted: it may stay so for ever.
+                // A server that is never served, or that could not be aborted by the second signal.
+                // It may stay so for ever, and does not keep the signal from what it does by
+                // default.
                 _ => {}
             }
             enlisted.heard += 1;
         }
     }
     if first.is_empty() && again.is_empty() {
-        // It ends the process, as it would have without us.
+        // This ends the process, as the signal would have done without this crate.
         let _ignored = emulate_default_handler(signal);
         return;
     }
     for server in first {
-        // A drain that is under way is left alone.
+        // A drain that is under way goes on as it is.
         server.shutdown(Reason::Signal(name), None);
     }
     for server in again {
@@ -170,6 +178,7 @@ fn hear(signal: i32) {
 }
 
 impl Enlisted {
+    /// Whether the server is not closed yet.
     fn is_open(&self) -> bool {
         self.server
             .upgrade()

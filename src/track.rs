@@ -41,7 +41,7 @@ impl<F: Future> Future for Tracked<F> {
         let (Some(guard), Some(aborted)) = (&mut *this.guard, &mut *this.aborted) else {
             return Poll::Ready(None);
         };
-        // Before anything is polled, so that no wake-up is lost.
+        // Before the future is polled. Swapped, a wake-up during the poll would wake no task.
         guard.work_waker.register(cx.waker());
         let cx = &mut Context::from_waker(&guard.waker);
         let polled = match this.future.as_mut().as_pin_mut() {
@@ -55,7 +55,8 @@ impl<F: Future> Future for Tracked<F> {
             _ => None,
         };
         guard.is_done = polled.is_some();
-        // The future is dropped before it is counted off.
+        // The future is dropped first, and counted off afterwards, by the guard: when a drain finds
+        // that no work is left, the destructors of all of it have run.
         this.future.set(None);
         *this.aborted = None;
         *this.guard = None;
@@ -69,17 +70,20 @@ impl<F> fmt::Debug for Tracked<F> {
     }
 }
 
-/// Work that is tracked as long as this lives.
+/// Counts a piece of work as tracked as long as this lives.
 struct TrackGuard {
     shared: Arc<Shared>,
+    /// The id of the work.
     id: u64,
     work_waker: Arc<WorkWaker>,
-    /// The same waker, as the future is polled with it.
+    /// `work_waker`, as a context takes it.
     waker: Waker,
+    /// The future has come to its end.
     is_done: bool,
 }
 
 impl TrackGuard {
+    /// Begins to count a piece of work.
     fn new(shared: Arc<Shared>, name: Name) -> Self {
         let id = shared.registry.track(name);
         let work_waker = shared.registry.work_waker(id);
@@ -92,8 +96,8 @@ impl TrackGuard {
         }
     }
 
-    /// Whether it is the server's end that drops what is not done. An owner who drops it earlier does
-    /// not want it any more.
+    /// Whether it is a stop that drops a future which has not ended. Before, it is the future's
+    /// owner, who does not want it any more.
     fn is_dropped_by_stop(&self) -> bool {
         let is_aborting = self.shared.latch.phase() >= Phase::Aborting;
         is_aborting || self.shared.latch.request().reason == Some(Reason::RuntimeGone)
@@ -107,6 +111,7 @@ impl Drop for TrackGuard {
     }
 }
 
+/// Waits until the server is aborted.
 async fn aborted(shared: Arc<Shared>) {
     shared.latch.reached(Phase::Aborting).await;
 }

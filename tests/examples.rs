@@ -250,7 +250,7 @@ fn quit_aborts_at_a_second_signal() {
         assert!(ended.last().contains(" aborted; "), "{ended:?}");
         let slow = slow.get_ref().local_addr().unwrap();
         assert!(
-            ended.last().contains(&format!("cut off: {slow} (busy, ")),
+            ended.last().contains(&format!("aborted: {slow} (busy, ")),
             "{ended:?}"
         );
     }

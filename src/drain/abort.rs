@@ -3,9 +3,9 @@
 //! will do: a future that waits for the end of a server polls it, too.)
 //!
 //! 1. The phase rises first, and the connections in the queue are rejected afterwards. A connection
-//!    that was queued before that pass is rejected by it, and one that is queued later by `enqueue`,
-//!    which looks at the phase after it has pushed. Swapped, a connection that is queued between the
-//!    two acts would wait for ever.
+//!    that was queued before that pass is rejected by it, and one that is queued later by
+//!    `enqueue`, which looks at the phase after it has pushed. Swapped, a connection that is queued
+//!    between the two acts would wait for ever.
 //! 2. Stragglers are recorded before the phase rises: from then on the server can be closed, and
 //!    its report made, at any moment.
 

@@ -16,12 +16,12 @@ use crate::shared::{SelfWait, Shared};
 /// How late the server's own task has to be until a waiting future does its work.
 const FALLBACK_DELAY: Duration = Duration::from_millis(500);
 
-/// The report, as soon as there is one; or, where this is awaited in the server's own tracked work or
-/// by the handler of `connection`, as soon as nothing is left but what waits likewise.
+/// Waits until the server is closed, and gives its report; where this is awaited in the server's
+/// own tracked work, or by the handler of `connection`, until only such self-waiters are left.
 pub(crate) async fn closed(shared: Arc<Shared>, connection: Option<u64>) -> Report {
     let mut wait = SelfWait::new(&shared, connection);
     if wait.is_handler() {
-        // A handler that blocks the server's end cannot act for it.
+        // A handler cannot abort the server in place of its task: it would be dropped itself.
         let never = future::pending::<Report>();
         return wait.race(never).await.unwrap_or_else(|report| report);
     }
@@ -29,7 +29,7 @@ pub(crate) async fn closed(shared: Arc<Shared>, connection: Option<u64>) -> Repo
     ended.map_or_else(|report| report, |()| shared.report())
 }
 
-/// Waits until the server is closed; acts for it where it is late.
+/// Waits until the server is closed; aborts it where its own task is late.
 async fn closed_or_late(shared: &Arc<Shared>) {
     let closed = shared.latch.reached(Phase::Closed);
     let fallback = async {

@@ -2,8 +2,8 @@
 //! abort what is left at the deadline, report.
 //!
 //! 1. All listeners are shut, those of linked servers included, before anything waits and before
-//!    any connection is asked to end: a client that sees the end of its connection finds no listener
-//!    of this server's open.
+//!    any connection is asked to end: a client that sees the end of its connection finds no
+//!    listener of this server's open.
 //! 2. The deadline runs from the end of the first sweep: by then the listeners are closed, or are
 //!    kept for handshakes under way or for want of a descriptor, beside the drain.
 //! 3. A deadline, an abort and the last connection's end are waited for together: a stop takes one

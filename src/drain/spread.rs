@@ -1,5 +1,5 @@
-//! Idle connections told of a drain one after the other, so that their clients do not come back in one
-//! instant.
+//! Asking idle connections to end one after the other, so that their clients do not all come back
+//! in one instant.
 
 use std::time::{Duration, Instant};
 
@@ -8,32 +8,34 @@ use futures_lite::future;
 use crate::runtime::sleep_until;
 use crate::shared::Shared;
 
-/// How often, at most, the next connections are told: a timer for each of many would cost more.
+/// How long at least it is between asking some connections and asking the next: a timer for each of
+/// many connections would cost more.
 const STEP: Duration = Duration::from_millis(5);
 
-/// Tells these connections of the drain, evenly over the configured span.
+/// Asks these connections to end, evenly over the configured span.
 pub(super) async fn drain_one_by_one(shared: &Shared, idle: Vec<u64>) {
     let begun = shared.clock.now();
-    let mut told = 0;
-    while told < idle.len() {
-        // Listened for first: a deadline that is given from here on shortens the span.
+    let mut asked = 0;
+    while asked < idle.len() {
+        // Listening begins before the deadline is looked at. Swapped, one that is given between the
+        // two acts would shorten the span only after the next pause.
         let changed = shared.latch.listen();
         let now = shared.clock.now();
         let span = span(shared, begun);
         let due = share(idle.len(), now.saturating_duration_since(begun), span);
         let uptime = shared.uptime();
-        while told < due {
-            if let Some(connection) = shared.registry.find(idle[told]) {
+        while asked < due {
+            if let Some(connection) = shared.registry.find(idle[asked]) {
                 connection.notify_drain(uptime);
             }
-            told += 1;
+            asked += 1;
         }
         let pause = (span / u32::try_from(idle.len()).unwrap_or(u32::MAX)).max(STEP);
         future::or(sleep_until(&*shared.clock, now.checked_add(pause)), changed).await;
     }
 }
 
-/// How long it may take to tell all: within the deadline, with some of it left for the last.
+/// How long it may take to ask all: less than the deadline, so that the last have time to end.
 fn span(shared: &Shared, begun: Instant) -> Duration {
     let left = shared
         .deadline()
@@ -42,7 +44,8 @@ fn span(shared: &Shared, begun: Instant) -> Duration {
     shared.config.spread.min(most)
 }
 
-/// How many of `count` are due after so much of the span: one at its beginning, all at its end.
+/// How many of `count` connections are due after so much of the span: one at its beginning, all at
+/// its end.
 fn share(count: usize, elapsed: Duration, span: Duration) -> usize {
     if elapsed >= span {
         return count;
@@ -56,10 +59,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_are_told_evenly_within_the_span() {
+    fn all_are_asked_evenly_within_the_span() {
         let span = Duration::from_secs(9);
-        for (seconds, told) in [(0, 1), (3, 4), (6, 7), (9, 10), (100, 10)] {
-            assert_eq!(share(10, Duration::from_secs(seconds), span), told);
+        for (seconds, asked) in [(0, 1), (3, 4), (6, 7), (9, 10), (100, 10)] {
+            assert_eq!(share(10, Duration::from_secs(seconds), span), asked);
         }
         assert_eq!(share(10, Duration::ZERO, Duration::ZERO), 10);
         assert_eq!(share(1, Duration::ZERO, span), 1);

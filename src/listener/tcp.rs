@@ -1,12 +1,12 @@
 //! TCP listeners.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::task::{Context, Poll};
 #[cfg(target_os = "linux")]
 use std::time::Duration;
 
-use socket2::{Domain, TcpKeepalive, Type};
+use socket2::{Domain, SockRef, TcpKeepalive, Type};
 
 use super::bind::cannot_listen;
 #[cfg(target_os = "linux")]
@@ -57,7 +57,7 @@ impl Tcp {
         // Before any of the sockets listens: to find the means out tries them, which must not be
         // seen by a peer. All sockets of one port have the same, since it is all of them or none.
         #[cfg(target_os = "linux")]
-        let means = Means::find(&socket2::SockRef::from(&sockets[0]));
+        let means = Means::find(&SockRef::from(&sockets[0]));
         #[cfg(target_os = "linux")]
         if means == Means::None {
             log::warn!(
@@ -144,7 +144,8 @@ fn bind_one(
     Ok(socket)
 }
 
-/// The kernel counts in milliseconds, takes 0 for no limit, and refuses what is above an `i32`.
+/// A limit as `TCP_USER_TIMEOUT` takes it: the kernel counts in milliseconds, takes 0 for no limit,
+/// and refuses numbers above an `i32`.
 #[cfg(target_os = "linux")]
 fn whole_milliseconds(limit: Duration) -> Duration {
     let millis = limit.as_nanos().div_ceil(1_000_000);
@@ -183,6 +184,14 @@ impl RawListener for Tcp {
     fn handshakes_at(&self) -> Option<SocketAddr> {
         let local = self.socket.get_ref().local_addr();
         self.is_shut.then_some(local.ok()).flatten()
+    }
+
+    fn end(&mut self) {
+        if self.is_shut {
+            // The port is free from here on, even if a program that is just being started has a
+            // copy of the descriptor until it is executed. A socket that was shut is nobody else's.
+            let _ignored = SockRef::from(self.socket.get_ref()).shutdown(Shutdown::Both);
+        }
     }
 
     fn leave(self: Box<Self>) {

@@ -5,8 +5,10 @@
 //!    that to our removal.
 //! 2. A path is removed only if the file behind it is still the one that this listener made:
 //!    another server may have put its own there.
-//! 3. Between the look at what is behind a path and its removal, the directory is locked against
-//!    other servers of this kind.
+//! 3. The directory is locked against other servers of this kind from the look at what is behind a
+//!    path until our own socket listens there. Another server that bound between the look and the
+//!    removal would lose its path; and one that looked before our socket listens would take that
+//!    for one that nobody is behind any more, and remove it.
 
 use std::fs;
 use std::io;
@@ -31,8 +33,8 @@ use crate::transport::Engine;
 /// A Unix listener.
 #[derive(Debug)]
 pub(crate) struct Unix {
-    /// The file that `bind` made; none of an abstract or an adopted socket. It is dropped, and the path
-    /// removed, before the socket is closed: see invariant 1.
+    /// The file that `bind` made; none of an abstract or an adopted socket. It is dropped, and the
+    /// path removed, before the socket is closed: see invariant 1.
     file: Option<File>,
     socket: ListeningSocket<UnixListener>,
     /// The socket was adopted, and others may hold it: what acts on the socket, and not on our
@@ -82,8 +84,14 @@ impl Unix {
 
     fn bind_now(address: &Address, config: &Config, engine: &Engine) -> io::Result<Self> {
         let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        let mut lock = None;
         let file = match address {
-            Address::Unix(path) => Some(bind_file(&socket, path, config)?),
+            Address::Unix(path) => {
+                // The working directory may have changed when the path is removed.
+                let path = std::path::absolute(path)?;
+                lock = lock_directory(&path, TRIES_TO_BIND);
+                Some(bind_file(&socket, path, config)?)
+            }
             Address::Abstract(name) => {
                 let mut path = vec![0];
                 path.extend(name);
@@ -94,12 +102,12 @@ impl Unix {
             other => unreachable!("{other} is no Unix address"),
         };
         let backlog = i32::try_from(config.backlog).unwrap_or(i32::MAX);
-        let listened = socket
-            .listen(backlog)
-            .and_then(|()| socket.set_nonblocking(true))
-            .and_then(|()| ListeningSocket::new(socket.into(), engine));
+        let listened = socket.listen(backlog);
+        // Invariant 3.
+        drop(lock);
+        listened.and_then(|()| socket.set_nonblocking(true))?;
         Ok(Self {
-            socket: listened?,
+            socket: ListeningSocket::new(socket.into(), engine)?,
             file,
             shared: false,
             shut: false,
@@ -205,13 +213,13 @@ impl RawListener for Unix {
 }
 
 impl File {
-    /// Removes the path if the file behind it is still this one, and this process made it. Done once:
-    /// the inode's number may be another file's afterwards.
+    /// Removes the path if the file behind it is still this one, and this process made it. Done
+    /// once: the inode's number may be another file's afterwards.
     fn remove(&mut self) -> io::Result<()> {
         if std::mem::replace(&mut self.is_removed, true) || !self.owner.is_this_process() {
             return Ok(());
         }
-        let _lock = lock_directory(&self.path);
+        let _lock = lock_directory(&self.path, TRIES_TO_REMOVE);
         match fs::symlink_metadata(&self.path) {
             Ok(found) if (found.dev(), found.ino()) == self.inode => fs::remove_file(&self.path)
                 .map_err(|error| {
@@ -233,15 +241,10 @@ impl Drop for File {
     }
 }
 
-/// Binds a socket to a path. Replaces the file of a socket on which no process listens any more.
-fn bind_file(socket: &socket2::Socket, path: &Path, config: &Config) -> io::Result<File> {
-    // The working directory may have changed when the path is removed.
-    let path = std::path::absolute(path)?;
+/// Binds a socket to a path, whose directory is locked. Replaces the file of a socket on which no
+/// process listens any more.
+fn bind_file(socket: &socket2::Socket, path: PathBuf, config: &Config) -> io::Result<File> {
     let address = SockAddr::unix(&path)?;
-    // Held until the end of this function: another server that bound between the probe in
-    // `remove_stale` and the removal would lose its path, and one that probed before owner and mode
-    // are set would take ours, which does not listen yet, for a stale one.
-    let _lock = lock_directory(&path);
     match socket.bind(&address) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             remove_stale(&path)?;
@@ -299,20 +302,22 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 /// Locks the directory of a path against other servers of this kind; the lock ends when the file
 /// that is given back is dropped. `None` where the directory cannot be locked, or another process
 /// keeps the lock: the caller goes on without.
-fn lock_directory(path: &Path) -> Option<fs::File> {
+fn lock_directory(path: &Path, tries: u32) -> Option<fs::File> {
     use rustix::fs::{FlockOperation, flock};
     let directory = fs::File::open(path.parent()?).ok()?;
-    for _ in 0..LOCK_TRIES {
+    for _ in 0..tries {
         match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Some(directory),
-            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(PAUSE),
             Err(_) => return None,
         }
     }
     None
 }
 
-/// How often the lock is tried and how long is waited in between: a server holds it for a few
-/// system calls.
-const LOCK_TRIES: u32 = 20;
-const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+/// How often the lock is tried, with a pause in between: a server holds it for a few system calls,
+/// and longer on a busy machine. To bind waits on a thread of its own, to remove in the server's
+/// task.
+const TRIES_TO_BIND: u32 = 1000;
+const TRIES_TO_REMOVE: u32 = 20;
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(1);

@@ -1,4 +1,9 @@
-//! What happens in a server, sent to its subscribers.
+//! The events of a server, sent to its subscribers.
+//!
+//! 1. Events are pushed under the registry's lock, in the order in which they were counted, and
+//!    sent without it: to wake a receiver runs code of others.
+//! 2. One thread sends at a time. It takes the subscribers along, and finds what was pushed
+//!    meanwhile when it brings them back. So every subscriber is sent events in their order.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -45,14 +50,10 @@ pub enum ServerEvent {
     Missed(u64),
 }
 
-/// The events that happened and are not sent yet, and who is to be sent them.
-///
-/// Events are pushed under the registry's lock, in the order in which they were counted, and sent
-/// without it, by one thread at a time: to wake a receiver runs somebody else's code. That thread
-/// takes the subscribers along, and finds what was pushed meanwhile when it brings them back.
+/// The events that are not sent yet, and the subscribers.
 #[derive(Debug, Default)]
 pub(super) struct EventQueue {
-    /// There is a subscriber: here, or with the thread that sends.
+    /// There is a subscriber, here or with the thread that sends.
     has_subscribers: bool,
     events: Vec<ServerEvent>,
     /// How many events were pushed in all.
@@ -60,19 +61,21 @@ pub(super) struct EventQueue {
     subscribers: Vec<Subscriber>,
     /// A thread has taken the subscribers, to send them events.
     is_sending: bool,
-    /// The channels that tracked work reads are to be ended: nothing else is left.
+    /// The channels that tracked work reads are to be ended: only such work is left.
     ends_for_work: bool,
-    /// The last state on the way to the end.
+    /// The last state that was pushed, from `Draining` on.
     state: Option<State>,
 }
 
 impl EventQueue {
+    /// Pushes the beginning of a connection.
     pub(super) fn opened(&mut self, id: u64, peer: impl FnOnce() -> Address) {
         self.push(|| ServerEvent::Opened { id, peer: peer() });
     }
 
-    /// Queues a change of the state. The thread that raises the phase is not always the first to
-    /// come here: no state is sent after a later one, and the drain before what follows it.
+    /// Pushes a change of the state. The thread that raises the phase to one state may come here
+    /// after the thread that raises it to the next: no state is pushed after a later one, and
+    /// `Draining` is pushed before all that follow it.
     pub(super) fn state(&mut self, state: State) {
         let drains = |state: &State| state.rank() >= State::Draining.rank();
         if drains(&state) || self.state.is_some() {
@@ -87,10 +90,12 @@ impl EventQueue {
         self.push(|| ServerEvent::State(state));
     }
 
+    /// Whether there is a subscriber.
     pub(super) fn has_subscribers(&self) -> bool {
         self.has_subscribers
     }
 
+    /// Pushes an event, if there is a subscriber.
     pub(super) fn push(&mut self, event: impl FnOnce() -> ServerEvent) {
         if self.has_subscribers {
             self.events.push(event());
@@ -98,8 +103,8 @@ impl EventQueue {
         }
     }
 
-    /// Adds a subscriber, which is sent what is pushed from now on. `work` is the tracked work that
-    /// asked for it.
+    /// Adds a subscriber, which is sent the events that are pushed from now on. `work` is the
+    /// tracked work that subscribes.
     pub(super) fn subscribe(&mut self, work: Vec<u64>) -> Receiver<ServerEvent> {
         let (sender, receiver) = async_channel::bounded(CAPACITY);
         if self.state != Some(State::Closed) {
@@ -115,17 +120,20 @@ impl EventQueue {
         receiver
     }
 
-    /// Has the channels that tracked work reads end after what is queued.
+    /// Has the channels that tracked work reads end after the events that are pushed already. The thread
+    /// that asked for the drain may not have pushed that event yet, and it comes before any end.
     pub(super) fn end_for_work(&mut self) {
+        self.state(State::Draining);
         self.ends_for_work = self.has_subscribers;
     }
 
-    /// Whether there is something to send, and no thread that sends already.
+    /// Whether there is something to send, and no thread sends already.
     pub(super) fn has_to_send(&self) -> bool {
         !self.is_sending && (!self.events.is_empty() || self.ends_for_work)
     }
 
-    /// Takes what there is to send, and all subscribers. `is_living` knows the work that is tracked.
+    /// Takes what there is to send, and all subscribers. `is_living` says of tracked work whether
+    /// it has not ended.
     pub(super) fn take(&mut self, is_living: impl Fn(u64) -> bool) -> Sending {
         self.is_sending = true;
         let events = std::mem::take(&mut self.events);
@@ -142,7 +150,8 @@ impl EventQueue {
         }
     }
 
-    /// Takes the subscribers back; gives the tracked work that is seen to read events.
+    /// Takes the subscribers back; gives the tracked work that reads events, as far as that is
+    /// known.
     pub(super) fn put_back(&mut self, sent: Sending) -> Vec<u64> {
         self.is_sending = false;
         self.subscribers.extend(sent.subscribers);
@@ -162,8 +171,8 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    /// Sends every subscriber the events that were pushed after it subscribed. The end of the server
-    /// is the end of the channels. `registry` knows the tracked work by its address.
+    /// Sends every subscriber the events that were pushed after it subscribed. The channels end
+    /// with the server. `registry` is the address by which tracked work of this server is known.
     pub(super) fn send(&mut self, registry: usize) {
         assert_unlocked();
         let Self {
@@ -188,21 +197,22 @@ impl Sending {
     }
 }
 
+/// A channel of events.
 #[derive(Debug)]
 struct Subscriber {
     sender: Sender<ServerEvent>,
+    /// How many events found the channel full since the last that did not.
     missed: u64,
-    /// The number of the first event that it is sent.
+    /// The number of the first event that is sent.
     from: u64,
-    /// The tracked work that is known to read this channel: it asked for it, or an event woke it.
+    /// The tracked work that is known to read this channel: it has subscribed, or an event woke it.
     work: Vec<u64>,
-    /// Nothing is left but work that waits for the end of this channel.
+    /// The channel ends now: only work that reads such channels is left.
     is_over: bool,
 }
 
 impl Subscriber {
-    /// Sends an event, and notes which tracked work was woken by it; `false` where the receiver is
-    /// gone.
+    /// Sends an event, and records which tracked work it woke; `false` where the receiver is gone.
     fn send_noting_readers(&mut self, event: &ServerEvent, registry: usize) -> bool {
         let send = || catch_unwind(AssertUnwindSafe(|| self.send(event)));
         let (sent, woken) = work_woken_by(registry, send);
@@ -240,8 +250,8 @@ impl Subscriber {
         }
     }
 
-    /// Ends the channel. A receiver that missed events is told so in place of the oldest that it has
-    /// not taken.
+    /// Ends the channel. A receiver that missed events gets the number of them, if need be in place
+    /// of the oldest event that it has not taken.
     fn end(self) {
         let end = || {
             if self.missed > 0 {
@@ -250,7 +260,7 @@ impl Subscriber {
                     let _gone = self.sender.force_send(ServerEvent::Missed(self.missed + 1));
                 }
             }
-            // Wakes those who wait, as the drop of the last sender would.
+            // Wakes the receivers that wait, as the drop of the last sender would.
             self.sender.close();
         };
         if catch_unwind(AssertUnwindSafe(end)).is_err() {

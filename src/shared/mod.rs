@@ -219,7 +219,7 @@ impl Shared {
     pub(crate) fn listeners(&self) -> Vec<ListenerInfo> {
         let mut infos = BTreeMap::new();
         for set in &self.listener_sets {
-            set.tell_queued(|address, queued| {
+            set.for_each_queue(|address, queued| {
                 let info = infos.entry(address).or_insert_with(|| ListenerInfo {
                     address: self.addrs[usize::from(address)].clone(),
                     queued: queued.and(Some(0)),
@@ -383,13 +383,15 @@ impl Shared {
     /// Counts the end of a connection, whose socket is closed.
     pub(crate) fn close_connection(&self, closing: Closing, kind: CloseKind, cause: Cause) {
         let had_permit = closing.has_permit;
-        let closed = self.registry.close(closing, kind, cause, || self.uptime());
-        if had_permit {
-            self.permits.release();
-        } else {
-            // An accept loop that pauses for want of descriptors tries again.
-            notify(&self.permits.released);
-        }
+        let give_back = || {
+            if had_permit {
+                self.permits.give_back();
+            }
+        };
+        let uptime = || self.uptime();
+        let closed = self.registry.close(closing, kind, cause, uptime, give_back);
+        // Also where it had none: an accept loop that pauses for want of descriptors tries again.
+        notify(&self.permits.released);
         if closed {
             self.close();
         }

@@ -98,6 +98,7 @@ impl Registry {
         kind: CloseKind,
         cause: Cause,
         uptime: impl FnOnce() -> Duration,
+        give_back: impl FnOnce(),
     ) -> bool {
         let mut inner = self.inner();
         let mut age = Duration::ZERO;
@@ -109,6 +110,9 @@ impl Registry {
         }
         inner.connections.remove(closing.id);
         inner.ledger.close(&closing, kind, &cause);
+        // The permit is given back where the end is counted, not after: a receiver of the event that
+        // says so finds it free. And not before: the next connection would be one too many.
+        give_back();
         inner.events.push(|| ServerEvent::Closed {
             id: closing.id,
             cause,
@@ -336,7 +340,7 @@ impl Registry {
             drop(inner);
             let drained_for = drained_for();
             inner = self.inner();
-            inner.ledger.work.mark_told(drained_for);
+            inner.ledger.work.mark_released(drained_for);
             inner.events.end_for_work();
         }
         self.unlock_and_deliver(inner);
@@ -346,8 +350,8 @@ impl Registry {
     }
 
     /// Tracked work that waits for the end of the server is told of it.
-    pub(super) fn mark_told(&self, drained_for: Duration) {
-        self.inner().ledger.work.mark_told(drained_for);
+    pub(super) fn mark_released(&self, drained_for: Duration) {
+        self.inner().ledger.work.mark_released(drained_for);
     }
 
     pub(crate) fn set_driver_lost(&self) {

@@ -1,8 +1,8 @@
-//! Waits for the end of a server from its own inside: by its handlers, and by work that it tracks.
+//! Self-waiters: handlers of a server, and work that it tracks, that wait for the server's own end.
 //!
-//! A server that waited for these to end first would never close. So as soon as nothing is left but
-//! connections and tracked work that wait likewise, those waits are over, and all are given one
-//! account, which counts them as `active` and `tracked`.
+//! A server that waited for them to end first would never close. So as soon as only self-waiters
+//! are left, their waits are over. All of them are given the same report, which counts their
+//! connections as `active` and their work as `tracked`.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -17,12 +17,13 @@ use crate::lifecycle::Phase;
 use crate::report::Report;
 use crate::sync::notify;
 
-/// A wait for the end of a server, from wherever it is polled.
+/// A wait for the end of a server, which may be a self-waiter's: that depends on where it is
+/// polled.
 pub(crate) struct SelfWait {
     server: Arc<Shared>,
-    /// The connection whose handler waits; `None` where none does, or its end is counted.
+    /// The connection whose handler waits; `None` where none does, or its end is counted already.
     connection: Option<u64>,
-    /// The tracked work that it was last polled in.
+    /// The tracked work in which the wait was last polled.
     work: Vec<u64>,
 }
 
@@ -45,8 +46,8 @@ impl SelfWait {
         self.connection.is_some()
     }
 
-    /// Waits for `ended`; gives the account instead where it waits from the server's inside, and
-    /// nothing is left but such waits.
+    /// Waits for `ended`; where this is a self-waiter's wait, and only self-waiters are left, gives
+    /// their report instead.
     pub(crate) async fn race<T>(&mut self, ended: impl Future<Output = T>) -> Result<T, Report> {
         let server = self.server.clone();
         let (mut ended, mut only_waits) = (pin!(ended), pin!(only_self_waits(&server)));
@@ -60,13 +61,13 @@ impl SelfWait {
             ended.as_mut().poll(cx).map(Ok)
         })
         .await;
-        // What is done until the next wait is no wait.
+        // Until the next wait the work does something else.
         self.leave();
         raced
     }
 
-    /// Counts the tracked work that this is polled in as waiting, and what it was polled in before as
-    /// waiting no longer.
+    /// Counts the tracked work in which this wait is polled as waiting; work in which it was polled
+    /// before waits no longer.
     fn follow(&mut self) {
         let work = work::polled_work(self.server.registry.address());
         if work != self.work {
@@ -76,6 +77,7 @@ impl SelfWait {
         }
     }
 
+    /// Counts no tracked work as waiting any more.
     fn leave(&mut self) {
         if !self.work.is_empty() {
             self.server.registry.end_work_wait(&self.work);
@@ -94,7 +96,7 @@ impl Drop for SelfWait {
     }
 }
 
-/// Waits until nothing is left but waits for just that.
+/// Waits until only self-waiters are left; gives their report.
 async fn only_self_waits(shared: &Shared) -> Report {
     loop {
         let empty = shared.registry.empty.listen();
@@ -102,13 +104,14 @@ async fn only_self_waits(shared: &Shared) -> Report {
         if shared.latch.phase() == Phase::Closed {
             return shared.report();
         }
-        // The account of the first to find it is everybody's.
+        // The report of the first to come here is the report of all. Once only self-waiters are
+        // left it stays so, since no peer is accepted any more.
         if shared.is_closed_to_peers() && shared.registry.only_self_waiters() {
             shared
                 .report_for_self_waiters
                 .get_or_init(|| shared.build_report());
             let drained_for = shared.drained_for().unwrap_or_default();
-            shared.registry.mark_told(drained_for);
+            shared.registry.mark_released(drained_for);
             notify(&shared.registry.empty);
         }
         if let Some(report) = shared.report_for_self_waiters.get() {

@@ -2,9 +2,10 @@
 //!
 //! 1. Work is in the list from `Handle::track` until its future is dropped. The list is part of the
 //!    ledger, and changes under the registry's lock.
-//! 2. Work that waits for the end of its own server cannot be waited for to the end. It is known by
-//!    the poll that it waits in (`polled_work`), or, where it reads events, by the wake-up that an
-//!    event sends it (`work_woken_by`): the channel is not ours, and tells nobody who reads it.
+//! 2. Work that waits for the end of its own server cannot be waited for to its end. Such work is
+//!    known by the poll in which its wait is polled (`polled_work`), or, where it reads events, by
+//!    the wake-up that an event sends it (`work_woken_by`): the channel of events does not say by
+//!    which task it is read.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -23,7 +24,7 @@ use crate::report::TrackedWork;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Name {
     Given(Cow<'static, str>),
-    /// Where it was tracked, for want of a name.
+    /// The place of the call of `track`, where no name was given.
     At(&'static Location<'static>),
 }
 
@@ -39,36 +40,41 @@ impl fmt::Display for Name {
 /// The tracked work of one server.
 #[derive(Debug, Default)]
 pub(super) struct WorkList {
+    /// The work that has not ended.
     living: IdMap<Work>,
     last_id: u64,
-    /// How much of the living waits for the end of the server.
+    /// How much of it waits for the end of the server.
     waiting: usize,
-    /// How much of the living waits for that end or reads events, which end with it.
+    /// How much of it waits for that end or reads events, which end with the server.
     dependent: usize,
-    /// What was dropped by a stop.
+    /// How much work was dropped by a stop.
     dropped: u64,
-    /// What ended after the drain had begun, by name.
+    /// The work that ended after the drain had begun, by name.
     outlasted: Vec<Outlasted>,
-    /// The log has said that the drain waits for what is living.
+    /// The log has said which work the drain waits for.
     is_logged: bool,
 }
 
+/// A piece of tracked work.
 #[derive(Debug)]
 struct Work {
     name: Name,
     /// How many of its futures wait for the end of the server.
     waits: u32,
     reads_events: bool,
-    /// How long after the beginning of the drain it was told that nothing but such work is left.
-    told: Option<Duration>,
+    /// How long after the beginning of the drain its wait for the end was over, since nothing but
+    /// such work was left.
+    released: Option<Duration>,
 }
 
 impl Work {
+    /// Whether it may end only when the server does.
     fn is_dependent(&self) -> bool {
         self.waits > 0 || self.reads_events
     }
 }
 
+/// Work of one name that ended after the drain had begun.
 #[derive(Debug)]
 struct Outlasted {
     name: Name,
@@ -78,20 +84,21 @@ struct Outlasted {
 }
 
 impl WorkList {
+    /// Adds a piece of work; gives its id.
     pub(super) fn add(&mut self, name: Name) -> u64 {
         self.last_id += 1;
         let work = Work {
             name,
             waits: 0,
             reads_events: false,
-            told: None,
+            released: None,
         };
         self.living.push(self.last_id, work);
         self.last_id
     }
 
-    /// Takes out what has ended; gives its name, unless it was given up before. `waited` is how long
-    /// after the beginning of the drain that was; `None` where there is no drain.
+    /// Takes out work that has ended; gives its name, unless it was given up before. `waited` is
+    /// how long after the beginning of the drain it ended; `None` where there is no drain.
     pub(super) fn remove(
         &mut self,
         id: u64,
@@ -104,13 +111,14 @@ impl WorkList {
         self.dropped += u64::from(is_dropped);
         let waited = waited.or(is_dropped.then_some(Duration::ZERO));
         if let Some(waited) = waited {
-            // Before it was told it was the work that waited, not the stop.
-            let waited = waited.saturating_sub(work.told.unwrap_or_default());
+            // Until it was released the work waited for the stop, and not the stop for the work.
+            let waited = waited.saturating_sub(work.released.unwrap_or_default());
             self.note(&work.name, is_dropped, waited);
         }
         Some(work.name)
     }
 
+    /// Records work that ended after the drain had begun.
     fn note(&mut self, name: &Name, is_dropped: bool, waited: Duration) {
         let known = self.outlasted.iter_mut().find(|known| known.name == *name);
         let outlasted = match known {
@@ -131,7 +139,8 @@ impl WorkList {
         outlasted.waited = outlasted.waited.max(waited);
     }
 
-    /// Gives up all the living: nobody polls it, so it cannot be dropped. Gives its names.
+    /// Gives up all work that has not ended: no task polls it any more, so it cannot be dropped.
+    /// Gives the names, for the log.
     pub(super) fn give_up(&mut self, waited: Duration) -> String {
         let living = std::mem::take(&mut self.living);
         (self.waiting, self.dependent) = (0, 0);
@@ -142,8 +151,7 @@ impl WorkList {
         names(living.values())
     }
 
-    /// The names of what a drain waits for that has no connection to wait for, the first time that
-    /// there is some.
+    /// The names of the work that the end of a drain waits for, the first time that there is some.
     pub(super) fn names_to_log(&mut self) -> Option<String> {
         if self.is_logged || self.only_depends() {
             return None;
@@ -161,6 +169,7 @@ impl WorkList {
         }
     }
 
+    /// That wait is over.
     pub(super) fn end_wait(&mut self, id: u64) {
         if let Some(work) = self.living.get_mut(id) {
             work.waits -= 1;
@@ -169,7 +178,7 @@ impl WorkList {
         }
     }
 
-    /// This work is seen to read events; `true` where that is news.
+    /// Records that this work reads events; `true` where that was not known.
     pub(super) fn mark_reader(&mut self, id: u64) -> bool {
         let Some(work) = self.living.get_mut(id) else {
             return false;
@@ -178,13 +187,15 @@ impl WorkList {
         !std::mem::replace(&mut work.reads_events, true)
     }
 
-    /// What waits for the end of the server, or for that of events, is told of it now.
-    pub(super) fn mark_told(&mut self, waited: Duration) {
+    /// Records that work which depends on the end of the server is released now, so long after the
+    /// beginning of the drain.
+    pub(super) fn mark_released(&mut self, waited: Duration) {
         for work in self.living.values_mut().filter(|it| it.is_dependent()) {
-            work.told.get_or_insert(waited);
+            work.released.get_or_insert(waited);
         }
     }
 
+    /// Whether this work has not ended.
     pub(super) fn is_living(&self, id: u64) -> bool {
         self.living.get(id).is_some()
     }
@@ -201,17 +212,17 @@ impl WorkList {
         self.dropped
     }
 
-    /// Whether nothing is left but what waits for the end of the server.
+    /// Whether all work that is left waits for the end of the server.
     pub(super) fn only_waits(&self) -> bool {
         self.waiting == self.living.len()
     }
 
-    /// Whether nothing is left but what waits for the end of the server or reads events.
+    /// Whether all work that is left waits for the end of the server or reads events.
     pub(super) fn only_depends(&self) -> bool {
         self.dependent == self.living.len()
     }
 
-    /// What ended after the drain had begun: what took longest comes first.
+    /// The work that ended after the drain had begun, the longest first.
     pub(super) fn outlasted(&self) -> Vec<TrackedWork> {
         let mut outlasted: Vec<_> = self
             .outlasted
@@ -244,18 +255,19 @@ fn names<'a>(work: impl Iterator<Item = &'a Work>) -> String {
     named.collect::<Vec<_>>().join(", ")
 }
 
-/// Tracked work of any server of this process: the address of its registry, and its id there.
+/// A piece of tracked work of any server of this process: the address of the server's registry, and
+/// the id there.
 pub(super) type WorkKey = (usize, u64);
 
 thread_local! {
-    /// The tracked work that this thread polls: the outermost first, since work may be awaited by
-    /// other work.
+    /// The tracked work that this thread polls, the outermost first: work may be awaited by other
+    /// work.
     static POLLED: RefCell<Vec<WorkKey>> = const { RefCell::new(Vec::new()) };
     /// While this thread sends an event: the tracked work that the event wakes.
     static WOKEN: RefCell<Option<Vec<WorkKey>>> = const { RefCell::new(None) };
 }
 
-/// Runs `poll`, which polls this work.
+/// Runs `poll`, which polls this work, and has [`polled_work`] know of it meanwhile.
 pub(super) fn polling<T>(work: WorkKey, poll: impl FnOnce() -> T) -> T {
     struct Polled;
     impl Drop for Polled {
@@ -275,20 +287,21 @@ pub(super) fn polled_work(registry: usize) -> Vec<u64> {
 
 /// Runs `send`; gives the work of one registry's server that it woke.
 pub(super) fn work_woken_by<T>(registry: usize, send: impl FnOnce() -> T) -> (T, Vec<u64>) {
-    // A waker may send events, too, of this server or another: it collects for itself.
+    // A waker may send events itself, of this server or of another: those collect apart.
     let outer = WOKEN.replace(Some(Vec::new()));
     let sent = send();
     let woken = WOKEN.replace(outer).unwrap_or_default();
     (sent, of(registry, &woken))
 }
 
+/// The ids of the work that belongs to one registry's server.
 fn of(registry: usize, work: &[WorkKey]) -> Vec<u64> {
     let own = work.iter().filter(|(it, _)| *it == registry);
     own.map(|(_, id)| *id).collect()
 }
 
-/// The waker that tracked work is polled with: it wakes the task that polls the work, and says which
-/// work that is.
+/// The waker that tracked work is polled with. It wakes the task that polls the work, and has
+/// [`work_woken_by`] know which work that is.
 #[derive(Debug)]
 pub(crate) struct WorkWaker {
     work: WorkKey,
@@ -296,6 +309,7 @@ pub(crate) struct WorkWaker {
 }
 
 impl WorkWaker {
+    /// A waker for this work, which wakes no task yet.
     pub(super) fn new(work: WorkKey) -> Arc<Self> {
         Arc::new(Self {
             work,
@@ -303,7 +317,7 @@ impl WorkWaker {
         })
     }
 
-    /// Has it wake `task` from here on. Called before each poll of the work, since it wakes once.
+    /// Has it wake `task`, once. Called before each poll of the work.
     pub(crate) fn register(&self, task: &Waker) {
         self.task.register(task);
     }
@@ -315,7 +329,7 @@ impl Wake for WorkWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // A thread that is ending wakes, too, and sends nothing.
+        // A thread that is ending may call wakers, too; it sends no events.
         let _ending = WOKEN.try_with(|woken| {
             if let Some(woken) = &mut *woken.borrow_mut() {
                 woken.push(self.work);

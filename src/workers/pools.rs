@@ -146,7 +146,7 @@ mod tests {
     use super::super::driver::registration::tests::Nothing;
     use super::*;
 
-    /// As where somebody else has closed the epoll's descriptor.
+    /// As where other code has closed the epoll's descriptor.
     #[test]
     fn a_poller_that_fails_for_good_is_told_of_and_its_thread_does_not_spin() {
         const DEADLINE: Duration = Duration::from_secs(20);

@@ -29,10 +29,10 @@ crate::on_every_runtime!(
     shutdown_within_cuts_a_lame_ducks_time_short,
     the_earliest_deadline_holds,
     connections_asked_to_close_do_and_serving_goes_on,
-    connections_cut_are_gone_and_serving_goes_on,
+    connections_aborted_are_gone_and_serving_goes_on,
     one_connection_can_be_asked_to_close,
-    one_connection_can_be_cut,
-    a_connection_that_is_gone_cannot_be_cut,
+    one_connection_can_be_aborted,
+    a_connection_that_is_gone_cannot_be_aborted,
     the_first_reason_is_kept,
     states_come_in_their_order,
     a_drain_waits_for_what_is_tracked,
@@ -261,7 +261,7 @@ async fn connections_asked_to_close_do_and_serving_goes_on(runtime: TestRuntime)
     assert_eq!(settled(running.await).completed, 4);
 }
 
-async fn connections_cut_are_gone_and_serving_goes_on(runtime: TestRuntime) {
+async fn connections_aborted_are_gone_and_serving_goes_on(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let events = server.handle().events();
     let dropped = Arc::new(AtomicUsize::new(0));
@@ -322,7 +322,7 @@ async fn one_connection_can_be_asked_to_close(runtime: TestRuntime) {
     assert_eq!((report.aborted, report.completed), (0, 3));
 }
 
-async fn one_connection_can_be_cut(runtime: TestRuntime) {
+async fn one_connection_can_be_aborted(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(echo);
@@ -346,7 +346,7 @@ async fn one_connection_can_be_cut(runtime: TestRuntime) {
     assert_eq!((report.aborted, report.completed), (1, 2));
 }
 
-async fn a_connection_that_is_gone_cannot_be_cut(runtime: TestRuntime) {
+async fn a_connection_that_is_gone_cannot_be_aborted(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(echo);

@@ -185,7 +185,7 @@ async fn connections_are_listed_with_what_they_wait_for(runtime: TestRuntime) {
     }
     handle.abort();
     let report = settled(running.await);
-    // Who was cut off is told in the same words. The last may have seen the drain that comes first.
+    // Stragglers are described in the same words. The last may have seen the drain that comes first.
     let seen: Vec<_> = report
         .stragglers
         .iter()
@@ -711,6 +711,7 @@ async fn tracks_work(runtime: TestRuntime) {
         "{:?}",
         logged()
     );
-    assert!(says(&format!("INFO {report}")), "{:?}", logged());
+    // The report is there before it is logged.
+    eventually("it is logged", || says(&format!("INFO {report}")));
     tell("done", "");
 }

@@ -15,17 +15,17 @@ crate::on_every_runtime!(
     the_surplus_gets_the_message_and_a_clean_end,
     the_surplus_gets_a_clean_end_whatever_it_sent,
     an_empty_message_is_a_clean_end,
-    the_rejected_take_nobodys_place,
+    the_rejected_take_no_permit,
     one_peer_gets_its_share,
     a_share_is_given_back,
     unix_peers_have_no_share,
     a_limit_of_zero_is_a_clear_error,
     an_idle_connection_is_ended,
     an_idle_connections_handler_can_say_goodbye,
-    half_a_message_and_then_silence_is_cut,
-    a_handler_that_does_not_end_is_cut_a_linger_later,
+    half_a_message_and_then_silence_times_out,
+    a_handler_that_does_not_end_times_out_a_linger_later,
     what_comes_after_the_question_is_answered,
-    a_handler_that_works_on_after_the_question_is_not_cut,
+    a_handler_that_works_on_after_the_question_does_not_time_out,
     bytes_either_way_keep_a_connection,
     a_handler_at_work_is_not_idle,
     a_write_that_nobody_takes_is_idle,
@@ -34,7 +34,7 @@ crate::on_every_runtime!(
     who_said_a_word_in_time_may_be_silent,
     a_connection_of_age_ends_as_at_a_drain,
     a_connection_of_age_that_goes_on_is_aborted_a_deadline_later,
-    a_limit_frees_the_place,
+    a_limit_releases_the_permit,
     a_long_line_is_an_error_of_its_own,
     the_longest_line_is_no_error,
     a_line_that_a_reset_breaks_off_is_an_error,
@@ -129,7 +129,7 @@ async fn an_empty_message_is_a_clean_end(runtime: TestRuntime) {
     assert_eq!(settled(running.await).rejected, 1);
 }
 
-async fn the_rejected_take_nobodys_place(runtime: TestRuntime) {
+async fn the_rejected_take_no_permit(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .max_connections(1)
         .reject_with("x".repeat(1000))
@@ -326,7 +326,7 @@ async fn an_idle_connections_handler_can_say_goodbye(runtime: TestRuntime) {
     assert_eq!((report.completed, report.limited.idle), (2, 2));
 }
 
-async fn half_a_message_and_then_silence_is_cut(runtime: TestRuntime) {
+async fn half_a_message_and_then_silence_times_out(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .idle_timeout(SOON)
         .linger(SOON)
@@ -347,7 +347,7 @@ async fn half_a_message_and_then_silence_is_cut(runtime: TestRuntime) {
     assert!(report.is_clean(), "{report}");
 }
 
-async fn a_handler_that_does_not_end_is_cut_a_linger_later(runtime: TestRuntime) {
+async fn a_handler_that_does_not_end_times_out_a_linger_later(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .idle_timeout(SOON)
         .linger(SOON)
@@ -402,7 +402,7 @@ async fn what_comes_after_the_question_is_answered(runtime: TestRuntime) {
     assert_eq!((report.completed, report.limited.idle), (1, 1));
 }
 
-async fn a_handler_that_works_on_after_the_question_is_not_cut(runtime: TestRuntime) {
+async fn a_handler_that_works_on_after_the_question_does_not_time_out(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .idle_timeout(SOON)
         .linger(SOON)
@@ -623,7 +623,7 @@ async fn a_connection_of_age_that_goes_on_is_aborted_a_deadline_later(runtime: T
     assert_eq!((report.aborted, report.limited.age), (1, 1));
 }
 
-async fn a_limit_frees_the_place(runtime: TestRuntime) {
+async fn a_limit_releases_the_permit(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .max_connections(1)
         .first_byte_timeout(SOON)

@@ -3,12 +3,17 @@
 //! that waits for the end of its own server (`closed`, `events`, `drain_progress`) holds it up no more
 //! than a handler does.
 
+use std::future::Future;
+use std::sync::mpsc;
+
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt, future};
 use gracious::{Connection, Report, ServerEvent, State};
 
-use crate::support::TestRuntime;
-use crate::support::client::{Client, assert_balance, echo, eventually, waits};
+use crate::support::client::{
+    Client, assert_balance, echo, eventually, saying_when_it_waits, waits,
+};
 use crate::support::peer::{at_home, settled};
+use crate::support::{DEADLINE, TestRuntime};
 
 crate::on_every_runtime!(
     a_handler_can_stop_the_server_and_wait_for_it,
@@ -238,6 +243,14 @@ async fn to_their_end(events: async_channel::Receiver<ServerEvent>) -> Vec<Serve
     told
 }
 
+/// Runs work until it waits for the first time. Work that reads a channel it did not ask for is known
+/// by the event that wakes it, so it has to wait when there is one.
+fn run_until_it_waits(runtime: &TestRuntime, work: impl Future + Send + 'static) {
+    let (say, said) = mpsc::channel();
+    runtime.run(saying_when_it_waits(Box::pin(work), say));
+    said.recv_timeout(DEADLINE).unwrap();
+}
+
 /// What a reader of a server with one connection is told.
 fn tells_all(told: &[ServerEvent]) {
     let ended = told
@@ -256,7 +269,7 @@ async fn tracked_work_can_read_events_to_their_end(runtime: TestRuntime) {
     let (outside, inside) = (handle.events(), handle.events());
     let (tell, told) = async_channel::bounded(1);
     let work = handle.track(async move { tell.send(to_their_end(inside).await).await });
-    runtime.run(work);
+    run_until_it_waits(&runtime, work);
     let running = server.spawn(echo);
     let mut client = Client::of(&running);
     assert_eq!(client.ask("hello"), "hello");
@@ -327,7 +340,7 @@ async fn all_kinds_of_waits_can_wait_at_once(runtime: TestRuntime) {
         let closed = handle.track(handle.closed());
         runtime.run(closed);
         let events = handle.track(to_their_end(handle.events()));
-        runtime.run(events);
+        run_until_it_waits(&runtime, events);
         let mut progress = handle.drain_progress();
         let progress = handle.track(async move { while progress.next().await.is_some() {} });
         runtime.run(progress);
@@ -406,8 +419,10 @@ async fn events_go_on_while_other_work_is_waited_for(runtime: TestRuntime) {
     let flush = handle.track_as("flush", async move { finished.recv().await.unwrap() });
     runtime.run(flush);
     let reading = handle.track(to_their_end(handle.events()));
-    runtime.spawn(async move { tell.send(reading.await.unwrap()).await.unwrap() });
     let outside = handle.events();
+    run_until_it_waits(&runtime, async move {
+        tell.send(reading.await.unwrap()).await.unwrap();
+    });
     let running = server.spawn(echo);
     let mut client = Client::of(&running);
     assert_eq!(client.ask("hello"), "hello");

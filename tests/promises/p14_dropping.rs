@@ -411,7 +411,7 @@ mod on_an_executor_that_is_dropped {
     }
 
     #[test]
-    fn those_who_wait_for_a_place_are_closed_cleanly() {
+    fn those_who_wait_for_a_permit_are_closed_cleanly() {
         run(async |runtime, owner| {
             let server = Server::with_runtime(runtime).listen(loopback());
             let server = server
@@ -440,7 +440,7 @@ mod on_an_executor_that_is_dropped {
     }
 
     #[test]
-    fn halves_that_live_elsewhere_are_cut() {
+    fn halves_that_live_elsewhere_are_aborted() {
         run(async |runtime, owner| {
             let server = Server::with_runtime(runtime).listen(loopback());
             let server = server.bind().await.unwrap();

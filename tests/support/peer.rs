@@ -14,6 +14,7 @@ use async_channel::Receiver;
 use gracious::{Address, Builder, Cause, Handle, Report, ServerEvent};
 
 use super::client::{Client, HOUR, assert_balance};
+use super::program::start_test;
 use super::{Body, Engine, TestRuntime};
 
 /// An address of its own for each server, where the system has more than one: no other process can
@@ -137,14 +138,14 @@ pub struct Process {
 
 impl Process {
     fn start(name: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
             .args([name, "--exact", "--nocapture", "--test-threads=1"])
             .env(CHILD, name)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        let mut child = start_test(&mut command);
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let mut errors = child.stderr.take().unwrap();
         let (line, lines) = mpsc::channel();

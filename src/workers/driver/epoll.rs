@@ -21,7 +21,8 @@ use crate::sync::{lock, wake_by_ref};
 /// How many events one wait can bring.
 const EVENTS: usize = 1024;
 
-/// How long a wait takes that cannot be waited: until the server has ended, its tasks are run.
+/// How long a wait takes in place of one that failed. The server's tasks are run until it has
+/// ended.
 const FAILED_WAIT: Duration = Duration::from_millis(10);
 
 /// The key of the poller's own wake-up.
@@ -35,7 +36,7 @@ pub(crate) struct Poller {
     wake: OwnedFd,
     pub(super) registrations: Box<dyn Registrations>,
     listeners: Mutex<Vec<Arc<ListenerRegistration>>>,
-    /// Why there are no events any more.
+    /// The error of a wait: there are no events any more.
     failure: OnceLock<Errno>,
 }
 
@@ -105,7 +106,7 @@ impl Poller {
             Err(error) => {
                 let _first = self.failure.set(error);
                 if block {
-                    // The driver would go round without a pause.
+                    // Without a pause the driver would spin.
                     thread::sleep(FAILED_WAIT);
                 }
                 return 0;
@@ -128,8 +129,9 @@ impl Poller {
         events.len()
     }
 
-    /// Why no event is reported any more, if so: the epoll's descriptor was closed by somebody else,
-    /// or waiting for it was forbidden. There is nothing that a program can do about it.
+    /// The error because of which no event is reported any more, if there is one: other code of the
+    /// process has closed the epoll's descriptor, or waiting for it was forbidden. There is nothing
+    /// that a program can do about it.
     pub(crate) fn failure(&self) -> Option<io::Error> {
         self.failure.get().map(|&error| error.into())
     }
@@ -146,7 +148,7 @@ impl Poller {
         listener
     }
 
-    /// One whose every wait fails: something else is in the place of its epoll.
+    /// A poller whose every wait fails, since its epoll is none.
     #[cfg(test)]
     pub(crate) fn broken<R: Registered>() -> Self {
         let epoll = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
