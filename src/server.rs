@@ -48,7 +48,8 @@ use crate::workers::{self, Poller, WorkerOptions, WorkerPools};
 pub struct Server<R: Runtime> {
     shared: Arc<Shared>,
     runtime: R,
-    /// One a shard; none where the runtime's own reactor does.
+    /// A poller for each shard, with which the listeners are registered; none where the runtime's
+    /// reactor is the engine.
     #[cfg(target_os = "linux")]
     pollers: Vec<Arc<Poller>>,
 }
@@ -72,13 +73,13 @@ impl<R: Runtime> Server<R> {
         };
         let listeners = bind::bind(sources, &config, &engines).await?;
         let shared = Arc::new(Shared::new(&runtime, config, listeners)?);
-        // The first timer brings descriptors of its reactor's with it, and may otherwise be the one
-        // that is needed because there are none left.
+        // The first timer of a process has its reactor open descriptors. Without this it could be the
+        // timer of a pause because there are none left.
         let _timer = future::poll_once(shared.clock.sleep(Duration::from_secs(1))).await;
         if let Some(limit) = shared.config.max_connections {
             warn_of_few_descriptors(limit);
         }
-        // From here on a failure drops a server, which ends what has been started.
+        // From here on a failure drops the server, which closes its listeners.
         let server = Self {
             shared,
             runtime,
@@ -265,8 +266,8 @@ impl<R: Runtime> Server<R> {
         let Some(pools) = WorkerPools::new::<ConnectionState>(&self.pollers, options)? else {
             return Ok(());
         };
-        // Before the threads are started: where one cannot be, the end of the server ends the
-        // others.
+        // Given to the server before the threads are started: where one cannot be, the end of the
+        // server stops the others.
         self.shared.set_pools(pools.clone());
         let (server, failing) = (Arc::downgrade(&self.shared), Arc::downgrade(&self.shared));
         // The connections whose handlers a thread was in at the last look.
@@ -411,7 +412,7 @@ impl Future for Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Nothing where it is closed already.
+        // This does nothing where the server is closed already.
         self.handle.shutdown_because(Reason::Dropped);
     }
 }

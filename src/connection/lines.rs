@@ -45,7 +45,7 @@ impl Lines {
         std::future::poll_fn(|cx| self.poll_line(cx)).await
     }
 
-    /// The reader, with what it has read and not given out; half a line held here is lost.
+    /// The reader, with the input that it has and no line has taken; half a line that is here is lost.
     #[must_use]
     pub fn into_inner(self) -> ReadHalf {
         self.reader
@@ -57,6 +57,7 @@ impl Lines {
         &self.reader
     }
 
+    /// Polls for the next line.
     fn poll_line(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<String>>> {
         if self.done {
             return Poll::Ready(None);
@@ -96,6 +97,7 @@ impl Lines {
         }
     }
 
+    /// Takes the line that has been collected, without a `\r` at its end.
     fn take_line(&mut self) -> io::Result<String> {
         self.reader.after_consume();
         let mut line = std::mem::take(&mut self.line);
