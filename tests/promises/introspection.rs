@@ -672,11 +672,7 @@ async fn who_subscribes_while_others_are_told_is_told_the_rest(runtime: TestRunt
 }
 
 async fn tracks_work(runtime: TestRuntime) {
-    let server = at_home(&runtime)
-        .deadline(Duration::from_secs(1))
-        .bind()
-        .await
-        .unwrap();
+    let server = at_home(&runtime).bind().await.unwrap();
     let handle = server.handle();
     let (finish, finished) = async_channel::bounded::<()>(1);
     for _ in 0..2 {
@@ -702,6 +698,8 @@ async fn tracks_work(runtime: TestRuntime) {
     assert_eq!(busy.rest(), "half\n");
     eventually("it says so", || says(waiting));
     finish.close();
+    eventually("the jobs are done", || handle.stats().tracked == 3);
+    handle.shutdown_within(Duration::ZERO);
     let report = settled(running.await);
     assert_eq!(report.dropped, 3, "{report}");
     assert!(says("WARN dropped tracked work: stuck"), "{:?}", logged());
