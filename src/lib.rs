@@ -164,7 +164,7 @@ pub use runtime::AsyncStd;
 pub use runtime::Runtime;
 #[cfg(feature = "smol")]
 pub use runtime::Smol;
-pub use server::{Running, Serve, Server};
+pub use server::{Running, Serve, ServeUntil, Server};
 pub use server_set::ServerSet;
 pub use shared::events::ServerEvent;
 pub use socket::{Credentials, Socket};
