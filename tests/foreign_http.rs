@@ -1,4 +1,4 @@
-//! HTTP clients of other projects, against real servers, while these are stopped.
+//! HTTP and WebSocket clients of other projects, against real servers, while these are stopped.
 //!
 //! Each test names what it needs on the machine; `cargo test --all-features -- --ignored` runs
 //! them.
@@ -9,6 +9,7 @@ mod program;
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -36,6 +37,43 @@ fn example() -> (Program, String) {
     let http = Program::example("http", &["127.0.0.1:0"]);
     let address = http.addresses().remove(0);
     (http, format!("http://{address}"))
+}
+
+/// A Python that has the package `websockets`: that of `.ci/run`, or else the machine's.
+fn python() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let target = test.ancestors().nth(3).unwrap();
+    let tools = target.join("ci-tools/bin/python3");
+    if tools.exists() {
+        tools
+    } else {
+        "python3".into()
+    }
+}
+
+/// One that is idle, and one that is owed answers.
+#[test]
+#[ignore = "needs python3 with websockets"]
+fn python_websockets_are_answered_and_told_why_the_server_goes() {
+    let server = Program::example("websocket", &["127.0.0.1:0"]);
+    let url = format!("ws://{}/", server.addresses()[0]);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/foreign/websocket.py");
+    let start = |messages: &str| {
+        let mut command = Command::new(python());
+        command.args([script, &url, messages]);
+        Program::start(command)
+    };
+    let (idle, busy) = (start("1"), start("200"));
+    assert_eq!((idle.line(), busy.line()), ("sent".into(), "sent".into()));
+    server.kill("TERM");
+    for (client, answers) in [(idle, "1"), (busy, "200")] {
+        let answers = format!("{answers} answers");
+        assert_eq!(
+            client.end().assert(0).out,
+            [&answers, "1001 the server goes"]
+        );
+    }
+    server.end().assert(0);
 }
 
 #[test]
