@@ -10,7 +10,9 @@
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{Ordering::SeqCst, fence};
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, PoisonError};
+#[cfg(any(target_os = "linux", test))]
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -34,12 +36,14 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// As [`lock`], of a lock that many may read under at once.
 #[inline]
+#[cfg(any(target_os = "linux", test))]
 pub(crate) fn read<T: ?Sized>(lock: &RwLock<T>) -> Guard<RwLockReadGuard<'_, T>> {
     Guard::new(lock.read().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// As [`lock`], of a lock that many may read under at once.
 #[inline]
+#[cfg(any(target_os = "linux", test))]
 pub(crate) fn write<T: ?Sized>(lock: &RwLock<T>) -> Guard<RwLockWriteGuard<'_, T>> {
     Guard::new(lock.write().unwrap_or_else(PoisonError::into_inner))
 }

@@ -170,6 +170,7 @@ impl ListenerSet {
     }
 
     /// The addresses of the listeners whose handshakes under way the kernel has to be asked for.
+    #[cfg(target_os = "linux")]
     pub(crate) fn handshakes_at(&self) -> Vec<SocketAddr> {
         let listeners = lock(&self.0);
         let addresses = listeners
