@@ -97,6 +97,7 @@ thread_local! {
 }
 
 impl ConnectionState {
+    #[inline]
     pub(crate) fn new(
         id: u64,
         server: Arc<Shared>,

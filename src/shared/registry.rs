@@ -493,7 +493,15 @@ impl Registry {
 
     /// Sends the events in the queue, without the lock. Another thread that is at it already sends
     /// these, too: it looks again under the lock before it leaves off.
-    fn unlock_and_deliver<'a>(&'a self, mut inner: MutexGuard<'a, Inner>) {
+    #[inline]
+    fn unlock_and_deliver<'a>(&'a self, inner: MutexGuard<'a, Inner>) {
+        if inner.events.has_to_send() {
+            self.deliver(inner);
+        }
+    }
+
+    #[cold]
+    fn deliver<'a>(&'a self, mut inner: MutexGuard<'a, Inner>) {
         let mut is_news = false;
         while inner.events.has_to_send() {
             let Inner { events, ledger, .. } = &mut *inner;
