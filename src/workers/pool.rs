@@ -9,7 +9,7 @@
 //!    would wake nobody.
 //! 3. What a thread has not begun, others can take.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::num::NonZeroU32;
@@ -29,6 +29,7 @@ use pin_project_lite::pin_project;
 use super::driver::Poller;
 use super::spin::cores;
 use super::worker::Worker;
+use crate::socket::budget;
 use crate::sync::lock;
 
 /// A task that can be run, with its pool's number: the scheduler has no pool of its own, which would
@@ -79,7 +80,46 @@ pub(crate) struct Pool {
 /// What a thread of a pool knows of itself.
 pub(super) struct Local {
     pub(super) pool: Arc<Pool>,
-    pub(super) queue: Rc<Queue<Job>>,
+    pub(super) queues: Rc<Queues>,
+}
+
+/// What a thread has to run.
+pub(super) struct Queues {
+    pub(super) ready: Queue<Job>,
+    /// Tasks that have used up their turn. They are run one at a time, between two looks at the
+    /// sockets: what comes in meanwhile waits for one turn, not for one of each of them.
+    pub(super) yielded: Queue<Job>,
+    /// A task was added to those.
+    pub(super) has_yielded: Cell<bool>,
+}
+
+impl Queues {
+    pub(super) fn new() -> Self {
+        Self {
+            ready: Queue::new_fifo(),
+            yielded: Queue::new_fifo(),
+            has_yielded: Cell::new(false),
+        }
+    }
+
+    fn push(&self, job: Job) {
+        // A task that is woken while it runs is queued when it is left. So this is mostly the one that
+        // has used up its turn; where that one woke another afterwards, it is the other's bad luck.
+        if budget::take_yield() {
+            self.has_yielded.set(true);
+            self.yielded.push(job);
+        } else {
+            self.ready.push(job);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.ready.is_empty() && self.yielded.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ready.len() + self.yielded.len()
+    }
 }
 
 thread_local! {
@@ -266,8 +306,8 @@ fn builder(pool: &Pool) -> Builder<PoolId> {
 /// Queues a task that can be run: with the calling thread if that is one of the pool's.
 fn schedule(job: Job) {
     let id = *job.metadata();
-    if let Some(queue) = with_local(id, |local| local.queue.clone()) {
-        queue.push(job);
+    if let Some(queues) = with_local(id, |local| local.queues.clone()) {
+        queues.push(job);
     } else if let Some(pool) = id.pool() {
         pool.injector.push(job);
         pool.wake();
@@ -309,11 +349,14 @@ impl Drop for Count {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::net::{TcpListener, TcpStream};
     use std::sync::{OnceLock, mpsc};
     use std::task::Wake;
     use std::thread;
     use std::time::Instant;
+
+    use futures_lite::future;
 
     use super::super::driver::WatchedListener;
     use super::super::driver::registration::tests::Nothing;
@@ -404,8 +447,8 @@ mod tests {
         );
         let _client = TcpStream::connect(address).unwrap();
         // A worker whose thread has a handler that blocks.
-        let queue = Queue::new_fifo();
-        lock(&pool.workers).push(Arc::new(Worker::new(0, &queue)));
+        let queues = Queues::new();
+        lock(&pool.workers).push(Arc::new(Worker::new(0, &queues)));
         for _ in 0..JOBS {
             let ran = ran.clone();
             let job = async move {
@@ -413,7 +456,7 @@ mod tests {
             };
             let (job, task) = builder(&pool).spawn(|_| job, schedule);
             task.detach();
-            queue.push(job);
+            queues.ready.push(job);
         }
         pool.driver.store(1, SeqCst);
         pool.spawn_worker().unwrap();
@@ -421,6 +464,79 @@ mod tests {
         eventually("the connect is heard", || heard.at.get().is_some());
         let at = *heard.at.get().unwrap();
         assert!(at < 1000, "after {at} jobs");
+        pool.stop();
+    }
+
+    /// One turn at most comes between two polls of a task that is ready, however many never pause; and
+    /// some turns do, however often it is ready.
+    #[test]
+    fn a_task_that_has_used_up_its_turn_comes_after_what_is_ready() {
+        const NEVER_PAUSE: usize = 8;
+        const POLLS: usize = 10_000;
+        let pool = alone();
+        let turns = Arc::new(AtomicUsize::new(0));
+        let is_over = Arc::new(AtomicBool::new(false));
+        for _ in 0..NEVER_PAUSE {
+            let (turns, is_over) = (turns.clone(), is_over.clone());
+            pool.spawn(poll_fn(move |cx| {
+                turns.fetch_add(1, SeqCst);
+                match is_over.load(SeqCst) {
+                    true => Poll::Ready(()),
+                    false => budget::yield_turn(cx),
+                }
+            }));
+        }
+        pool.spawn_worker().unwrap();
+        eventually("they are at it", || turns.load(SeqCst) > 100);
+        let (say, said) = mpsc::channel();
+        let counted = turns.clone();
+        pool.spawn(async move {
+            let before = counted.load(SeqCst);
+            for _ in 0..POLLS {
+                future::yield_now().await;
+            }
+            say.send(counted.load(SeqCst) - before).unwrap();
+        });
+        let between = said.recv_timeout(DEADLINE).unwrap();
+        assert!((10..=POLLS).contains(&between), "{between} turns");
+        is_over.store(true, SeqCst);
+        pool.stop();
+    }
+
+    /// A helper that looks at the sockets may find the wake-up that was meant for the driver.
+    #[test]
+    fn a_helper_that_hears_a_wake_up_leaves_the_driver_one_to_be_woken_by() {
+        let poller = Arc::new(Poller::new::<Nothing>().unwrap());
+        let pool = Pool::new(poller, "test".into(), 2, Duration::ZERO, false);
+        for _ in 0..2 {
+            pool.spawn_worker().unwrap();
+        }
+        for _ in 0..5 {
+            let turns = Arc::new(AtomicUsize::new(0));
+            let is_over = Arc::new(AtomicBool::new(false));
+            let (its, end) = (turns.clone(), is_over.clone());
+            pool.spawn(poll_fn(move |cx| {
+                its.fetch_add(1, SeqCst);
+                match end.load(SeqCst) {
+                    true => Poll::Ready(()),
+                    false => budget::yield_turn(cx),
+                }
+            }));
+            eventually("the helper has it, and the driver sleeps", || {
+                pool.wake_one();
+                let before = turns.load(SeqCst);
+                let sleeps = pool.sleeping.load(SeqCst);
+                thread::sleep(Duration::from_millis(1));
+                sleeps && pool.sleeping.load(SeqCst) && turns.load(SeqCst) > before
+            });
+            // Wake-ups, one of which the helper finds.
+            for _ in 0..10 {
+                assert!(is_run_on(&pool));
+            }
+            is_over.store(true, SeqCst);
+            eventually("the helper rests", || pool.parked.load(SeqCst) == 1);
+            assert!(is_run_on(&pool), "nobody was woken for it");
+        }
         pool.stop();
     }
 

@@ -71,9 +71,9 @@ impl Pool {
                 self.replace_driver(&workers);
             }
             // What waits behind a blocked handler is taken by the driver: from the injector, where it
-            // looks in every round, while it steals only if it has nothing else to run.
+            // looks in every round, while it steals only if it has nothing of that kind itself.
             for worker in blocked {
-                worker.give_up_queue(&self.injector);
+                worker.give_up_queues(&self.injector);
             }
             self.wake();
         }

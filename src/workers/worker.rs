@@ -9,23 +9,22 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
-use crossbeam_deque::{Injector, Steal, Stealer, Worker as Queue};
+use crossbeam_deque::{Injector, Steal, Stealer};
 
 use super::driver::Batch;
-use super::pool::{Job, LOCAL, Local, Pool};
+use super::pool::{Job, LOCAL, Local, Pool, Queues};
 use super::spin::{AdaptiveSpin, TaskTime};
-use crate::socket::budget;
 use crate::sync::lock;
 
-/// How many tasks run between two looks at the sockets, and how many of them may use up their turn:
-/// that takes many times as long as most tasks do.
+/// How many tasks run between two looks at the sockets. One that uses up its turn takes as long as
+/// many of those that do not, and is the last.
 const TASKS_PER_TICK: usize = 256;
-const TURNS_PER_TICK: u32 = 8;
 
 /// A thread of a pool, as the other threads see it.
 pub(super) struct Worker {
     pub(super) number: usize,
-    stealer: Stealer<Job>,
+    /// Of what is ready, and of the tasks that have used up their turn.
+    stealers: [Stealer<Job>; 2],
     /// Counted up at the beginning and at the end of every task: odd inside one.
     pub(super) task_steps: AtomicU64,
     parked: AtomicBool,
@@ -33,10 +32,10 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(number: usize, queue: &Queue<Job>) -> Self {
+    pub(super) fn new(number: usize, queues: &Queues) -> Self {
         Self {
             number,
-            stealer: queue.stealer(),
+            stealers: [queues.ready.stealer(), queues.yielded.stealer()],
             task_steps: AtomicU64::new(0),
             parked: AtomicBool::new(false),
             thread: Mutex::default(),
@@ -58,24 +57,30 @@ impl Worker {
     }
 
     /// Has others run what this thread has not begun.
-    pub(super) fn give_up_queue(&self, injector: &Injector<Job>) {
-        // As many as there are now: the thread may go on at any time.
-        for _ in 0..self.stealer.len() {
-            if let Steal::Success(job) = self.stealer.steal() {
-                injector.push(job);
+    pub(super) fn give_up_queues(&self, injector: &Injector<Job>) {
+        for stealer in &self.stealers {
+            // As many as there are now: the thread may go on at any time.
+            for _ in 0..stealer.len() {
+                if let Steal::Success(job) = stealer.steal() {
+                    injector.push(job);
+                }
             }
         }
     }
 
-    /// Runs what is in this thread's queue, for a tick at most; gives the number of tasks.
-    fn run_queue(&self, queue: &Queue<Job>) -> usize {
-        let before = budget::turns_used_up();
-        let turns = || budget::turns_used_up().wrapping_sub(before);
+    /// Runs what is ready, for a tick at most, and then one of the tasks that had used up their turn:
+    /// however much is ready, they are not forgotten. Gives the number of tasks.
+    fn run_tick(&self, queues: &Queues) -> usize {
+        queues.has_yielded.set(false);
         let mut ran = 0;
-        while ran < TASKS_PER_TICK && turns() < TURNS_PER_TICK {
-            let Some(job) = queue.pop() else {
+        while ran < TASKS_PER_TICK && !queues.has_yielded.get() {
+            let Some(job) = queues.ready.pop() else {
                 break;
             };
+            self.run(job);
+            ran += 1;
+        }
+        if let Some(job) = queues.yielded.pop() {
             self.run(job);
             ran += 1;
         }
@@ -86,10 +91,10 @@ impl Worker {
 impl Pool {
     /// Starts one more thread.
     pub(super) fn spawn_worker(self: &Arc<Self>) -> io::Result<Arc<Worker>> {
-        let queue = Queue::new_fifo();
+        let queues = Queues::new();
         let worker = {
             let mut workers = lock(&self.workers);
-            let worker = Arc::new(Worker::new(workers.len(), &queue));
+            let worker = Arc::new(Worker::new(workers.len(), &queues));
             workers.push(worker.clone());
             self.spawned.store(workers.len(), SeqCst);
             worker
@@ -98,13 +103,13 @@ impl Pool {
         let name = format!("{}-{}", self.name, worker.number);
         let started = thread::Builder::new().name(name).spawn(move || {
             *lock(&this.thread) = Some(thread::current());
-            let queue = Rc::new(queue);
+            let queues = Rc::new(queues);
             let local = Local {
                 pool: pool.clone(),
-                queue: queue.clone(),
+                queues: queues.clone(),
             };
             LOCAL.with(|place| *place.borrow_mut() = Some(local));
-            pool.work(&this, &queue);
+            pool.work(&this, &queues);
             LOCAL.with(|place| *place.borrow_mut() = None);
         });
         let thread = match started {
@@ -122,13 +127,13 @@ impl Pool {
     }
 
     /// A thread's life.
-    fn work(&self, worker: &Worker, queue: &Queue<Job>) {
+    fn work(&self, worker: &Worker, queues: &Queues) {
         let mut batch = Batch::new();
         while !self.is_over() {
             if self.is_driver(worker) {
-                self.drive(worker, queue, &mut batch);
+                self.drive(worker, queues, &mut batch);
             } else {
-                self.help(worker, queue);
+                self.help(worker, queues, &mut batch);
             }
         }
         // The next thread finds that the pool is over, too.
@@ -142,14 +147,14 @@ impl Pool {
     /// Waits for events and runs what they wake, as long as it is this thread's role.
     ///
     /// Each round takes from every place where there may be something, and no more than a bounded
-    /// part of it: the thread's own queue, the injector, another thread's queue if there is nothing
-    /// else, the sockets. So none of them can keep the driver from the next.
-    fn drive(&self, worker: &Worker, queue: &Queue<Job>, batch: &mut Batch) {
+    /// part of it: the thread's own queues, the injector, another thread's queue if nothing is ready,
+    /// the sockets. So none of them can keep the driver from the next.
+    fn drive(&self, worker: &Worker, queues: &Queues, batch: &mut Batch) {
         let mut task_time = TaskTime::default();
         let mut spin = AdaptiveSpin::new(self.spin);
         loop {
             let begun = self.has_helpers.then(Instant::now);
-            let ran = worker.run_queue(queue);
+            let ran = worker.run_tick(queues);
             if let Some(begun) = begun {
                 task_time.add(ran, begun);
             }
@@ -163,11 +168,8 @@ impl Pool {
                 self.poller.wake();
                 return;
             }
-            self.take_injected(queue);
-            if queue.is_empty() {
-                self.steal(worker, queue);
-            }
-            let mut block = queue.is_empty();
+            self.take_of_others(worker, queues);
+            let mut block = queues.is_empty();
             if block
                 && spin.spin(|| self.poller.wait(batch, false) > 0 || !self.injector.is_empty())
             {
@@ -180,17 +182,24 @@ impl Pool {
             }
             self.poller.wait(batch, block);
             self.sleeping.store(false, SeqCst);
-            if self.has_helpers && task_time.is_worth_a_helper(queue.len()) {
+            if self.has_helpers && task_time.is_worth_a_helper(queues.len()) {
                 self.wake_one();
             }
         }
     }
 
     /// Runs what other threads have not begun, then sleeps until it is woken.
-    fn help(&self, worker: &Worker, queue: &Queue<Job>) {
+    fn help(&self, worker: &Worker, queues: &Queues, batch: &mut Batch) {
         loop {
-            while !queue.is_empty() || self.steal(worker, queue) {
-                worker.run_queue(queue);
+            loop {
+                worker.run_tick(queues);
+                if !queues.yielded.is_empty() {
+                    self.hear_beside_driver(batch);
+                }
+                self.take_of_others(worker, queues);
+                if queues.is_empty() {
+                    break;
+                }
             }
             if self.is_over() || self.is_driver(worker) {
                 return;
@@ -199,6 +208,17 @@ impl Pool {
             if self.is_over() || self.is_driver(worker) {
                 return;
             }
+        }
+    }
+
+    /// Looks at the sockets on a thread that goes round with tasks which never pause: the driver does,
+    /// too, but it may have to wait for a core. The caller looks at the injector next.
+    fn hear_beside_driver(&self, batch: &mut Batch) {
+        self.poller.wait(batch, false);
+        if batch.has_wake() {
+            // The driver sleeps on, and `Pool::wake` believes that it does not. Set before the look at
+            // the injector, as by `drive`: a push that still found it cleared is seen by that look.
+            self.sleeping.store(true, SeqCst);
         }
     }
 
@@ -221,7 +241,7 @@ impl Pool {
     }
 
     /// Wakes one helper, if one sleeps.
-    fn wake_one(&self) {
+    pub(super) fn wake_one(&self) {
         if self.parked.load(Relaxed) > 0 {
             let workers = lock(&self.workers);
             if let Some(worker) = workers.iter().find(|worker| self.unpark_if_parked(worker)) {
@@ -230,21 +250,22 @@ impl Pool {
         }
     }
 
-    /// Takes some of another thread's queue into this thread's; gives whether there was any.
-    fn steal(&self, worker: &Worker, queue: &Queue<Job>) -> bool {
+    /// Takes some of what others have made runnable, and if then nothing is ready, some of what
+    /// another thread has.
+    fn take_of_others(&self, worker: &Worker, queues: &Queues) {
+        if !self.injector.is_empty() {
+            some_of(|| self.injector.steal_batch(&queues.ready));
+        }
         // Where all other threads sleep none of them has anything.
-        if self.parked.load(Relaxed) + 1 >= self.spawned.load(Relaxed) {
-            return false;
+        if !queues.ready.is_empty() || self.parked.load(Relaxed) + 1 >= self.spawned.load(Relaxed) {
+            return;
         }
         let workers = lock(&self.workers);
-        let mut others = workers.iter().filter(|other| other.number != worker.number);
-        others.any(|other| some_of(|| other.stealer.steal_batch(queue)))
-    }
-
-    /// Takes some of what other threads have made runnable into this thread's queue.
-    fn take_injected(&self, queue: &Queue<Job>) {
-        if !self.injector.is_empty() {
-            some_of(|| self.injector.steal_batch(queue));
+        let others = || workers.iter().filter(|other| other.number != worker.number);
+        let [ready, yielded] = [&queues.ready, &queues.yielded];
+        let is_ready = others().any(|other| some_of(|| other.stealers[0].steal_batch(ready)));
+        if !is_ready && yielded.is_empty() {
+            others().any(|other| some_of(|| other.stealers[1].steal_batch(yielded)));
         }
     }
 }
