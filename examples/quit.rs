@@ -1,8 +1,9 @@
 //! A line server that a client can stop.
 //!
 //! It echoes each line, answers `slow` after two seconds, and `quit` with `bye`; then it stops:
-//! idle clients see the end at once, who waits for an answer gets it first. Ctrl-C and SIGTERM stop
-//! it, too; a second one aborts. Exit status: 0 clean, 1 connections aborted, 2 cannot listen.
+//! idle clients see the end at once, a client that waits for an answer gets it first. Ctrl-C and
+//! SIGTERM stop it, too; a second one aborts. Exit status: 0 clean, 1 connections aborted, 2 cannot
+//! listen.
 //!
 //! ```sh
 //! cargo run --example quit                    # 127.0.0.1:8888
@@ -10,7 +11,9 @@
 //! printf 'hello\nquit\n' | nc 127.0.0.1 8888
 //! ```
 
-use std::process::{ExitCode, Termination};
+mod usage;
+
+use std::process::ExitCode;
 use std::{io, time::Duration};
 
 use futures_lite::AsyncWriteExt;
@@ -46,14 +49,11 @@ async fn serve(addresses: &[String]) -> io::Result<Report> {
 #[async_std::main]
 async fn main() -> ExitCode {
     env_logger::init();
-    let mut addresses: Vec<_> = std::env::args().skip(1).collect();
-    if addresses.is_empty() {
-        addresses.push("127.0.0.1:8888".into());
-    }
+    let addresses = usage::words("quit [ADDRESS]...", ["127.0.0.1:8888"]);
     let served = serve(&addresses).await;
     match &served {
         Ok(report) => println!("{report}"),
         Err(error) => eprintln!("quit: {error}"),
     }
-    served.map_or(ExitCode::from(2), Report::report)
+    served.map_or(ExitCode::from(2), |report| report.exit_code())
 }

@@ -1,5 +1,5 @@
 //! What `docs/promises.md` names is there: every file that it links, and every test in it. So is what
-//! the other pages link.
+//! `docs/architecture.md` names, and what the other pages link.
 
 use std::collections::HashSet;
 use std::fs;
@@ -13,8 +13,8 @@ fn every_promise_names_tests_that_are_run() {
     assert!(promises.len() > 16);
     for promise in promises {
         let (title, text) = promise.split_once('\n').unwrap();
-        // Each item is a file, and tests in it.
-        let items: Vec<_> = text.split("\n- ").skip(1).collect();
+        // Each item that begins with a link is a file, and tests in it.
+        let items: Vec<_> = text.split("\n- [").skip(1).collect();
         assert!(!items.is_empty(), "{title}: no tests");
         for item in items {
             let (item, _next) = item.split_once("\n\n").unwrap_or((item, ""));
@@ -49,6 +49,65 @@ fn every_link_leads_to_a_file() {
             assert!(is_there, "{}: {link} leads nowhere", page.display());
         }
     }
+}
+
+/// Of each file that it links: the functions and types named behind the link, and the numbers of what
+/// must hold.
+#[test]
+fn the_architecture_names_what_is_there() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let text = fs::read_to_string(docs.join("architecture.md")).unwrap();
+    let mut checked = 0;
+    for link in text.split("](../src/").skip(1) {
+        let (file, after) = link.split_once(')').expect("the end of a link");
+        let source = fs::read_to_string(docs.join("../src").join(file)).unwrap();
+        // Up to the next link, or the end of the item.
+        let after = after.split(['[', '\n', '|']).next().unwrap_or_default();
+        for name in after.split('`').skip(1).step_by(2) {
+            let is_there = ["fn", "struct", "enum", "trait"]
+                .iter()
+                .any(|kind| source.contains(&format!("{kind} {name}")));
+            assert!(is_there, "{file}: no {name}");
+            checked += 1;
+        }
+        for number in after
+            .split([' ', ','])
+            .filter(|it| it.parse::<u32>().is_ok())
+        {
+            let stated = format!("//! {number}. ");
+            assert!(
+                source.contains(&stated),
+                "{file}: nothing is numbered {number}"
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked > 60, "{checked}");
+}
+
+/// A line of the log says a thing once: its sentence is complete, and its one key is the number of the
+/// connection, which no sentence has. So says `docs/running.md`.
+#[test]
+fn the_log_has_no_key_but_the_connections_number() {
+    let mut checked = 0;
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|it| it.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let source = fs::read_to_string(&path).unwrap();
+            for call in source.split("target: \"gracious\",").skip(1) {
+                let (keys, _sentence) = call.split_once('"').expect("a sentence");
+                let keys = keys.trim().trim_start_matches("level,").trim();
+                let is_one = keys.matches('=').count() == 1 && keys.starts_with("conn = ");
+                assert!(keys.is_empty() || is_one, "{}: {keys}", path.display());
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 20, "{checked}");
 }
 
 /// The names of the tests in a file: of what is marked as one, and of what is given to a macro that

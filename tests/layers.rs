@@ -20,7 +20,9 @@ const LAYERS: [&[&str]; 11] = [
     &[
         "address",
         "config",
+        "idle",
         "lifecycle",
+        "log",
         "report",
         "runtime",
         "sync",
@@ -43,6 +45,7 @@ const LAYERS: [&[&str]; 11] = [
         "server_set",
         "signals",
         "track",
+        "web",
     ],
 ];
 
@@ -54,6 +57,25 @@ fn no_file_imports_from_a_layer_above() {
     assert!(!files.is_empty());
     let complaints = complaints(&files);
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+}
+
+/// The macros of `crate::log` see to it that no logger is called under a lock; those of the crate `log`
+/// do not, and are found under the same name.
+#[test]
+fn every_file_that_logs_imports_the_macros_that_look_for_locks() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    read(&src, &src, &mut files);
+    // The lowest of the files does without: it has looked itself.
+    files.retain(|(file, _)| !["log.rs", "sync.rs"].contains(&file.as_str()));
+    let macros = ["trace!", "debug!", "info!", "warn!", "error!", "log!"];
+    for (file, source) in files {
+        let logs = macros.map(|it| source.contains(&format!("log::{it}")));
+        assert!(
+            !logs.contains(&true) || source.contains("use crate::log;"),
+            "src/{file}: logs without `use crate::log;`"
+        );
+    }
 }
 
 /// The sources below `folder`, by their paths from `src`.

@@ -1,10 +1,9 @@
 //! Where a server's tasks run, and how its handlers are started there.
 
-#[cfg(target_os = "linux")]
 use std::any::Any;
 use std::future::Future;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
@@ -14,33 +13,32 @@ use async_channel::{Receiver, Sender};
 #[cfg(target_os = "linux")]
 use super::admission::close_unserved;
 use crate::connection::Connection;
-use crate::connection::task::Task;
-#[cfg(target_os = "linux")]
-use crate::connection::task::message;
+use crate::connection::task::{Task, message};
 use crate::handler::Handler;
 #[cfg(target_os = "linux")]
 use crate::handler::{Outcome, Returning};
 use crate::runtime::Runtime;
 use crate::shared::Shared;
 use crate::shared::connection::ConnectionState;
-use crate::sync::lock;
+use crate::sync::{assert_unlocked, lock};
 #[cfg(target_os = "linux")]
 use crate::workers::{Pool, WorkerPools};
 
 /// A future without its type.
 pub(crate) type BoxedTask = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Starts handlers and tasks, without the type of the runtime or of the handler: what accepts and
-/// what drains is compiled once, not again for each of a user's handlers.
+/// Starts handlers and tasks. It has neither the runtime's type nor the handler's, so that the
+/// accept loop and the drain, which call it, are compiled once and not again for each of a user's
+/// handlers.
 pub(crate) trait Launcher: Send + Sync {
     /// Starts the handler of a connection that has its permit.
     fn launch(&self, connection: Arc<ConnectionState>);
 
-    /// Starts a task of the server's where a shard's connections are served.
+    /// Starts a task of the server's, on the shard's pool if there are any.
     fn spawn(&self, shard: u16, task: BoxedTask);
 }
 
-/// Where a server's tasks run: on workers of its own, or else on its runtime.
+/// Where a server's tasks run: in pools of its own, or else on its runtime.
 #[derive(Clone)]
 pub(crate) struct Executor<R> {
     runtime: R,
@@ -58,15 +56,19 @@ impl<R: Runtime> Executor<R> {
         }
     }
 
+    /// Starts a task of the server's.
     pub(crate) fn spawn(&self, shard: u16, task: BoxedTask) {
         #[cfg(target_os = "linux")]
         if let Some(pool) = self.pool(shard) {
             return pool.spawn(task);
         }
+        // A runtime is one for all shards.
         let _of_all = shard;
+        assert_unlocked();
         self.runtime.spawn(task);
     }
 
+    /// The pool of a shard, if this server has pools.
     #[cfg(target_os = "linux")]
     fn pool(&self, shard: u16) -> Option<&Arc<Pool>> {
         self.pools.as_ref()?.get(shard)
@@ -76,16 +78,42 @@ impl<R: Runtime> Executor<R> {
 /// Launches handlers that may run on any thread.
 pub(crate) struct SendLauncher<R, H> {
     executor: Executor<R>,
-    /// A handler need not be `Sync`: what is shared here is the right to clone it.
-    handler: Mutex<H>,
+    /// A handler for each accept loop. A launch takes one out, clones it without the lock, and puts
+    /// it back: a handler need not be `Sync`, so two loops cannot clone the same one at once, and a
+    /// clone that takes long keeps no other loop waiting. The drain launches when its own accept
+    /// loop is done, and uses that loop's.
+    handlers: Mutex<Vec<H>>,
 }
 
 impl<R: Runtime, H: Handler> SendLauncher<R, H> {
-    pub(crate) fn new(executor: Executor<R>, handler: H) -> Self {
-        let handler = Mutex::new(handler);
-        Self { executor, handler }
+    /// Clones the user's handler for each accept loop.
+    ///
+    /// # Errors
+    /// If the handler panicked when it was cloned.
+    pub(crate) fn new(executor: Executor<R>, handler: H, shared: &Shared) -> io::Result<Self> {
+        assert_unlocked();
+        let clone_all = || {
+            let others = shared.listener_sets.iter().skip(1);
+            others.map(|_| handler.clone()).collect::<Vec<_>>()
+        };
+        let mut handlers = catch_unwind(AssertUnwindSafe(clone_all))
+            .map_err(|panic| cannot_start("the handler's clone", &*panic))?;
+        handlers.push(handler);
+        let handlers = Mutex::new(handlers);
+        Ok(Self { executor, handlers })
     }
 
+    /// A handler for one connection. Panics if the handler does when it is cloned.
+    fn handler(&self) -> H {
+        let kept = lock(&self.handlers).pop();
+        // There are as many as accept loops, and each loop launches one connection at a time.
+        let kept = kept.expect("an accept loop has a handler to clone");
+        let cloned = catch_unwind(AssertUnwindSafe(|| kept.clone()));
+        lock(&self.handlers).push(kept);
+        cloned.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Starts the task of a handler.
     fn start<F>(&self, shard: u16, task: Task<F>)
     where
         F: Future<Output = io::Result<()>> + Send + 'static,
@@ -95,6 +123,7 @@ impl<R: Runtime, H: Handler> SendLauncher<R, H> {
             return pool.spawn_counted(|pool| task.counted(pool));
         }
         let _of_all = shard;
+        assert_unlocked();
         self.executor.runtime.spawn(task);
     }
 }
@@ -102,10 +131,7 @@ impl<R: Runtime, H: Handler> SendLauncher<R, H> {
 impl<R: Runtime, H: Handler> Launcher for SendLauncher<R, H> {
     fn launch(&self, connection: Arc<ConnectionState>) {
         let shard = connection.shard;
-        let run = |stream| {
-            let handler = lock(&self.handler).clone();
-            handler.run(stream)
-        };
+        let run = |stream| self.handler().run(stream);
         match call(run, connection) {
             Ok(task) => self.start(shard, task),
             Err(task) => self.start(shard, task),
@@ -117,8 +143,8 @@ impl<R: Runtime, H: Handler> Launcher for SendLauncher<R, H> {
     }
 }
 
-/// Makes the task of a handler. What a handler does before it comes to its future is its
-/// connection's affair, too: a panic there gives a task that ends as one of a panic later would.
+/// Calls a handler, and makes the task of its future; or, where the handler panicked before it came
+/// to a future, a task that ends its connection as any panic of a handler does.
 fn call<F>(
     handler: impl FnOnce(Connection) -> F,
     connection: Arc<ConnectionState>,
@@ -126,6 +152,7 @@ fn call<F>(
 where
     F: Future<Output = io::Result<()>>,
 {
+    assert_unlocked();
     let stream = Connection::new(connection.clone());
     match catch_unwind(AssertUnwindSafe(|| handler(stream))) {
         Ok(future) => Ok(Task::new(connection, future)),
@@ -133,13 +160,14 @@ where
     }
 }
 
-/// Launches handlers that never leave the thread they began on.
+/// Launches handlers that never leave the thread they began on: a connection is sent to that
+/// thread, where a task of its pool calls the handler.
 #[cfg(target_os = "linux")]
 pub(crate) struct LocalLauncher<R> {
     executor: Executor<R>,
-    /// One for each pool that serves, which makes the handler on its own thread.
+    /// The way to the thread of each pool that runs handlers.
     inboxes: Vec<Sender<Arc<ConnectionState>>>,
-    /// How many pools, the first, only accept.
+    /// How many of the pools, the first ones, only accept.
     acceptors: usize,
 }
 
@@ -157,11 +185,12 @@ impl<R: Runtime> LocalLauncher<R> {
         let inboxes = serving.iter().map(|pool| {
             let (inbox, connections) = async_channel::unbounded();
             let (factory, shared, pool) = (factory.clone(), shared.clone(), pool.clone());
-            // The factory crosses over, since it can be sent; what it makes is made there.
+            // The factory can be sent to another thread, and what it makes cannot: so it is called
+            // on the pool's.
             pool.clone().spawn(async move {
                 let handler = catch_unwind(AssertUnwindSafe(factory));
                 if let Err(panic) = &handler {
-                    shared.fail(factory_panicked(&**panic));
+                    shared.fail(cannot_start("the factory of a worker's handler", &**panic));
                 }
                 pool.spawn_local(launch_all(pool.clone(), handler.ok(), connections));
             });
@@ -179,7 +208,8 @@ impl<R: Runtime> LocalLauncher<R> {
 impl<R: Runtime> Launcher for LocalLauncher<R> {
     fn launch(&self, connection: Arc<ConnectionState>) {
         let inbox = &self.inboxes[usize::from(connection.shard) - self.acceptors];
-        // It is unbounded, and open as long as this launcher is.
+        // The channel is unbounded, and the task at its other end goes on as long as this launcher
+        // lives.
         let _sent = inbox.try_send(connection);
     }
 
@@ -188,7 +218,8 @@ impl<R: Runtime> Launcher for LocalLauncher<R> {
     }
 }
 
-/// Starts a handler on this thread for each connection that comes.
+/// Starts a handler on this thread for each connection that is sent to it; closes them all where
+/// the factory has made no handler.
 #[cfg(target_os = "linux")]
 async fn launch_all<H, Fut>(
     pool: Arc<Pool>,
@@ -213,10 +244,7 @@ async fn launch_all<H, Fut>(
     }
 }
 
-#[cfg(target_os = "linux")]
-fn factory_panicked(panic: &(dyn Any + Send)) -> io::Error {
-    let message = message(panic);
-    io::Error::other(format!(
-        "the factory of a worker's handler panicked: {message}"
-    ))
+/// The error of a server whose handlers cannot be started, because `what` panicked.
+fn cannot_start(what: &str, panic: &(dyn Any + Send)) -> io::Error {
+    io::Error::other(format!("{what} panicked: {}", message(panic)))
 }

@@ -15,6 +15,10 @@ use super::read::ReadHalf;
 /// and the last one; a line that is not UTF-8 is an `InvalidData` error, and the next one follows.
 /// What comes between the last line end and the peer's end is a line, too, if it is not empty.
 ///
+/// A line that the peer breaks off with a reset is the error of that reset, and what came of the line is
+/// dropped. This holds in debug builds, too, where `read_line` and `lines` of futures-lite 2.6 meet an
+/// assertion of their own there, which is counted as the handler's panic; those of futures-util do not.
+///
 /// It is a [`Stream`] as well.
 #[derive(Debug)]
 pub struct Lines {

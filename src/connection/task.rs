@@ -14,6 +14,7 @@ use pin_project_lite::pin_project;
 
 use super::close::poll_close;
 use super::timeouts;
+use crate::log;
 use crate::report::Cause;
 use crate::shared::connection::ConnectionState;
 use crate::shared::ledger::CloseKind;
@@ -146,7 +147,8 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
             return self.poll(cx);
         }
         if word & flag::ABORT == 0
-            && (word & flag::FIRST_BYTE_GRACE != 0 || state.server.config.is_timed())
+            && (word & (flag::FIRST_BYTE_GRACE | flag::QUIET) != 0
+                || state.server.config.is_timed())
         {
             state.with_task_cold(|cold| timeouts::poll(cold, state, cx));
         }
@@ -261,8 +263,8 @@ pub(crate) fn finish(state: Arc<ConnectionState>, kind: CloseKind, cause: Cause)
         return;
     };
     log::debug!(
-        target: "gracious", conn = state.id(), peer:% = state.peer();
-        "connection {} from {} ended: {kind:?}, {cause:?}", state.id(), state.peer(),
+        target: "gracious", conn = state.id();
+        "a connection from {} ended: {kind:?}, {cause:?}", state.peer(),
     );
     let server = state.server.clone();
     drop(state);
@@ -283,8 +285,8 @@ fn drop_handler<F>(
 fn log_panic(state: &ConnectionState, panic: &(dyn Any + Send)) {
     let message = message(panic);
     log::error!(
-        target: "gracious", conn = state.id(), peer:% = state.peer();
-        "the handler of connection {} from {} panicked: {message}", state.id(), state.peer(),
+        target: "gracious", conn = state.id();
+        "the handler of a connection from {} panicked: {message}", state.peer(),
     );
 }
 
@@ -305,8 +307,8 @@ fn log_failure(state: &ConnectionState, error: &io::Error) {
         _ => log::Level::Warn,
     };
     log::log!(
-        target: "gracious", level, conn = state.id(), peer:% = state.peer(), error:% = error;
-        "the handler of connection {} from {} failed: {error}", state.id(), state.peer(),
+        target: "gracious", level, conn = state.id();
+        "the handler of a connection from {} failed: {error}", state.peer(),
     );
 }
 

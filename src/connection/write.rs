@@ -3,12 +3,13 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker, ready};
 
 use futures_io::AsyncWrite;
 
 use super::Connection;
+use crate::log;
 use crate::shared::connection::ConnectionState;
 use crate::socket::budget::{self, TURN};
 use crate::socket::errors::{aborted, ended_by_server};
@@ -68,6 +69,9 @@ fn poll_send_slices(
         return Poll::Ready(Err(ended_by_server(state.word())));
     }
     let waited = state.writer.has(HalfState::WAITING);
+    if state.reader.has(HalfState::WAITING) && !waited {
+        warn_undeclared(state);
+    }
     let answerable = state.answerable();
     let transport = &state.transport;
     let sent = if budget::is_used_up() {
@@ -126,6 +130,24 @@ fn poll_send_slices(
     Poll::Ready(sent)
 }
 
+/// Tells the operator, once a process and before any stop has shown it, of a protocol that writes
+/// while a read of it waits and has declared nothing: a drain would take such a connection for idle
+/// in the middle of a reply. Where requests and replies take turns this never happens.
+#[cold]
+fn warn_undeclared(state: &ConnectionState) {
+    static IS_TOLD: AtomicBool = AtomicBool::new(false);
+    let known = flag::DECLARED | flag::DRAINING | flag::REJECTED;
+    if IS_TOLD.load(Relaxed) || state.has(known) || IS_TOLD.swap(true, Relaxed) {
+        return;
+    }
+    log::warn!(
+        target: "gracious", conn = state.id();
+        "the handler of a connection from {} reads while it answers and has not declared when it is \
+         idle: a shutdown may cut its replies; see `IdleWhen`, and the page \"Which drain is yours?\"",
+        state.peer(),
+    );
+}
+
 /// Sends the peer our end, which `close` of async-io's and async-std's sockets does not.
 fn poll_finish(state: &ConnectionState, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     ready!(state.transport.poll_finish(cx))?;
@@ -169,6 +191,9 @@ writes!(WriteHalf, self => self.state);
 
 impl Drop for WriteHalf {
     fn drop(&mut self) {
+        if self.state.writer.has(HalfState::REUNITED) {
+            return;
+        }
         leave_writer(&self.state, flag::WRITER | flag::WRITER_TASK_WAKER);
     }
 }

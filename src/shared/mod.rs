@@ -6,19 +6,21 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-#[cfg(target_os = "linux")]
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
+
+use futures_lite::future;
 
 use crate::address::Address;
 use crate::config::Config;
 use crate::lifecycle::{Latch, Phase, Reason, State};
-use crate::listener::RawListener;
+use crate::listener::AnyListener;
 use crate::listener::set::ListenerSet;
-use crate::report::{Cause, ListenerInfo, Report};
+use crate::log;
+use crate::report::{Cause, ListenerInfo, Report, Stats};
 use crate::runtime::{Clock, Runtime};
+use crate::socket::owner::Owner;
 use crate::socket::readiness::flag;
 use crate::sync::{lock, notify};
 use crate::transport::Engine;
@@ -30,15 +32,23 @@ pub(crate) mod connection;
 pub(crate) mod events;
 mod id_map;
 pub(crate) mod ledger;
-mod permits;
+pub(crate) mod permits;
 pub(crate) mod registry;
+mod self_wait;
+mod work;
 
 use self::connection::ConnectionState;
 use self::ledger::{CloseKind, Closing};
-use self::permits::{Permits, Queue};
+use self::permits::{Permits, Queue, Reservation};
 use self::registry::Registry;
 
 pub(crate) use self::cold::TaskCold;
+pub(crate) use self::self_wait::SelfWait;
+pub(crate) use self::work::{Name, WorkWaker};
+
+/// How long after it was last met a shortage is taken to last: accept is tried again every second at
+/// the longest, and that may be late by another.
+const SHORTAGE_LASTS: Duration = Duration::from_secs(2);
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -51,14 +61,15 @@ pub(crate) struct Shared {
     pub(crate) queue: Queue<Arc<ConnectionState>>,
     addrs: Vec<Address>,
     /// One a shard, each with an accept loop of its own; empty once the listeners are closed.
-    pub(crate) listener_sets: Vec<Mutex<ListenerSet>>,
-    /// Which set is asked first where several share a limit. Locked by the accept loop that takes a
-    /// peer at that moment.
-    pub(crate) next_set: Mutex<usize>,
+    pub(crate) listener_sets: Vec<ListenerSet>,
+    /// Which set is asked first where several share a limit.
+    pub(crate) next_set: AtomicUsize,
     /// When there was last too little of something to accept with, in nanoseconds of uptime; 0 where
     /// there is enough.
     pub(crate) last_shortage: AtomicU64,
     bound_at: Instant,
+    /// The process that bound the server, and the only one that acts for it.
+    owner: Owner,
     /// When somebody began to serve this server; set, too, where nobody ever will.
     serving_since: OnceLock<Instant>,
     failure: Mutex<Option<io::Error>>,
@@ -79,7 +90,7 @@ impl Shared {
     pub(crate) fn new(
         runtime: &impl Runtime,
         config: Config,
-        listeners: Vec<Vec<Box<dyn RawListener>>>,
+        listeners: Vec<Vec<AnyListener>>,
     ) -> io::Result<Self> {
         let addrs = listeners
             .iter()
@@ -93,13 +104,11 @@ impl Shared {
             config,
             clock: Box::new(runtime.clone()),
             addrs,
-            listener_sets: ListenerSet::all(listeners)
-                .into_iter()
-                .map(Mutex::new)
-                .collect(),
-            next_set: Mutex::new(0),
+            listener_sets: ListenerSet::all(listeners),
+            next_set: AtomicUsize::new(0),
             last_shortage: AtomicU64::new(0),
             bound_at: Runtime::now(runtime),
+            owner: Owner::this_process(),
             serving_since: OnceLock::new(),
             failure: Mutex::default(),
             report: OnceLock::new(),
@@ -129,6 +138,22 @@ impl Shared {
             Phase::Draining => State::Draining,
             Phase::Aborting => State::Aborting,
             Phase::Closed => State::Closed,
+        }
+    }
+
+    /// Whether the server would accept and cannot, for want of descriptors or memory.
+    pub(crate) fn is_short(&self) -> bool {
+        let last = self.last_shortage.load(SeqCst);
+        if last == 0 || self.state() != State::Serving {
+            return false;
+        }
+        self.uptime().saturating_sub(Duration::from_nanos(last)) < SHORTAGE_LASTS
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            shortage: self.is_short(),
+            ..self.registry.stats()
         }
     }
 
@@ -194,29 +219,51 @@ impl Shared {
     pub(crate) fn listeners(&self) -> Vec<ListenerInfo> {
         let mut infos = BTreeMap::new();
         for set in &self.listener_sets {
-            for listener in &lock(set).listeners {
-                let queued = listener.queued();
-                let info = infos
-                    .entry(listener.address)
-                    .or_insert_with(|| ListenerInfo {
-                        address: self.addrs[usize::from(listener.address)].clone(),
-                        queued: queued.and(Some(0)),
-                    });
+            set.for_each_queue(|address, queued| {
+                let info = infos.entry(address).or_insert_with(|| ListenerInfo {
+                    address: self.addrs[usize::from(address)].clone(),
+                    queued: queued.and(Some(0)),
+                });
                 info.queued = info.queued.zip(queued).map(|(sum, queued)| sum + queued);
-            }
+            });
         }
         infos.into_values().collect()
     }
 
+    /// Where the system has to be asked for handshakes under way: at the listeners that are shut.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn handshakes_at(&self) -> Vec<std::net::SocketAddr> {
+        let sets = self.listener_sets.iter();
+        sets.flat_map(ListenerSet::handshakes_at).collect()
+    }
+
+    /// Whether this process was forked from the one that bound the server, which alone acts for it.
+    pub(crate) fn is_forked(&self) -> bool {
+        !self.owner.is_this_process()
+    }
+
+    /// Leaves everything to the process that this one was forked from, if it was forked after the server
+    /// was bound: closes the listeners' descriptors and does nothing else. `false` in the process that
+    /// bound it.
+    pub(crate) fn leave_to_owner(&self) -> bool {
+        if !self.is_forked() {
+            return false;
+        }
+        self.listener_sets.iter().for_each(ListenerSet::leave);
+        true
+    }
+
     pub(crate) fn is_closed_to_peers(&self) -> bool {
-        let mut sets = self.listener_sets.iter();
-        sets.all(|set| lock(set).listeners.is_empty())
+        self.listener_sets.iter().all(ListenerSet::is_closed)
     }
 }
 
 /// The stop.
 impl Shared {
     pub(crate) fn shutdown(&self, reason: Reason, before: Option<Instant>) {
+        if self.is_forked() {
+            return;
+        }
         if self.latch.ask(reason, self.clock.now(), before) {
             self.registry.publish(State::Draining);
             self.announce(before);
@@ -227,15 +274,22 @@ impl Shared {
     pub(crate) fn announce(&self, before: Option<Instant>) {
         let reason = self.latch.request().reason.clone();
         let reason = reason.unwrap_or(Reason::Requested);
-        log::info!(target: "gracious", reason:%; "shutting down: {reason}");
+        log::info!(target: "gracious", "shutting down: {reason}");
         for server in self.linked() {
             server.shutdown(reason.clone(), before);
         }
     }
 
-    /// Has these servers stop when this one does.
+    /// Has these servers stop when this one does. Those that are gone are forgotten: a server may be
+    /// linked with many that come and go before it.
     pub(crate) fn link(&self, servers: impl Iterator<Item = Weak<Self>>) {
-        lock(&self.linked).extend(servers);
+        let mut linked = lock(&self.linked);
+        linked.retain(|server| server.strong_count() > 0);
+        for server in servers {
+            if !linked.iter().any(|known| known.ptr_eq(&server)) {
+                linked.push(server);
+            }
+        }
     }
 
     pub(crate) fn linked(&self) -> Vec<Arc<Self>> {
@@ -263,9 +317,11 @@ impl Shared {
 
     /// Stops the server because a listener cannot go on.
     pub(crate) fn fail(&self, error: io::Error) {
-        log::error!(target: "gracious", error:%; "a listener failed: {error}");
+        log::error!(target: "gracious", "a listener failed: {error}");
         self.shutdown(Reason::Listener(error.to_string()), None);
-        *lock(&self.failure) = Some(error);
+        let earlier = lock(&self.failure).replace(error);
+        // Outside the lock: it may be an error of the user's own.
+        drop(earlier);
     }
 
     pub(crate) fn take_failure(&self) -> Option<io::Error> {
@@ -285,11 +341,18 @@ impl Shared {
     pub(crate) async fn permit(&self) {
         while !self.has_permit() {
             let released = self.permits.released.listen();
+            let returned = self.permits.returned.listen();
             if self.has_permit() {
                 return;
             }
-            released.await;
+            future::or(released, returned).await;
         }
+    }
+
+    /// Gives a connection the permit that was reserved for it.
+    pub(crate) fn keep_permit(&self, connection: &ConnectionState, reservation: Reservation<'_>) {
+        reservation.keep();
+        connection.clear(flag::QUEUED);
     }
 
     /// Gives a connection its permit; `false` where there is none.
@@ -320,16 +383,46 @@ impl Shared {
     /// Counts the end of a connection, whose socket is closed.
     pub(crate) fn close_connection(&self, closing: Closing, kind: CloseKind, cause: Cause) {
         let had_permit = closing.has_permit;
-        let closed = self.registry.close(closing, kind, cause, || self.uptime());
-        if had_permit {
-            self.permits.release();
-        } else {
-            // An accept loop that pauses for want of descriptors tries again.
-            notify(&self.permits.released);
-        }
+        let give_back = || {
+            if had_permit {
+                self.permits.give_back();
+            }
+        };
+        let uptime = || self.uptime();
+        let closed = self.registry.close(closing, kind, cause, uptime, give_back);
+        // Also where it had none: an accept loop that pauses for want of descriptors tries again.
+        notify(&self.permits.released);
         if closed {
             self.close();
         }
+    }
+
+    /// Waits until no connection and no tracked work is left.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let empty = self.registry.empty.listen();
+            if self.registry.is_empty() {
+                return;
+            }
+            let drained_for = || self.drained_for().unwrap_or_default();
+            self.registry.attend_to_work(drained_for);
+            empty.await;
+        }
+    }
+
+    /// Counts the end of tracked work, whose future is dropped.
+    pub(crate) fn untrack(&self, id: u64, is_dropped: bool) {
+        self.registry.untrack(id, is_dropped, self.drained_for());
+        self.close_if_abandoned();
+    }
+
+    /// How long ago the drain began; `None` where it has not.
+    pub(crate) fn drained_for(&self) -> Option<Duration> {
+        let request = self.latch.request().clone();
+        // Until the listeners are shut, when they are to be.
+        let due = || request.asked?.checked_add(self.lame_duck());
+        let begun = request.shut.or_else(due)?;
+        self.clock.now().checked_duration_since(begun)
     }
 
     /// Closes the server if its task is gone and nothing is left.
@@ -370,12 +463,13 @@ impl Shared {
         let now = self.clock.now();
         Report {
             reason: request.reason.unwrap_or(Reason::Requested),
-            stats: self.registry.stats(),
+            stats: self.stats(),
             elapsed: now.saturating_duration_since(self.bound_at),
             drain: request
                 .asked
                 .map_or(Duration::ZERO, |asked| now.saturating_duration_since(asked)),
             stragglers: self.registry.recorded_stragglers(),
+            tracked_work: self.registry.outlasting_work(),
         }
     }
 }

@@ -5,26 +5,27 @@
 //! 2. On the hot path that lock is not taken, and no code of others runs under it.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_channel::Receiver;
 use event_listener::Event;
 
 use super::Shared;
-use super::connection::{Arrival, ConnectionState};
-use super::events::{EventQueue, ServerEvent, Subscribers};
+use super::connection::{Arrival, ConnectionState, declared_flags};
+use super::events::{EventQueue, ServerEvent};
 use super::id_map::IdMap;
 use super::ledger::{CloseKind, Closing, Ledger};
+use super::work::{self, Name, WorkWaker};
 use crate::lifecycle::State;
-use crate::report::{AcceptErrors, Cause, ConnectionInfo, Stats, Straggler, Waiting};
+use crate::log;
+use crate::report::{AcceptErrors, Cause, ConnectionInfo, Stats, Straggler, TrackedWork, Waiting};
 use crate::socket::readiness::flag;
-use crate::sync::{lock, notify};
+use crate::sync::{MutexGuard, lock, notify};
 
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     inner: Mutex<Inner>,
-    subscribers: Mutex<Subscribers>,
     /// Notified when nothing may be left.
     pub(crate) empty: Event,
 }
@@ -47,6 +48,7 @@ impl Registry {
         let accepted = server.uptime();
         let mut inner = self.inner();
         let mut flags = flag::READER | flag::WRITER | flag::QUEUED;
+        flags |= declared_flags(&server.config);
         if inner.draining {
             flags |= flag::DRAINING;
             if !server.config.first_byte_grace.is_zero() {
@@ -96,17 +98,21 @@ impl Registry {
         kind: CloseKind,
         cause: Cause,
         uptime: impl FnOnce() -> Duration,
+        give_back: impl FnOnce(),
     ) -> bool {
         let mut inner = self.inner();
         let mut age = Duration::ZERO;
         if inner.events.has_subscribers() {
-            // Outside the lock: the clock is somebody else's code.
+            // Outside the lock: the clock is code of others.
             drop(inner);
             age = uptime().saturating_sub(closing.accepted);
             inner = self.inner();
         }
         inner.connections.remove(closing.id);
         inner.ledger.close(&closing, kind, &cause);
+        // The permit is given back where the end is counted, not after: a receiver of the event that
+        // says so finds it free. And not before: the next connection would be one too many.
+        give_back();
         inner.events.push(|| ServerEvent::Closed {
             id: closing.id,
             cause,
@@ -114,10 +120,10 @@ impl Registry {
             bytes_in: closing.bytes_in,
             bytes_out: closing.bytes_out,
         });
-        let may_be_empty = inner.ledger.only_self_waiters();
+        let is_disconnected = inner.ledger.is_disconnected();
         let is_last = inner.ledger.driver_lost && inner.ledger.is_empty();
         self.unlock_and_deliver(inner);
-        if may_be_empty {
+        if is_disconnected {
             notify(&self.empty);
         }
         is_last
@@ -158,6 +164,25 @@ impl Registry {
     pub(crate) fn drain_all(&self, uptime: Duration) {
         self.inner().draining = true;
         self.drain_open(uptime);
+    }
+
+    /// Asks the connections to end, and each that comes from now on, through the sweep: all, or, where
+    /// they are to be told over a `spread`, those that are busy. Gives the ids of the others.
+    pub(crate) fn drain_busy(&self, uptime: Duration, spread: Duration) -> Vec<u64> {
+        if spread.is_zero() {
+            self.drain_all(uptime);
+            return Vec::new();
+        }
+        self.inner().draining = true;
+        let mut idle = Vec::new();
+        for connection in self.all() {
+            if connection.is_busy() {
+                connection.notify_drain(uptime);
+            } else {
+                idle.push(connection.id());
+            }
+        }
+        idle
     }
 
     /// Asks the open connections to end.
@@ -214,7 +239,7 @@ impl Registry {
     }
 
     /// Counts the connections that cannot be dropped as aborted: their handlers block their threads,
-    /// or they wait behind one that does.
+    /// or they wait behind one that does. Gives up the tracked work that nobody polls.
     pub(crate) fn abandon_all(&self, server: &Shared) {
         for connection in self.all() {
             let is_blocked = connection.is_in_handler();
@@ -230,7 +255,14 @@ impl Registry {
             }
             server.close_connection(closing, CloseKind::Aborted, Cause::Aborted);
         }
-        self.inner().ledger.tracked = 0;
+        let waited = server.drained_for().unwrap_or_default();
+        let mut inner = self.inner();
+        let is_left = !inner.ledger.work.is_empty();
+        let names = inner.ledger.work.give_up(waited);
+        drop(inner);
+        if is_left {
+            log::warn!(target: "gracious", "gave up tracked work: {names}");
+        }
     }
 
     /// The connections whose handlers a thread is in now and that the log has not named, each with
@@ -258,8 +290,8 @@ impl Registry {
                 connection.set(flag::BLOCKED);
                 let peer = connection.peer();
                 log::warn!(
-                    target: "gracious", conn = id, peer:%;
-                    "the handler of connection {id} from {peer} blocks a thread",
+                    target: "gracious", conn = id;
+                    "the handler of a connection from {peer} blocks a thread",
                 );
             }
         }
@@ -290,15 +322,36 @@ impl Registry {
         self.inner().ledger.only_self_waiters()
     }
 
-    /// Waits until nothing is left.
-    pub(crate) async fn emptied(&self) {
-        loop {
-            let empty = self.empty.listen();
-            if self.inner().ledger.is_empty() {
-                return;
-            }
-            empty.await;
+    pub(super) fn is_empty(&self) -> bool {
+        self.inner().ledger.is_empty()
+    }
+
+    /// Once no connection is left: names in the log, the first time, the tracked work that is waited
+    /// for, and where none is left but what waits for this server, or reads its events, has the events
+    /// end. `drained_for` says how long ago the drain began.
+    pub(super) fn attend_to_work(&self, drained_for: impl FnOnce() -> Duration) {
+        let mut inner = self.inner();
+        if !inner.ledger.is_disconnected() {
+            return;
         }
+        let names = inner.ledger.work.names_to_log();
+        if inner.ledger.only_dependents() {
+            // Outside the lock: the clock is somebody else's code.
+            drop(inner);
+            let drained_for = drained_for();
+            inner = self.inner();
+            inner.ledger.work.mark_released(drained_for);
+            inner.events.end_for_work();
+        }
+        self.unlock_and_deliver(inner);
+        if let Some(names) = names {
+            log::info!(target: "gracious", "waiting for tracked work: {names}");
+        }
+    }
+
+    /// Tracked work that waits for the end of the server is told of it.
+    pub(super) fn mark_released(&self, drained_for: Duration) {
+        self.inner().ledger.work.mark_released(drained_for);
     }
 
     pub(crate) fn set_driver_lost(&self) {
@@ -325,19 +378,56 @@ impl Registry {
         notify(&self.empty);
     }
 
-    /// A future is tracked: awaited at a drain, and counted apart.
-    pub(crate) fn track(&self) {
-        self.inner().ledger.tracked += 1;
+    /// The address of this registry, by which tracked work knows its server.
+    pub(super) fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 
-    pub(crate) fn untrack(&self) {
+    /// Begins to track work: a drain waits for it, and it is counted apart. Gives its id.
+    pub(crate) fn track(&self, name: Name) -> u64 {
+        self.inner().ledger.work.add(name)
+    }
+
+    /// Counts the end of tracked work, and logs it where it is `is_dropped`. `waited` is how long
+    /// after the beginning of the drain that is; `None` where there is no drain.
+    pub(super) fn untrack(&self, id: u64, is_dropped: bool, waited: Option<Duration>) {
         let mut inner = self.inner();
-        inner.ledger.tracked = inner.ledger.tracked.saturating_sub(1);
-        let may_be_empty = inner.ledger.only_self_waiters();
+        let name = inner.ledger.work.remove(id, is_dropped, waited);
+        let is_disconnected = inner.ledger.is_disconnected();
         drop(inner);
-        if may_be_empty {
+        if let Some(name) = name.filter(|_| is_dropped) {
+            log::warn!(target: "gracious", "dropped tracked work: {name}");
+        }
+        if is_disconnected {
             notify(&self.empty);
         }
+    }
+
+    /// Polls tracked work: what it waits for is known from here on.
+    pub(crate) fn poll_work<T>(&self, id: u64, poll: impl FnOnce() -> T) -> T {
+        work::polling((self.address(), id), poll)
+    }
+
+    /// The waker to poll tracked work with.
+    pub(crate) fn work_waker(&self, id: u64) -> Arc<WorkWaker> {
+        WorkWaker::new((self.address(), id))
+    }
+
+    /// Futures of tracked work begin to wait for the end of the server.
+    pub(super) fn begin_work_wait(&self, work: &[u64]) {
+        let mut inner = self.inner();
+        work.iter().for_each(|id| inner.ledger.work.begin_wait(*id));
+        drop(inner);
+        notify(&self.empty);
+    }
+
+    pub(super) fn end_work_wait(&self, work: &[u64]) {
+        let mut inner = self.inner();
+        work.iter().for_each(|id| inner.ledger.work.end_wait(*id));
+    }
+
+    pub(super) fn outlasting_work(&self) -> Vec<TrackedWork> {
+        self.inner().ledger.work.outlasted()
     }
 
     /// A handler begins to wait for its own server; `false` where its connection is no more.
@@ -391,14 +481,8 @@ impl Registry {
 /// The events.
 impl Registry {
     pub(crate) fn subscribe(&self) -> Receiver<ServerEvent> {
-        let mut subscribers = lock(&self.subscribers);
-        // Events that happened before are for the earlier subscribers alone.
-        let events = self.inner().events.take();
-        subscribers.send(events);
-        let receiver = subscribers.add(&mut self.inner().events);
-        drop(subscribers);
-        self.deliver();
-        receiver
+        let work = work::polled_work(self.address());
+        self.inner().events.subscribe(work)
     }
 
     pub(crate) fn publish(&self, state: State) {
@@ -407,25 +491,23 @@ impl Registry {
         self.unlock_and_deliver(inner);
     }
 
-    fn unlock_and_deliver(&self, inner: MutexGuard<'_, Inner>) {
-        let is_delivered = inner.events.is_empty();
-        drop(inner);
-        if !is_delivered {
-            self.deliver();
+    /// Sends the events in the queue, without the lock. Another thread that is at it already sends
+    /// these, too: it looks again under the lock before it leaves off.
+    fn unlock_and_deliver<'a>(&'a self, mut inner: MutexGuard<'a, Inner>) {
+        let mut is_news = false;
+        while inner.events.has_to_send() {
+            let Inner { events, ledger, .. } = &mut *inner;
+            let mut sending = events.take(|id| ledger.work.is_living(id));
+            drop(inner);
+            sending.send(self.address());
+            inner = self.inner();
+            for id in inner.events.put_back(sending) {
+                is_news |= inner.ledger.work.mark_reader(id);
+            }
         }
-    }
-
-    /// Sends the events in the queue. A thread that finds another at it leaves them to that one,
-    /// which looks again after it has let go of the lock.
-    fn deliver(&self) {
-        while !self.inner().events.is_empty() {
-            let mut subscribers = match self.subscribers.try_lock() {
-                Ok(subscribers) => subscribers,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
-            };
-            let events = self.inner().events.take();
-            subscribers.send(events);
+        drop(inner);
+        if is_news {
+            notify(&self.empty);
         }
     }
 }

@@ -1,4 +1,9 @@
 //! Sockets with `async-io`, the reactor that async-std and smol share.
+//!
+//! The reactor is asked to wake a half of a connection once for each wait, and answers once. A half
+//! notes in its state that it has asked (`ARMED`), and takes the answer before it asks again: an
+//! answer that is left would make the next wait end at once, with a read or a write that finds
+//! nothing.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::task::{Context, Poll};
@@ -22,15 +27,17 @@ where
     for<'a> &'a T: Read,
 {
     if reader.has(HalfState::ARMED) && !look && arm(reader, socket.poll_readable(cx))? {
-        // Nothing, or news that `async-io` takes for old, because it came in the very round of the
-        // reactor in which it was asked for: a look costs less than another round.
+        // The reactor has no news. There may be some all the same: what comes in the very round of
+        // the reactor in which it was asked is taken for older than the question. A read costs less
+        // than to wait for another round.
         return match uninterrupted(|| socket.get_ref().read(buf)) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
             received => Poll::Ready(received),
         };
     }
     loop {
-        // Also after a short read: a peer on the same core has mostly answered by now.
+        // A read comes before every wait, also where the last one brought less than the buffer
+        // holds: a peer on the same core has mostly answered by now.
         match uninterrupted(|| socket.get_ref().read(buf)) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             received => return Poll::Ready(received),
@@ -76,7 +83,8 @@ where
     }
 }
 
-/// Notes whether the reactor will wake this half, and gives that.
+/// Notes and gives whether the reactor will wake this half, by the answer `ready` to the question
+/// whether it is ready.
 fn arm(half: &HalfState, ready: Poll<io::Result<()>>) -> io::Result<bool> {
     let pending = ready?.is_pending();
     if pending {

@@ -1,4 +1,5 @@
-//! The thread that notices handlers which block a worker, and has another worker take over.
+//! The watchdog: a thread that notices when a handler blocks a worker, and has another worker take
+//! over.
 
 use std::io;
 use std::sync::Arc;
@@ -8,15 +9,17 @@ use std::time::Duration;
 
 use super::pool::Pool;
 use super::worker::Worker;
+use crate::log;
 use crate::sync::lock;
 
 /// How often the workers are looked at while there is any task.
 const LOOK: Duration = Duration::from_millis(50);
-/// How many workers may be blocked at once before that is left alone.
+/// With more blocked workers than these a pool is left as it is: no further worker is started.
 const MOST_BLOCKED: usize = 256;
 
-/// Starts to watch over pools. After each look `on_look` is told whether a worker is where it was at
-/// the last one; `on_failure` is told once that a poller reports nothing any more.
+/// Starts the watchdog. After each look at the workers it calls `on_look`, with whether one of them
+/// is in the same task as at the last look; it calls `on_failure` once, if a poller reports nothing
+/// any more.
 pub(super) fn start(
     pools: Vec<Arc<Pool>>,
     on_look: impl FnMut(bool) + Send + 'static,
@@ -27,6 +30,7 @@ pub(super) fn start(
     Ok(thread.thread().clone())
 }
 
+/// The watchdog's life.
 fn watch(pools: &[Arc<Pool>], mut on_look: impl FnMut(bool), on_failure: impl FnOnce(io::Error)) {
     let mut on_failure = Some(on_failure);
     let mut seen = vec![Vec::new(); pools.len()];
@@ -50,8 +54,8 @@ fn watch(pools: &[Arc<Pool>], mut on_look: impl FnMut(bool), on_failure: impl Fn
 }
 
 impl Pool {
-    /// Has another worker take over where a handler has blocked the driver since the last look, at
-    /// which the steps of the workers were `seen`. Gives whether any worker is blocked.
+    /// Has another worker take over where the driver is in the same task as at the last look, when
+    /// the steps of the workers were `seen`. Gives whether any worker is.
     fn replace_blocked(self: &Arc<Self>, seen: &mut Vec<u64>) -> bool {
         let workers = lock(&self.workers).clone();
         seen.resize(workers.len(), 0);
@@ -70,8 +74,9 @@ impl Pool {
             if blocked.iter().any(|worker| self.is_driver(worker)) {
                 self.replace_driver(&workers);
             }
-            // What waits behind a blocked handler is taken by the driver: from the injector, where it
-            // looks in every round, while it steals only if it has nothing of that kind itself.
+            // The tasks that wait behind a blocked handler go to the injector, from which the
+            // driver takes tasks in every round. From another worker's queue it steals only if it
+            // has nothing of that kind itself.
             for worker in blocked {
                 worker.give_up_queues(&self.injector);
             }
@@ -80,21 +85,23 @@ impl Pool {
         true
     }
 
+    /// Makes another worker the driver: one that sleeps, or a new one.
     fn replace_driver(self: &Arc<Self>, workers: &[Arc<Worker>]) {
         let successor = match workers.iter().find(|worker| self.unpark_if_parked(worker)) {
             Some(worker) => worker.clone(),
             None => match self.spawn_worker() {
                 Ok(worker) => worker,
                 Err(error) => {
-                    // It is tried again at every look.
+                    // Tried again at every look, and said once.
                     if !self.spawn_failed.swap(true, Relaxed) {
-                        log::error!(target: "gracious", error:%; "cannot start another worker: {error}");
+                        log::error!(target: "gracious", "cannot start another worker: {error}");
                     }
                     return;
                 }
             },
         };
-        // The role first: a successor that woke before it would find nothing to do and sleep again.
+        // The role is given first, and the successor woken afterwards. Swapped, it could wake, find
+        // that it is not the driver, and sleep again. `SeqCst` pairs with the load in `is_driver`.
         self.driver.store(successor.number, SeqCst);
         successor.unpark();
     }

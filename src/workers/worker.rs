@@ -1,4 +1,4 @@
-//! A thread of a pool: it drives, or it helps.
+//! A worker, a thread of a pool: it drives, or it helps.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,22 +16,27 @@ use super::pool::{Job, LOCAL, Local, Pool, Queues};
 use super::spin::{AdaptiveSpin, TaskTime};
 use crate::sync::lock;
 
-/// How many tasks run between two looks at the sockets. One that uses up its turn takes as long as
-/// many of those that do not, and is the last.
+/// How many tasks run between two looks at the sockets. A task that uses up its turn takes as long as
+/// many that do not, and is the last.
 const TASKS_PER_TICK: usize = 256;
 
-/// A thread of a pool, as the other threads see it.
+/// A worker, as the other threads see it.
 pub(super) struct Worker {
     pub(super) number: usize,
-    /// Of what is ready, and of the tasks that have used up their turn.
+    /// The ways to the tasks in this worker's queues: to those that are ready, and to those that have
+    /// used up their turn.
     stealers: [Stealer<Job>; 2],
-    /// Counted up at the beginning and at the end of every task: odd inside one.
+    /// Counted up when the worker begins a task and when it ends one: odd while it is in a task.
+    /// `Relaxed` will do: the watchdog compares what it reads with what it read 50 ms before.
     pub(super) task_steps: AtomicU64,
+    /// The worker sleeps as a helper, or is about to, and no other thread has taken it off the
+    /// count.
     parked: AtomicBool,
     thread: Mutex<Option<Thread>>,
 }
 
 impl Worker {
+    /// A worker that runs the tasks in `queues`; it has no thread yet.
     pub(super) fn new(number: usize, queues: &Queues) -> Self {
         Self {
             number,
@@ -42,24 +47,27 @@ impl Worker {
         }
     }
 
+    /// Has the thread look again, if it sleeps or is about to.
     pub(super) fn unpark(&self) {
         if let Some(thread) = &*lock(&self.thread) {
             thread.unpark();
         }
     }
 
+    /// Runs one task, up to where it waits.
     fn run(&self, job: Job) {
         let steps = self.task_steps.load(Relaxed);
         self.task_steps.store(steps + 1, Relaxed);
-        // A panic here is not a handler's: those are caught where handlers are polled.
+        // Panics of handlers are caught where handlers are polled. Any other must not end the
+        // thread.
         let _caught = catch_unwind(AssertUnwindSafe(|| job.run()));
         self.task_steps.store(steps + 2, Relaxed);
     }
 
-    /// Has others run what this thread has not begun.
+    /// Moves the tasks that this worker has not begun to the injector, for other workers.
     pub(super) fn give_up_queues(&self, injector: &Injector<Job>) {
         for stealer in &self.stealers {
-            // As many as there are now: the thread may go on at any time.
+            // As many as there are now: the worker may go on at any time, and would be chased for ever.
             for _ in 0..stealer.len() {
                 if let Steal::Success(job) = stealer.steal() {
                     injector.push(job);
@@ -68,8 +76,9 @@ impl Worker {
         }
     }
 
-    /// Runs what is ready, for a tick at most, and then one of the tasks that had used up their turn:
-    /// however much is ready, they are not forgotten. Gives the number of tasks.
+    /// Runs the tasks that are ready, up to where the sockets have to be looked at, and then one of the
+    /// tasks that had used up their turn: however many are ready, those have their turn, too. Gives how
+    /// many it ran.
     fn run_tick(&self, queues: &Queues) -> usize {
         queues.has_yielded.set(false);
         let mut ran = 0;
@@ -89,7 +98,10 @@ impl Worker {
 }
 
 impl Pool {
-    /// Starts one more thread.
+    /// Starts one more worker.
+    ///
+    /// # Errors
+    /// The system's, where there is no thread to be had.
     pub(super) fn spawn_worker(self: &Arc<Self>) -> io::Result<Arc<Worker>> {
         let queues = Queues::new();
         let worker = {
@@ -115,7 +127,9 @@ impl Pool {
         let thread = match started {
             Ok(thread) => thread,
             Err(error) => {
-                // This worker is the last in the list: only one thread at a time spawns.
+                // This worker is the last in the list: one thread at a time starts workers, the one
+                // that
+                // starts the server, and the watchdog afterwards.
                 let mut workers = lock(&self.workers);
                 workers.pop();
                 self.spawned.store(workers.len(), SeqCst);
@@ -126,7 +140,7 @@ impl Pool {
         Ok(worker)
     }
 
-    /// A thread's life.
+    /// A worker's life.
     fn work(&self, worker: &Worker, queues: &Queues) {
         let mut batch = Batch::new();
         while !self.is_over() {
@@ -136,18 +150,19 @@ impl Pool {
                 self.help(worker, queues, &mut batch);
             }
         }
-        // The next thread finds that the pool is over, too.
+        // A worker that sleeps finds that the pool is over, too.
         self.wake_all();
     }
 
+    /// Whether a worker has the role of the driver.
     pub(super) fn is_driver(&self, worker: &Worker) -> bool {
         self.driver.load(SeqCst) == worker.number
     }
 
-    /// Waits for events and runs what they wake, as long as it is this thread's role.
+    /// Waits for events and runs the tasks that they wake, as long as this worker is the driver.
     ///
-    /// Each round takes from every place where there may be something, and no more than a bounded
-    /// part of it: the thread's own queues, the injector, another thread's queue if nothing is ready,
+    /// Each round takes a bounded part of what there is in every place where there may be
+    /// something: the worker's own queues, the injector, another worker's queue if nothing is ready,
     /// the sockets. So none of them can keep the driver from the next.
     fn drive(&self, worker: &Worker, queues: &Queues, batch: &mut Batch) {
         let mut task_time = TaskTime::default();
@@ -162,8 +177,8 @@ impl Pool {
                 return;
             }
             if !self.is_driver(worker) {
-                // A handler blocked this thread, and another drives. The new driver may have gone to
-                // sleep before this thread woke; the wake-up and the `sleeping` flag that were
+                // A handler blocked this thread, and another drives. The new driver may have gone
+                // to sleep before this thread woke; the wake-up and the `sleeping` flag that were
                 // consumed here may have been its own. Pass the wake-up on.
                 self.poller.wake();
                 return;
@@ -176,8 +191,10 @@ impl Pool {
                 continue;
             }
             if block {
+                // These two `SeqCst` operations pair with those of `schedule`, which pushes to the
+                // injector first and swaps `sleeping` afterwards, in `Pool::wake`. Either this look
+                // sees the task, or that swap sees `sleeping` and ends the wait.
                 self.sleeping.store(true, SeqCst);
-                // Pairs with `Pool::wake`: whoever pushes after this look sees `sleeping`.
                 block = self.injector.is_empty() && !self.is_over();
             }
             self.poller.wait(batch, block);
@@ -188,7 +205,7 @@ impl Pool {
         }
     }
 
-    /// Runs what other threads have not begun, then sleeps until it is woken.
+    /// Runs tasks that other workers have not begun, then sleeps until it is woken.
     fn help(&self, worker: &Worker, queues: &Queues, batch: &mut Batch) {
         loop {
             loop {
@@ -211,27 +228,31 @@ impl Pool {
         }
     }
 
-    /// Looks at the sockets on a thread that goes round with tasks which never pause: the driver does,
-    /// too, but it may have to wait for a core. The caller looks at the injector next.
+    /// Looks at the sockets on a helper that goes round with tasks which never pause. The driver looks,
+    /// too, but may have to wait for a core. The caller looks at the injector next.
     fn hear_beside_driver(&self, batch: &mut Batch) {
         self.poller.wait(batch, false);
         if batch.has_wake() {
-            // The driver sleeps on, and `Pool::wake` believes that it does not. Set before the look at
-            // the injector, as by `drive`: a push that still found it cleared is seen by that look.
+            // The driver sleeps on, and `Pool::wake` takes it for awake. `sleeping` is set before the
+            // caller's look at the injector, as by `drive` (invariant 2): that look finds the task of a
+            // push whose `wake` still saw `sleeping` cleared.
             self.sleeping.store(true, SeqCst);
         }
     }
 
+    /// Sleeps until another thread calls `Worker::unpark`.
     fn park(&self, worker: &Worker) {
-        // Counted before the flag is set: whoever clears the flag counts down.
+        // Counted up before the flag is set: the thread that clears the flag counts down, and would
+        // otherwise count below zero.
         self.parked.fetch_add(1, SeqCst);
         worker.parked.store(true, SeqCst);
         thread::park();
-        // `park` may return for no reason; then nobody has cleared the flag yet.
+        // `thread::park` may also return for no reason, with the flag still set.
         self.unpark_if_parked(worker);
     }
 
-    /// Takes a helper off the list of those that sleep; `false` where it was not on it.
+    /// Takes a helper off the count of those that sleep; `false` where another thread has done so,
+    /// or it does not sleep. Of several threads one gets `true`, and wakes it.
     pub(super) fn unpark_if_parked(&self, worker: &Worker) -> bool {
         let was_parked = worker.parked.swap(false, SeqCst);
         if was_parked {
@@ -250,13 +271,14 @@ impl Pool {
         }
     }
 
-    /// Takes some of what others have made runnable, and if then nothing is ready, some of what
-    /// another thread has.
+    /// Moves some tasks of the injector to this worker's queue, and if then no task is ready, some of
+    /// another worker's.
     fn take_of_others(&self, worker: &Worker, queues: &Queues) {
         if !self.injector.is_empty() {
             some_of(|| self.injector.steal_batch(&queues.ready));
         }
-        // Where all other threads sleep none of them has anything.
+        // Where all other workers sleep as helpers none of them has a task. A stale count does no
+        // harm: a worker that has just woken runs its tasks itself.
         if !queues.ready.is_empty() || self.parked.load(Relaxed) + 1 >= self.spawned.load(Relaxed) {
             return;
         }
@@ -270,7 +292,8 @@ impl Pool {
     }
 }
 
-/// Tries again for as long as others are at the same place, each of which has then taken some.
+/// Steals until there is an answer. Each retry means that another thread has taken something from
+/// the same place meanwhile.
 fn some_of(mut steal: impl FnMut() -> Steal<()>) -> bool {
     loop {
         match steal() {

@@ -5,6 +5,9 @@ mod support;
 
 mod binding;
 mod control;
+mod declared;
+#[cfg(feature = "http")]
+mod http;
 mod introspection;
 mod limits;
 mod lingering;

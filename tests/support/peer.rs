@@ -6,18 +6,19 @@ use std::net::Ipv4Addr;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use async_channel::Receiver;
-use gracious::{Address, Builder, Cause, Report, ServerEvent};
+use gracious::{Address, Builder, Cause, Handle, Report, ServerEvent};
 
 use super::client::{Client, HOUR, assert_balance};
+use super::program::start_test;
 use super::{Body, Engine, TestRuntime};
 
-/// An address of its own for each server, where the system has more than one: nobody else can bind
-/// its port after it, so what is refused there is refused by nobody else's doing.
+/// An address of its own for each server, where the system has more than one: no other process can
+/// bind its port after it, so what is refused there is refused by this server alone.
 pub fn loopback() -> String {
     if cfg!(not(target_os = "linux")) {
         return "127.0.0.1:0".into();
@@ -43,6 +44,15 @@ pub fn settled(report: io::Result<Report>) -> Report {
     assert_balance(&report);
     assert_eq!((report.active, report.tracked), (0, 0), "{report}");
     report
+}
+
+/// Asks for all that takes a lock of the server's: from where code of the user's is called.
+#[track_caller]
+pub fn ask_for_everything(handle: &Handle) {
+    let (listeners, connections) = (handle.listeners(), handle.connections());
+    assert!(listeners.len() <= handle.local_addrs().len());
+    assert!(connections.len() as u64 <= handle.stats().accepted);
+    drop((handle.events(), handle.to_string()));
 }
 
 /// Why the connection `id` ended, from a receiver of events.
@@ -128,14 +138,14 @@ pub struct Process {
 
 impl Process {
     fn start(name: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
             .args([name, "--exact", "--nocapture", "--test-threads=1"])
             .env(CHILD, name)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        let mut child = start_test(&mut command);
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let mut errors = child.stderr.take().unwrap();
         let (line, lines) = mpsc::channel();
@@ -291,7 +301,15 @@ pub fn logged() -> Vec<String> {
     LOG.0.lock().unwrap().clone()
 }
 
+/// Has a child's logger call this for whatever its server logs, on every level.
+pub fn on_log(call: impl Fn() + Send + Sync + 'static) {
+    assert!(ON_LOG.set(Box::new(call)).is_ok());
+    log::set_max_level(log::LevelFilter::Trace);
+}
+
 static LOG: Log = Log(Mutex::new(Vec::new()));
+
+static ON_LOG: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 
 struct Log(Mutex<Vec<String>>);
 
@@ -301,6 +319,9 @@ impl log::Log for Log {
     }
 
     fn log(&self, record: &log::Record<'_>) {
+        if record.target() == "gracious" {
+            ON_LOG.get().into_iter().for_each(|call| call());
+        }
         if self.enabled(record.metadata()) {
             let line = format!("{} {}", record.level(), record.args());
             self.0.lock().unwrap().push(line);
@@ -336,4 +357,34 @@ pub fn resident() -> usize {
 pub fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Forks. The new process has this thread alone, runs `child` and exits.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+pub fn fork(child: impl Fn()) -> i32 {
+    // SAFETY: the new process runs `child` alone, which a test has chosen for that, and ends without
+    // what is run at an orderly exit.
+    unsafe {
+        match libc::fork() {
+            0 => {
+                // One that a failed test leaves behind ends, too.
+                libc::alarm(60);
+                child();
+                libc::_exit(0)
+            }
+            pid => pid,
+        }
+    }
+}
+
+/// How a forked process ended, as `wait` tells it.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+pub fn status_of(forked: i32) -> i32 {
+    let mut status = 0;
+    // SAFETY: `status` is valid for writes.
+    let waited = unsafe { libc::waitpid(forked, &mut status, 0) };
+    assert_eq!(waited, forked);
+    status
 }

@@ -1,4 +1,6 @@
-//! Linux's epoll, edge by edge: a socket is registered once, for its whole life.
+//! Linux's epoll. A connection is registered once, for its whole life, and edge-triggered: each
+//! event is reported once. A listener is level-triggered: it is reported as long as a peer is
+//! queued.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,24 +21,26 @@ use crate::sync::{lock, wake_by_ref};
 /// How many events one wait can bring.
 const EVENTS: usize = 1024;
 
-/// How long a wait takes that cannot be waited: until the server has ended, its tasks are run.
+/// How long a wait takes in place of one that failed. The server's tasks are run until it has
+/// ended.
 const FAILED_WAIT: Duration = Duration::from_millis(10);
 
 /// The key of the poller's own wake-up.
 const WAKE: u64 = u64::MAX;
 
-/// One epoll, and what is registered with it.
+/// An epoll instance, and what is registered with it.
 #[derive(Debug)]
 pub(crate) struct Poller {
     epoll: OwnedFd,
+    /// An eventfd: a write to it ends a wait.
     wake: OwnedFd,
     pub(super) registrations: Box<dyn Registrations>,
     listeners: Mutex<Vec<Arc<ListenerRegistration>>>,
-    /// Why there are no events any more.
+    /// The error of a wait: there are no events any more.
     failure: OnceLock<Errno>,
 }
 
-/// What one wait brought.
+/// What one wait brought. It is kept from wait to wait, so that nothing is allocated for one.
 pub(crate) struct Batch {
     events: Vec<Event>,
     wakers: Vec<Waker>,
@@ -44,6 +48,7 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// An empty batch with room for all events of a wait.
     pub(crate) fn new() -> Self {
         Self {
             events: Vec::with_capacity(EVENTS),
@@ -59,7 +64,7 @@ impl Batch {
 }
 
 impl Poller {
-    /// A poller for connections of one type.
+    /// Makes a poller for connections of the type `R`.
     pub(crate) fn new<R: Registered>() -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -70,18 +75,18 @@ impl Poller {
             listeners: Mutex::default(),
             failure: OnceLock::new(),
         };
-        // Edge-triggered, and so never read: each write is an event.
+        // Edge-triggered: each write is an event of its own, so the counter need never be read.
         poller.add(&poller.wake, WAKE, EventFlags::IN | EventFlags::ET)?;
         Ok(poller)
     }
 
-    /// Ends the wait under way, or else the next.
+    /// Ends the wait under way, or the next one if there is none.
     pub(crate) fn wake(&self) {
         // It fails only where 2^64 - 1 wake-ups are pending.
         let _ignored = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// How many wake-ups were written so far, which nothing else reads.
+    /// How many wake-ups were written since this was asked last.
     #[cfg(test)]
     pub(crate) fn wakes(&self) -> u64 {
         let mut count = [0; 8];
@@ -91,8 +96,9 @@ impl Poller {
         }
     }
 
-    /// Waits for events, for ever or not at all, and wakes the futures they concern. Gives the
-    /// number of events: none also where a signal ended the wait, or where it [failed](Self::failure).
+    /// Waits for events, for ever or, without `block`, not at all, and wakes the futures that they
+    /// concern. Gives the number of events: none also where a signal ended the wait, or where it
+    /// [failed](Self::failure).
     pub(crate) fn wait(&self, batch: &mut Batch, block: bool) -> usize {
         const NOT_AT_ALL: Timespec = Timespec {
             tv_sec: 0,
@@ -112,7 +118,7 @@ impl Poller {
             Err(error) => {
                 let _first = self.failure.set(error);
                 if block {
-                    // The driver would go round without a pause.
+                    // Without a pause the driver would spin.
                     thread::sleep(FAILED_WAIT);
                 }
                 return 0;
@@ -129,20 +135,21 @@ impl Poller {
             let index = key as u32 & !NOT_A_CONNECTION;
             lock(&self.listeners).get(index as usize)?.report(self)
         });
-        // After the locks, since a waker is somebody else's code.
+        // After the locks: a waker is code of others.
         for waker in wakers.drain(..) {
             wake_by_ref(&waker);
         }
         events.len()
     }
 
-    /// Why no event is reported any more, if so: the epoll's descriptor was closed by somebody else,
-    /// or waiting for it was forbidden. There is nothing that a program can do about it.
+    /// The error because of which no event is reported any more, if there is one: other code of the
+    /// process has closed the epoll's descriptor, or waiting for it was forbidden. There is nothing
+    /// that a program can do about it.
     pub(crate) fn failure(&self) -> Option<io::Error> {
         self.failure.get().map(|&error| error.into())
     }
 
-    /// Makes room for one more listener; `make` gets the key for its events.
+    /// Adds a listener to the table; `make` gets the key for its events.
     pub(super) fn add_listener(
         &self,
         make: impl FnOnce(u64) -> ListenerRegistration,
@@ -154,7 +161,7 @@ impl Poller {
         listener
     }
 
-    /// One whose every wait fails: something else is in the place of its epoll.
+    /// A poller whose every wait fails, since its epoll is none.
     #[cfg(test)]
     pub(crate) fn broken<R: Registered>() -> Self {
         let epoll = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
@@ -162,10 +169,12 @@ impl Poller {
         Self { epoll, ..working }
     }
 
+    /// Has events of a descriptor be reported with this key.
     pub(super) fn add(&self, fd: &impl AsFd, key: u64, flags: EventFlags) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, EventData::new_u64(key), flags)?)
     }
 
+    /// Changes which events of a descriptor are reported.
     pub(super) fn modify(
         &self,
         fd: &(impl AsFd + ?Sized),
@@ -180,8 +189,9 @@ impl Poller {
         )?)
     }
 
+    /// Has no more events of a descriptor be reported.
     pub(super) fn delete(&self, fd: &impl AsFd) {
-        // It fails only where the descriptor is registered no longer.
+        // It fails only where the descriptor is not registered any more.
         let _ignored = epoll::delete(&self.epoll, fd);
     }
 }
