@@ -77,6 +77,7 @@ pub(crate) enum SocketRef<'a> {
     Unix(&'a UnixStream),
 }
 
+#[cfg(target_os = "linux")]
 impl Socket {
     pub(crate) fn as_ref(&self) -> SocketRef<'_> {
         match self {
