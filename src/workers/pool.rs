@@ -362,9 +362,12 @@ fn builder(pool: &Pool) -> Builder<PoolId> {
 /// Queues a task that was made runnable (invariant 2): what its waker calls.
 fn schedule(job: Job) {
     let id = *job.metadata();
-    if let Some(queues) = with_local(id, |local| local.queues.clone()) {
-        queues.push(job);
-    } else if let Some(pool) = id.pool() {
+    let mut job = Some(job);
+    // Pushed within the borrow of the thread's own: no code of others runs there.
+    with_local(id, |local| job.take().map(|job| local.queues.push(job)));
+    if let Some(job) = job
+        && let Some(pool) = id.pool()
+    {
         pool.injector.push(job);
         pool.wake();
     }
