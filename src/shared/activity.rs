@@ -40,15 +40,23 @@ fn idle_flags(when: IdleWhen) -> u64 {
 impl ConnectionState {
     /// A busy guard is made.
     pub(crate) fn begin_busy(&self) {
-        self.cold_locked().guards += 1;
+        self.cold().guards.fetch_add(1, SeqCst);
     }
 
     /// A busy guard is dropped.
     pub(crate) fn end_busy(&self) {
-        self.cold_locked().guards -= 1;
+        // `SeqCst`, as the flag is: either the load below sees DRAINING, or the reader, which looks
+        // after that was set, sees that the guard is gone.
+        self.cold().guards.fetch_sub(1, SeqCst);
         if self.has(flag::DRAINING) {
             self.wake(Waiter::Reader);
         }
+    }
+
+    fn has_guards(&self) -> bool {
+        self.cold
+            .get()
+            .is_some_and(|cold| cold.guards.load(SeqCst) > 0)
     }
 
     /// Declares when this connection is idle.
@@ -145,7 +153,7 @@ impl ConnectionState {
     /// Whether the connection is inside a message, not between two.
     pub(crate) fn is_busy(&self) -> bool {
         let word = self.word();
-        let is_guarded = self.existing_cold().is_some_and(|cold| cold.guards > 0);
+        let is_guarded = self.has_guards();
         if is_guarded || self.writer.has(HalfState::WAITING) {
             return true;
         }

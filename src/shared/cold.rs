@@ -4,7 +4,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Waker;
 use std::time::Duration;
@@ -22,6 +22,8 @@ pub(super) struct Cold {
     pub(super) peer: Option<Address>,
     /// The uptime, in nanoseconds, at which a byte last moved; kept only where a limit needs it.
     pub(super) last_activity: AtomicU64,
+    /// How many busy guards live.
+    pub(super) guards: AtomicU32,
     /// What is used under a lock, allocated apart: a long address or a limit alone does not need
     /// it.
     pub(super) locked: OnceLock<Box<Mutex<ColdLocked>>>,
@@ -38,8 +40,6 @@ pub(super) struct ColdLocked {
     pub(super) drain_event: Option<Arc<Event>>,
     /// How long no byte has to move until the connection is idle, where it was declared so.
     pub(super) quiet: Option<Duration>,
-    /// How many busy guards live.
-    pub(super) guards: u32,
     /// How many futures of the handler wait for the server to close.
     pub(super) self_waits: u32,
     /// The task's cold data, while the task does not use it.

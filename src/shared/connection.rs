@@ -45,7 +45,7 @@ pub(crate) struct ConnectionState {
     pub(super) answered: AtomicU64,
     /// Bytes written to the kernel, stored by the write half alone.
     pub(crate) sent: AtomicU64,
-    cold: OnceLock<Box<Cold>>,
+    pub(super) cold: OnceLock<Box<Cold>>,
     /// The peer; a longer address is in the cold data.
     peer: SocketAddrV4,
     /// Which of the server's addresses the peer connected to.

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
 use futures_io::{AsyncBufRead, AsyncWrite};
@@ -24,6 +24,9 @@ pub(super) struct Io {
 /// hyper is given all there is.
 const END: &[u8] = b"\r\n\r\n";
 
+/// Made once: that costs more than to search most heads.
+static END_FINDER: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(END));
+
 impl Read for Io {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -41,7 +44,7 @@ impl Read for Io {
         if this.is_http1 && this.progress.is_before_request() {
             // One head, and no more: the next request stays in the connection's buffer, by which the
             // connection is busy, and a response knows that it is not the last.
-            n = memmem::find(&bytes[..n], END).map_or(n, |at| at + END.len());
+            n = END_FINDER.find(&bytes[..n]).map_or(n, |at| at + END.len());
         }
         buf.put_slice(&bytes[..n]);
         connection.as_mut().consume(n);

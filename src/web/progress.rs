@@ -14,7 +14,9 @@ use super::tracked::Upgrade;
 use crate::connection::Control;
 use crate::lifecycle::Phase;
 use crate::runtime::Sleep;
+use crate::shared::connection::ConnectionState;
 use crate::socket::errors::too_slow;
+use crate::socket::readiness::flag;
 use crate::sync::lock;
 
 /// Between two requests: the peer may take its time.
@@ -57,12 +59,6 @@ impl Progress {
         }
     }
 
-    /// Whether the server was asked to stop, the lame duck's time included, or the connection was
-    /// asked to end.
-    fn is_stopping(&self) -> bool {
-        self.control.server().latch.phase() >= Phase::Draining || self.control.is_shutting_down()
-    }
-
     /// A read had to wait.
     pub(super) fn waits_for_input(&self) {
         self.reader_waits.store(true, Relaxed);
@@ -79,11 +75,11 @@ impl Progress {
     }
 
     /// A whole head was read.
-    pub(super) fn begins_request(&self) {
+    pub(super) fn begins_request(&self, state: &ConnectionState) {
         self.stage.store(REQUEST, Relaxed);
         self.requests
             .store(self.requests.load(Relaxed) + 1, Relaxed);
-        if self.is_stopping() {
+        if is_stopping(state) {
             self.is_last.store(true, Relaxed);
         }
     }
@@ -100,8 +96,8 @@ impl Progress {
 
     /// Whether the next response is to be its connection's last. One behind which a client has
     /// pipelined another request is not.
-    pub(super) fn is_last_response(&self) -> bool {
-        self.is_stopping() && !self.has_more.load(Relaxed)
+    pub(super) fn is_last_response(&self, state: &ConnectionState) -> bool {
+        is_stopping(state) && !self.has_more.load(Relaxed)
     }
 
     /// Whether a request has come after the server was asked to stop.
@@ -131,6 +127,12 @@ impl Progress {
             _ => None,
         }
     }
+}
+
+/// Whether the server was asked to stop, the lame duck's time included, or the connection was asked
+/// to end.
+fn is_stopping(state: &ConnectionState) -> bool {
+    state.server.latch.phase() >= Phase::Draining || state.has(flag::DRAINING | flag::ABORT)
 }
 
 /// What is awaited of a peer in the middle of a request.

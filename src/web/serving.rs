@@ -17,7 +17,7 @@ use super::builder::Settings;
 use super::io::Io;
 use super::progress::{Progress, Watch};
 use super::streams::{NewStreams, Streams};
-use super::tracked::{Tracked, TrackedBody, TrackedResponse};
+use super::tracked::{Link, Tracked, TrackedBody, TrackedResponse};
 use crate::connection::Connection;
 use crate::idle::IdleWhen;
 
@@ -141,14 +141,19 @@ where
                         return Poll::Ready(Ok(()));
                     };
                     stream.unread(seen)?;
-                    let progress = this.progress.clone();
-                    let service = Tracked { service, progress };
-                    let progress = this.progress.clone();
-                    let connection = stream;
+                    let is_http1 = matches!(version, Version::Http1);
+                    let service = Tracked {
+                        service,
+                        link: Arc::new(Link {
+                            state: stream.state().clone(),
+                            progress: this.progress.clone(),
+                            is_http1,
+                        }),
+                    };
                     let io = Io {
-                        connection,
-                        progress,
-                        is_http1: matches!(version, Version::Http1),
+                        connection: stream,
+                        progress: this.progress.clone(),
+                        is_http1,
                     };
                     begin(io, service, version, this.settings)
                 }

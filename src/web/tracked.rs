@@ -15,7 +15,8 @@ use pin_project_lite::pin_project;
 
 use super::progress::Progress;
 use super::{Answering, Request};
-use crate::connection::{Busy, Connection};
+use crate::connection::Connection;
+use crate::shared::connection::ConnectionState;
 
 type Upgraded = Pin<Box<dyn Future<Output = std::io::Result<()>> + Send>>;
 
@@ -73,7 +74,18 @@ impl fmt::Debug for Upgrade {
 #[derive(Debug)]
 pub(super) struct Tracked<S> {
     pub(super) service: S,
+    pub(super) link: Arc<Link>,
+}
+
+/// The connection, as its requests know it.
+///
+/// The state is owned, which spares each request the upgrades of a `Control`: hyper drops whatever
+/// has a link before its connection goes on as another protocol, which may detach the socket.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) state: Arc<ConnectionState>,
     pub(super) progress: Arc<Progress>,
+    pub(super) is_http1: bool,
 }
 
 impl<S: Answering> Service<Request> for Tracked<S> {
@@ -82,16 +94,12 @@ impl<S: Answering> Service<Request> for Tracked<S> {
     type Future = TrackedResponse<S::Future>;
 
     fn call(&self, mut request: Request) -> Self::Future {
-        let exchange = Exchange {
-            _busy: self.progress.control.busy(),
-            is_http1: request.version() <= Version::HTTP_11,
-            progress: self.progress.clone(),
-        };
-        self.progress.begins_request();
+        let link = &*self.link;
+        let exchange = Exchange::begin(self.link.clone());
         // Into a map of the request's, which is not allocated for nothing.
         let asks = request.headers().contains_key(UPGRADE) || request.method() == Method::CONNECT;
-        if exchange.is_http1 && asks {
-            let slot = UpgradeSlot(self.progress.clone());
+        if link.is_http1 && asks {
+            let slot = UpgradeSlot(link.progress.clone());
             request.extensions_mut().insert(slot);
         }
         TrackedResponse {
@@ -102,15 +110,25 @@ impl<S: Answering> Service<Request> for Tracked<S> {
 }
 
 /// A request and its response: the connection is busy for as long as this lives.
-struct Exchange {
-    progress: Arc<Progress>,
-    is_http1: bool,
-    _busy: Busy,
+struct Exchange(Arc<Link>);
+
+impl Exchange {
+    fn begin(link: Arc<Link>) -> Self {
+        link.state.begin_busy();
+        link.progress.begins_request(&link.state);
+        Self(link)
+    }
+
+    /// Whether the response is to be the last of an HTTP/1 connection.
+    fn is_last(&self) -> bool {
+        self.0.is_http1 && self.0.progress.is_last_response(&self.0.state)
+    }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.progress.ends_request();
+        self.0.progress.ends_request();
+        self.0.state.end_busy();
     }
 }
 
@@ -134,8 +152,7 @@ where
         let mut response = ready!(this.future.poll(cx))?;
         let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let exchange = this.exchange.take();
-        let is_last = |it: &Exchange| it.is_http1 && it.progress.is_last_response();
-        if !is_upgrade && exchange.as_ref().is_some_and(is_last) {
+        if !is_upgrade && exchange.as_ref().is_some_and(Exchange::is_last) {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
         }
