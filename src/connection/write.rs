@@ -12,6 +12,7 @@ use super::Connection;
 use crate::log;
 use crate::shared::connection::ConnectionState;
 use crate::socket::budget::{self, TURN};
+use crate::socket::buffer::Buffer;
 use crate::socket::errors::{aborted, ended_by_server};
 use crate::socket::readiness::{HalfState, Waiter, flag};
 
@@ -22,6 +23,10 @@ pub struct WriteHalf {
 
 /// How many slices one system call takes, on Linux and elsewhere.
 const MOST_SLICES: usize = 1024;
+
+/// Up to how many bytes in several slices are copied together. The kernel takes longer over a second
+/// slice than a copy of so much does.
+const GATHERED: usize = 4096;
 
 /// Sends `buf`, or as much of it as one operation may.
 #[inline]
@@ -40,6 +45,17 @@ fn poll_send_vectored(
     // A write of nothing but empty slices would move nothing, and look like an end.
     let empty = bufs.iter().take_while(|buf| buf.is_empty()).count();
     let bufs = &bufs[empty..];
+    if bufs.len() > 1 && whole <= GATHERED {
+        return Buffer::default().fill(|gathered| {
+            let mut end = 0;
+            for buf in bufs {
+                gathered[end..end + buf.len()].copy_from_slice(buf);
+                end += buf.len();
+            }
+            let sends = [IoSlice::new(&gathered[..end])];
+            (0, poll_send_slices(state, cx, &sends, whole))
+        });
+    }
     let (mut count, mut sends) = (0, 0);
     for buf in bufs.iter().take(MOST_SLICES) {
         sends += buf.len();
