@@ -25,6 +25,7 @@ crate::on_every_runtime!(
     http2_is_not_spoken_where_it_is_not_wanted,
     heads_have_limits,
     an_http2_client_is_told_how_many_requests_it_may_have,
+    an_upgraded_connection_is_detached_whole,
     #[cfg(target_os = "linux")]
     services_that_stay_on_their_thread_answer_through_the_stop,
 );
@@ -269,6 +270,29 @@ async fn an_http2_client_is_told_how_many_requests_it_may_have(runtime: TestRunt
 }
 
 /// Over HTTP/1 and HTTP/2, whose streams are not sent elsewhere either.
+/// Nothing of HTTP holds its socket open, though the handler goes on.
+async fn an_upgraded_connection_is_detached_whole(runtime: TestRuntime) {
+    let (go_on, waits) = async_channel::bounded::<()>(1);
+    let server = tcp(runtime).bind().await.unwrap();
+    let running = server.spawn(web::serve(move |mut request| {
+        let waits = waits.clone();
+        web::upgrade(&mut request, async move |conn| {
+            drop(conn.detach()?);
+            let _ended = waits.recv().await;
+            Ok(())
+        });
+        let response = web::Response::builder().status(101);
+        let response = response.header("connection", "upgrade").body(String::new());
+        async { response.unwrap() }
+    }));
+    let mut client = Client::of(&running);
+    client.send("GET / HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: none\r\n\r\n");
+    let rest = client.rest();
+    assert!(rest.starts_with("HTTP/1.1 101"), "{rest}");
+    drop(go_on);
+    assert_eq!(running.shutdown().await.unwrap().detached, 1);
+}
+
 #[cfg(target_os = "linux")]
 async fn services_that_stay_on_their_thread_answer_through_the_stop(runtime: TestRuntime) {
     use std::cell::Cell;
