@@ -154,6 +154,7 @@ mod counted {
 /// take as well. So neither is done under a lock of this crate: a waker that asks for that lock
 /// would wait for the thread that holds it, and this thread for the waker. A waker that panics is
 /// its owner's affair, and the others are notified all the same.
+#[inline]
 pub(crate) fn notify(event: &Event) {
     assert_unlocked();
     // Pairs with the lock that `Event::listen` takes: a future begins to listen first and looks
@@ -161,10 +162,15 @@ pub(crate) fn notify(event: &Event) {
     // sees its listener.
     fence(SeqCst);
     if event.total_listeners() > 0 {
-        // A second call goes on behind the listener whose waker has panicked.
-        while catch_unwind(AssertUnwindSafe(|| event.notify(usize::MAX))).is_err() {
-            log::error!(target: "gracious", "a waker panicked");
-        }
+        notify_listeners(event);
+    }
+}
+
+#[cold]
+fn notify_listeners(event: &Event) {
+    // A second call goes on behind the listener whose waker has panicked.
+    while catch_unwind(AssertUnwindSafe(|| event.notify(usize::MAX))).is_err() {
+        log::error!(target: "gracious", "a waker panicked");
     }
 }
 

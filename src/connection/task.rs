@@ -232,6 +232,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
 }
 
 impl HandlerResult {
+    #[inline]
     fn account(self, state: &ConnectionState, error: String) -> (CloseKind, Cause) {
         match self {
             _ if state.has(flag::REJECTED) => (CloseKind::Rejected, Cause::Rejected),

@@ -104,6 +104,7 @@ impl ListenerSet {
     }
 
     /// Asks the listeners for a peer, beginning behind the one that gave the last.
+    #[inline]
     fn in_turn(
         &self,
         mut ask: impl FnMut(Asked<'_>) -> Poll<io::Result<(Incoming, Address)>>,
@@ -262,6 +263,7 @@ impl BoundListener {
 }
 
 impl Origin {
+    #[inline]
     fn accepted(self, accepted: io::Result<(Incoming, Address)>) -> io::Result<Accepted> {
         let (incoming, peer) = accepted?;
         Ok(Accepted {

@@ -27,6 +27,7 @@ use crate::transport::Engine;
 #[cfg(target_os = "linux")]
 use crate::workers::WorkerPools;
 
+mod activity;
 mod cold;
 pub(crate) mod connection;
 pub(crate) mod events;
@@ -35,6 +36,7 @@ pub(crate) mod ledger;
 pub(crate) mod permits;
 pub(crate) mod registry;
 mod self_wait;
+mod tracking;
 mod work;
 
 use self::connection::ConnectionState;
