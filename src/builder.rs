@@ -14,6 +14,8 @@ use crate::listener::{Adopted, Listener};
 use crate::runtime::AsyncStd;
 use crate::runtime::Runtime;
 use crate::server::Server;
+#[cfg(feature = "_tls")]
+use crate::tls::Tls;
 
 /// Configures and binds a [`Server`].
 ///
@@ -61,7 +63,37 @@ impl<R: Runtime> Builder<R> {
     /// A Unix path behind which no process listens any more is replaced; one behind which a process
     /// does, and a file that is no socket, are errors of [`bind`](Self::bind).
     pub fn listen(mut self, target: impl Into<Target>) -> Self {
-        self.sources.push(Source::Target(target.into()));
+        self.sources.push(Source::Target(target.into(), None));
+        self
+    }
+
+    /// Listens on `target` with TLS, beside what was given before; TCP or Unix.
+    ///
+    /// A connection's handler is called when its handshake has come to a good end. Until then the
+    /// connection is counted as [active](crate::Stats::active), and has no permit of
+    /// [`max_connections`](Self::max_connections) but is counted apart, up to that limit once more.
+    /// What is [rejected](Self::reject_with) before its handshake is closed without the message.
+    /// A handshake that fails is the end of one connection, `failed`, and counted in
+    /// [`Stats::failed_handshakes`](crate::Stats::failed_handshakes), too.
+    ///
+    /// From then on a [`Connection`](crate::Connection) is what it is without TLS, at a stop, too: a
+    /// drain lets a handshake that is under way come to its end, an incomplete record is a busy
+    /// connection, and at every orderly end the peer is sent TLS's own end before that of the
+    /// transport. Its counts are of plaintext. Its halves share a lock, it cannot be
+    /// [detached](crate::Connection::detach), and the kernel does no encryption.
+    #[cfg(feature = "_tls")]
+    pub fn listen_tls(mut self, target: impl Into<Target>, tls: impl Into<Tls>) -> Self {
+        self.sources
+            .push(Source::Target(target.into(), Some(tls.into())));
+        self
+    }
+
+    /// How long a TLS handshake may take; 10 s by default. One that takes longer fails. It has the
+    /// time to itself: [`first_byte_grace`](Self::first_byte_grace) and
+    /// [`first_byte_timeout`](Self::first_byte_timeout) begin at its end.
+    #[cfg(feature = "_tls")]
+    pub fn tls_handshake_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.config.tls_handshake_timeout = limit.into();
         self
     }
 

@@ -92,7 +92,7 @@
 //!
 //! # What it does not do
 //!
-//! - It knows no protocol, and has no TLS: a handler gets a byte stream.
+//! - It knows no protocol but HTTP, and that only if asked: a handler gets a byte stream.
 //! - It is no executor for general use. What a handler spawns is not the server's, unless it is
 //!   [tracked](Handle::track).
 //! - It cannot end a handler that blocks its thread. The socket is shut down under it and `serve`
@@ -112,6 +112,8 @@
 //! - `smol`: the runtime `Smol`. `Server::with_runtime(Smol)` stands for `Server::builder()` then.
 //! - `signals` (default): `Builder::stop_on_signals`.
 //! - `http`: the module `web`, HTTP/1 and HTTP/2.
+//! - `tls`: `Builder::listen_tls` and `Connection::start_tls`, with rustls and ring.
+//! - `tls-aws-lc-rs`: the same with aws-lc-rs. Where both are on, what is made of PEM files uses ring.
 
 #![deny(unsafe_code)]
 
@@ -137,6 +139,8 @@ mod shared;
 mod signals;
 mod socket;
 mod sync;
+#[cfg(feature = "_tls")]
+mod tls;
 mod track;
 mod transport;
 #[cfg(feature = "http")]
@@ -164,10 +168,15 @@ pub use runtime::AsyncStd;
 pub use runtime::Runtime;
 #[cfg(feature = "smol")]
 pub use runtime::Smol;
+/// The TLS library, in the version that this crate uses.
+#[cfg(feature = "_tls")]
+pub use rustls;
 pub use server::{Running, Serve, Server};
 pub use server_set::ServerSet;
 pub use shared::events::ServerEvent;
 pub use socket::{Credentials, Socket};
+#[cfg(feature = "_tls")]
+pub use tls::{Tls, TlsInfo};
 pub use track::Tracked;
 
 /// The README's program compiles.

@@ -71,8 +71,8 @@ impl<R: Runtime> Server<R> {
             }
             None => (engines, Vec::new()),
         };
-        let listeners = bind::bind(sources, &config, &engines).await?;
-        let shared = Arc::new(Shared::new(&runtime, config, listeners)?);
+        let bound = bind::bind(sources, &config, &engines).await?;
+        let shared = Arc::new(Shared::new(&runtime, config, bound)?);
         // The first timer of a process has its reactor open descriptors. Without this it could be the
         // timer of a pause because there are none left.
         let _timer = future::poll_once(shared.clock.sleep(Duration::from_secs(1))).await;

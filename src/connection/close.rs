@@ -77,10 +77,13 @@ enum Found {
 
 /// The end of most connections, without waiting.
 fn at_once(state: &ConnectionState) -> Found {
-    let word = state.word();
     if !state.transport.finishes_at_once() {
         return Found::Nothing;
     }
+    if state.has(flag::TLS) && finish(state).is_pending() {
+        return Found::Nothing;
+    }
+    let word = state.word();
     if word & flag::PEER_ENDED != 0 {
         // There is nothing unread, so closing sends our end.
         return Found::End;
@@ -108,15 +111,13 @@ fn at_once(state: &ConnectionState) -> Found {
     }
 }
 
-fn finish(state: &ConnectionState) -> io::Result<()> {
-    state.set(flag::FINISHED);
-    match state
-        .transport
-        .poll_finish(&mut Context::from_waker(Waker::noop()))
-    {
-        Poll::Ready(done) => done,
-        Poll::Pending => Ok(()),
+/// Sends our end; pending where TLS has to wait for room.
+fn finish(state: &ConnectionState) -> Poll<io::Result<()>> {
+    let finished = state.poll_finish(&mut Context::from_waker(Waker::noop()));
+    if finished.is_ready() {
+        state.set(flag::FINISHED);
     }
+    finished
 }
 
 async fn linger(state: Arc<ConnectionState>, mut found: Found) {
@@ -127,10 +128,17 @@ async fn linger(state: Arc<ConnectionState>, mut found: Found) {
             if state.has(flag::FINISHED) {
                 return;
             }
-            let _ignored = poll_fn(|cx| state.transport.poll_finish(cx)).await;
+            let _ignored = poll_fn(|cx| state.poll_finish(cx)).await;
         };
         let limit = config.linger.min(config.linger_total);
         return future::or(finished, state.server.clock.sleep(limit)).await;
+    }
+    #[cfg(feature = "_tls")]
+    if !state.has(flag::FINISHED) {
+        let finished = poll_fn(|cx| super::tls::poll_finish(&state, cx));
+        let limit = config.linger.min(config.linger_total);
+        future::or(finished, state.server.clock.sleep(limit)).await;
+        state.set(flag::FINISHED);
     }
     let start = state.server.uptime();
     let (mut progress, mut look) = (start, FIRST_LOOK);

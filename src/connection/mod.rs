@@ -23,6 +23,8 @@ mod lines;
 mod read;
 pub(crate) mod task;
 mod timeouts;
+#[cfg(feature = "_tls")]
+pub(crate) mod tls;
 mod wind_down;
 mod write;
 
@@ -120,10 +122,16 @@ impl Connection {
     /// of the same connection, in non-blocking mode.
     ///
     /// # Errors
-    /// `Unsupported` where the connection runs over a transport of the user's own; the system's
+    /// `Unsupported` where the connection runs over a transport of the user's own, or through TLS; the system's
     /// error where there is no descriptor to be had. The connection is closed then, as if dropped.
     pub fn detach(self) -> io::Result<Detached> {
         let state = &self.reader.state;
+        if state.has(flag::TLS) {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "only a plain connection can be detached: this one has TLS, whose keys stay with it",
+            ));
+        }
         // From here on an abort leaves the socket alone; one that came before has shut it down.
         if state.set(flag::DETACHED) & flag::ABORT != 0 {
             state.clear(flag::DETACHED);

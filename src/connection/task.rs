@@ -102,6 +102,21 @@ impl Task<Ready<io::Result<()>>> {
     }
 }
 
+#[cfg(feature = "_tls")]
+impl Task<Ready<io::Result<()>>> {
+    /// For a connection that failed before it had a handler.
+    pub(crate) fn failed(state: Arc<ConnectionState>, cause: Cause) -> Self {
+        state.with_task_cold(|cold| cold.limit_met = Some(cause));
+        Self {
+            handler: Handler::Gone {
+                result: Some(HandlerResult::Failed),
+                pool: None,
+            },
+            state: Some(state),
+        }
+    }
+}
+
 impl<F: Future<Output = io::Result<()>>> Task<F> {
     pub(crate) fn new(state: Arc<ConnectionState>, handler: F) -> Self {
         Self {
@@ -207,11 +222,13 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                 state.transport.shutdown_both();
             }
         } else if word & (flag::WRITER | flag::FINISHED) == 0 {
-            // Only a transport of the user's own comes here: its end may have to wait.
-            if state.transport.poll_finish(cx).is_ready() {
+            // Only TLS and a transport of the user's own come here: their end may have to wait.
+            if state.poll_finish(cx).is_ready() {
                 state.set(flag::FINISHED);
             }
         }
+        #[cfg(feature = "_tls")]
+        super::tls::poll_send(state, cx);
         let word = state.word();
         if word & flag::CLOSED == 0 {
             if word & WAITS_FOR_QUIET == WAITS_FOR_QUIET {

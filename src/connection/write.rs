@@ -73,11 +73,10 @@ fn poll_send_slices(
         warn_undeclared(state);
     }
     let answerable = state.answerable();
-    let transport = &state.transport;
     let sent = if budget::is_used_up() {
         budget::yield_turn(cx)
     } else {
-        transport.poll_write(state.readiness(), &state.writer, cx, bufs)
+        poll_transport(state, cx, bufs)
     };
     // A write that yields its turn is one that waits: it makes the connection busy.
     let Poll::Ready(sent) = sent else {
@@ -90,7 +89,10 @@ fn poll_send_slices(
         if word & flag::ENDED_BY_SERVER != 0 {
             return Poll::Ready(Err(ended_by_server(state.word())));
         }
-        if transport.missed_write(word) {
+        if word & flag::TLS != 0 {
+            #[cfg(feature = "_tls")]
+            super::tls::writer_waits(state, cx);
+        } else if state.transport.missed_write(word) {
             cx.waker().wake_by_ref();
         }
         return Poll::Pending;
@@ -130,6 +132,28 @@ fn poll_send_slices(
     Poll::Ready(sent)
 }
 
+/// Writes to the transport, through TLS where there is that.
+#[inline]
+fn poll_transport(
+    state: &ConnectionState,
+    cx: &mut Context<'_>,
+    bufs: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    #[cfg(feature = "_tls")]
+    if let Some(tls) = state.tls() {
+        return super::tls::poll_write(state, tls, bufs);
+    }
+    let transport = &state.transport;
+    transport.poll_write(state.readiness(), &state.writer, cx, bufs)
+}
+
+/// Flushes what the transport, or TLS, has kept.
+fn poll_flush(state: &ConnectionState, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    #[cfg(feature = "_tls")]
+    ready!(super::tls::poll_flush(state, cx))?;
+    state.transport.poll_flush(cx)
+}
+
 /// Tells the operator, once a process and before any stop has shown it, of a protocol that writes
 /// while a read of it waits and has declared nothing: a drain would take such a connection for idle
 /// in the middle of a reply. Where requests and replies take turns this never happens.
@@ -150,7 +174,13 @@ fn warn_undeclared(state: &ConnectionState) {
 
 /// Sends the peer our end, which `close` of async-io's and async-std's sockets does not.
 fn poll_finish(state: &ConnectionState, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-    ready!(state.transport.poll_finish(cx))?;
+    let finished = state.poll_finish(cx);
+    #[cfg(feature = "_tls")]
+    if finished.is_pending() {
+        ready!(super::tls::poll_flush(state, cx))?;
+        cx.waker().wake_by_ref();
+    }
+    ready!(finished)?;
     state.set(flag::FINISHED);
     Poll::Ready(Ok(()))
 }
@@ -176,7 +206,7 @@ macro_rules! writes {
             }
 
             fn poll_flush($self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                $state.transport.poll_flush(cx)
+                poll_flush(&$state, cx)
             }
 
             fn poll_close($self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -212,15 +242,13 @@ pub(super) fn leave(state: &ConnectionState, bits: u64) {
     if word & (flag::DETACHED | flag::WRITER) != 0 {
         return;
     }
-    if word & flag::READER == 0 || !state.transport.finishes_at_once() {
+    if word & flag::READER == 0 || !state.finishes_at_once() {
         // The task closes a connection without halves, and ends a transport whose end takes time.
         state.wake_task();
     } else if word & flag::FINISHED == 0 {
         state.set(flag::FINISHED);
         // Where it fails there is no peer to tell.
-        let _ignored = state
-            .transport
-            .poll_finish(&mut Context::from_waker(Waker::noop()));
+        let _ignored = state.poll_finish(&mut Context::from_waker(Waker::noop()));
     }
     if word & (flag::READER | flag::DRAINING) == flag::READER | flag::DRAINING {
         // No write makes the connection busy any more.

@@ -53,24 +53,24 @@ async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
         let (shared, guard) = (shared.clone(), AcceptorGuard::new(shared));
         let beside = launcher.clone();
         let accepting = async move {
-            accept(&shared, set, &*beside).await;
+            accept(&shared, set, &beside).await;
             drop((beside, guard));
         };
         launcher.spawn(set as u16, Box::pin(accepting));
     }
-    accept(shared, 0, &**launcher).await;
+    accept(shared, 0, launcher).await;
 
     // Invariant 1.
     shut_listeners(shared);
-    let kept = sweep_and_close(shared, &**launcher).await;
+    let kept = sweep_and_close(shared, launcher).await;
     shared.latch.shut_at(shared.clock.now());
     let idle = shared
         .registry
         .drain_busy(shared.uptime(), shared.config.spread);
 
     let settled = future::zip(
-        keep_sweeping(shared, &**launcher, kept),
-        launch_queued(shared, &**launcher),
+        keep_sweeping(shared, launcher, kept),
+        launch_queued(shared, launcher),
     );
     let drained = async {
         settled.await;

@@ -63,6 +63,14 @@ pub trait Listener: Send + 'static {
     fn shut(&mut self);
 }
 
+/// What secures the connections of a listener.
+#[cfg(feature = "_tls")]
+pub(crate) use crate::tls::Tls as Security;
+/// Nothing can.
+#[cfg(not(feature = "_tls"))]
+#[derive(Clone, Debug)]
+pub(crate) enum Security {}
+
 /// A bound listener.
 pub(crate) enum AnyListener {
     Socket(Box<dyn RawListener>),

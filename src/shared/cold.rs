@@ -14,6 +14,8 @@ use event_listener::Event;
 use crate::address::Address;
 use crate::report::Cause;
 use crate::runtime::Sleep;
+#[cfg(feature = "_tls")]
+use crate::tls::TlsState;
 
 /// The cold data of a connection.
 #[derive(Debug, Default)]
@@ -22,6 +24,9 @@ pub(super) struct Cold {
     pub(super) peer: Option<Address>,
     /// The uptime, in nanoseconds, at which a byte last moved; kept only where a limit needs it.
     pub(super) last_activity: AtomicU64,
+    /// The TLS that the connection's bytes go through, once it has begun.
+    #[cfg(feature = "_tls")]
+    pub(super) tls: OnceLock<Box<TlsState>>,
     /// What is used under a lock, allocated apart: a long address or a limit alone does not need
     /// it.
     pub(super) locked: OnceLock<Box<Mutex<ColdLocked>>>,

@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::io;
 use std::net::SocketAddrV4;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
@@ -28,6 +28,8 @@ use crate::address::{Address, NO_ADDRESS, lengthen, shorten};
 use crate::report::{Straggler, Waiting};
 use crate::socket::readiness::{HalfState, Readiness, Waiter, flag};
 use crate::sync::{MutexGuard, assert_unlocked, lock, nanos, notify, wake_by_ref};
+#[cfg(feature = "_tls")]
+use crate::tls::{Tls, TlsState};
 use crate::transport::Transport;
 
 /// What a connection, its task and its server know of it. 136 bytes, and what few need apart.
@@ -233,6 +235,17 @@ impl ConnectionState {
         Poll::Ready(Ok(()))
     }
 
+    #[cfg(feature = "_tls")]
+    pub(super) fn existing_tls(&self) -> Option<&TlsState> {
+        self.cold.get()?.tls.get().map(|tls| &**tls)
+    }
+
+    /// Keeps the connection's TLS; `false` where there is one already.
+    #[cfg(feature = "_tls")]
+    pub(super) fn set_tls(&self, tls: TlsState) -> bool {
+        self.cold().tls.set(Box::new(tls)).is_ok()
+    }
+
     pub(super) fn cold(&self) -> &Cold {
         self.cold.get_or_init(Box::default)
     }
@@ -290,8 +303,7 @@ impl ConnectionState {
     /// Asks this connection to come to an end. One that has just been accepted may still send its
     /// first byte.
     pub(crate) fn notify_drain(&self, uptime: Duration) {
-        let is_fresh = self.received.load(Acquire) == 0
-            && self.age(uptime) < self.server.config.first_byte_grace;
+        let is_fresh = self.is_fresh(uptime);
         self.set(if is_fresh {
             flag::DRAINING | flag::FIRST_BYTE_GRACE
         } else {
@@ -396,8 +408,18 @@ impl ConnectionState {
         Duration::from_nanos(self.accepted)
     }
 
+    /// The TLS of the listener that this connection came through.
+    #[cfg(feature = "_tls")]
+    pub(crate) fn listeners_tls(&self) -> Option<&Tls> {
+        self.server.tls[usize::from(self.address)].as_ref()
+    }
+
     pub(crate) fn waiting(&self) -> Waiting {
         let word = self.word();
+        #[cfg(feature = "_tls")]
+        if self.is_handshaking() {
+            return Waiting::Handshake;
+        }
         if word & flag::QUEUED != 0 {
             Waiting::Limit
         } else if word & flag::CLOSING != 0 {

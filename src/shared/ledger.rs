@@ -49,6 +49,8 @@ pub(crate) struct Ledger {
     pub(super) bytes_out: u64,
     pub(super) accept_errors: AcceptErrors,
     limited: Limited,
+    #[cfg(feature = "_tls")]
+    pub(super) failed_handshakes: u64,
     /// How many connections come from one address; kept only where that is limited.
     per_peer: HashMap<IpAddr, usize>,
     /// Connections whose handlers wait for the server to close.
@@ -83,6 +85,8 @@ impl Ledger {
             Cause::IdleTimeout => self.limited.idle += 1,
             Cause::FirstByteTimeout => self.limited.first_byte += 1,
             Cause::MaxAge => self.limited.age += 1,
+            #[cfg(feature = "_tls")]
+            Cause::Handshake(_) => self.failed_handshakes += 1,
             _ => {}
         }
         if let Some(ip) = closing.peer_permit {
@@ -166,6 +170,11 @@ impl Ledger {
             // The server knows it.
             shortage: false,
             limited: self.limited,
+            // The server knows it.
+            #[cfg(feature = "_tls")]
+            handshakes: 0,
+            #[cfg(feature = "_tls")]
+            failed_handshakes: self.failed_handshakes,
             bytes_in: self.bytes_in + bytes_in,
             bytes_out: self.bytes_out + bytes_out,
         }

@@ -15,7 +15,8 @@ use futures_lite::future;
 use crate::address::Address;
 use crate::config::Config;
 use crate::lifecycle::{Latch, Phase, Reason, State};
-use crate::listener::AnyListener;
+use crate::listener::Security;
+use crate::listener::bind::Bound;
 use crate::listener::set::ListenerSet;
 use crate::log;
 use crate::report::{Cause, ListenerInfo, Report, Stats};
@@ -36,6 +37,7 @@ pub(crate) mod ledger;
 pub(crate) mod permits;
 pub(crate) mod registry;
 mod self_wait;
+mod tls;
 mod tracking;
 mod work;
 
@@ -62,6 +64,8 @@ pub(crate) struct Shared {
     /// lowered.
     pub(crate) queue: Queue<Arc<ConnectionState>>,
     addrs: Vec<Address>,
+    /// The TLS of each address that is served with it.
+    pub(crate) tls: Vec<Option<Security>>,
     /// One a shard, each with an accept loop of its own; empty once the listeners are closed.
     pub(crate) listener_sets: Vec<ListenerSet>,
     /// Which set is asked first where several share a limit.
@@ -92,12 +96,13 @@ impl Shared {
     pub(crate) fn new(
         runtime: &impl Runtime,
         config: Config,
-        listeners: Vec<Vec<AnyListener>>,
+        bound: Vec<Bound>,
     ) -> io::Result<Self> {
-        let addrs = listeners
+        let addrs = bound
             .iter()
-            .map(|sockets| sockets[0].local_addr())
+            .map(|bound| bound.sockets[0].local_addr())
             .collect::<io::Result<_>>()?;
+        let (listeners, tls) = bound.into_iter().map(|it| (it.sockets, it.tls)).unzip();
         Ok(Self {
             latch: Latch::default(),
             registry: Registry::default(),
@@ -106,6 +111,7 @@ impl Shared {
             config,
             clock: Box::new(runtime.clone()),
             addrs,
+            tls,
             listener_sets: ListenerSet::all(listeners),
             next_set: AtomicUsize::new(0),
             last_shortage: AtomicU64::new(0),
@@ -155,6 +161,8 @@ impl Shared {
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             shortage: self.is_short(),
+            #[cfg(feature = "_tls")]
+            handshakes: self.permits.handshakes(),
             ..self.registry.stats()
         }
     }
@@ -337,6 +345,14 @@ impl Shared {
     pub(crate) fn has_permit(&self) -> bool {
         let rejects = self.config.reject_with.is_some();
         !self.permits.is_paused() && (rejects || !self.permits.is_full())
+    }
+
+    /// Whether TLS handshakes are under way, whose connections may yet be queued.
+    pub(crate) fn has_handshakes(&self) -> bool {
+        #[cfg(feature = "_tls")]
+        return self.permits.handshakes() > 0;
+        #[cfg(not(feature = "_tls"))]
+        false
     }
 
     /// Waits until the next peer may be accepted.

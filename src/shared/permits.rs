@@ -19,6 +19,11 @@ use crate::sync::{lock, notify};
 #[derive(Debug)]
 pub(crate) struct Permits {
     in_use: AtomicUsize,
+    /// How many TLS handshakes are under way, and how many of these connections have no permit.
+    #[cfg(feature = "_tls")]
+    handshakes: AtomicUsize,
+    #[cfg(feature = "_tls")]
+    handshakes_apart: AtomicUsize,
     /// `usize::MAX` where there is no limit.
     max: AtomicUsize,
     /// No peer is accepted, whether or not there are permits.
@@ -35,6 +40,10 @@ impl Permits {
     pub(super) fn new(max_connections: Option<usize>) -> Self {
         Self {
             in_use: AtomicUsize::new(0),
+            #[cfg(feature = "_tls")]
+            handshakes: AtomicUsize::new(0),
+            #[cfg(feature = "_tls")]
+            handshakes_apart: AtomicUsize::new(0),
             max: AtomicUsize::new(max_connections.unwrap_or(usize::MAX)),
             paused: AtomicBool::new(false),
             released: Event::new(),
@@ -83,6 +92,31 @@ impl Permits {
     /// As [`release`](Self::release), under a lock: the caller notifies `released` afterwards.
     pub(super) fn give_back(&self) {
         self.in_use.fetch_sub(1, SeqCst);
+    }
+
+    /// A TLS handshake begins; gives whether its connection may do without a permit.
+    #[cfg(feature = "_tls")]
+    pub(crate) fn begin_handshake(&self) -> bool {
+        self.handshakes.fetch_add(1, SeqCst);
+        let one_more = |apart| (apart < self.max.load(SeqCst)).then_some(apart + 1);
+        let apart = &self.handshakes_apart;
+        apart.fetch_update(SeqCst, SeqCst, one_more).is_ok()
+    }
+
+    /// A TLS handshake has ended, after its connection was launched, queued or closed.
+    #[cfg(feature = "_tls")]
+    pub(crate) fn end_handshake(&self, is_apart: bool) {
+        if is_apart {
+            self.handshakes_apart.fetch_sub(1, SeqCst);
+        }
+        self.handshakes.fetch_sub(1, SeqCst);
+        notify(&self.released);
+    }
+
+    /// How many TLS handshakes are under way.
+    #[cfg(feature = "_tls")]
+    pub(crate) fn handshakes(&self) -> u64 {
+        self.handshakes.load(SeqCst) as u64
     }
 
     /// Takes a permit for a peer that is still to be found; `None` where there is none.

@@ -341,6 +341,12 @@ impl Registry {
         count(&mut self.inner().ledger.accept_errors);
     }
 
+    /// A TLS handshake that a handler began has failed.
+    #[cfg(feature = "_tls")]
+    pub(crate) fn count_failed_handshake(&self) {
+        self.inner().ledger.failed_handshakes += 1;
+    }
+
     /// An accept loop begins beside the server's own task.
     pub(crate) fn acceptor_started(&self) {
         self.inner().ledger.acceptors += 1;

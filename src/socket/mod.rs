@@ -1,6 +1,8 @@
 //! One connection's socket, and what can be asked of it without waiting.
 
 use std::io::{self, Read};
+#[cfg(feature = "_tls")]
+use std::io::{IoSlice, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -106,6 +108,15 @@ impl SocketRef<'_> {
         uninterrupted(|| match self {
             Self::Tcp(mut socket) => socket.read(buf),
             Self::Unix(mut socket) => socket.read(buf),
+        })
+    }
+
+    /// Writes once; `WouldBlock` where the kernel has no room.
+    #[cfg(feature = "_tls")]
+    pub(crate) fn write(self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        uninterrupted(|| match self {
+            Self::Tcp(mut socket) => socket.write_vectored(bufs),
+            Self::Unix(mut socket) => socket.write_vectored(bufs),
         })
     }
 

@@ -2,7 +2,7 @@
 //! concerns.
 //!
 //! ```text
-//! bit  0 … 29   flags: what was asked of the connection and what has become of it (`flag`)
+//! bit  0 … 31   flags: what was asked of the connection and what has become of it (`flag`)
 //! bit 32        READ_CLOSED     the peer has ended, or the connection is broken
 //! bit 33        WRITE_BLOCKED   the last write found no room
 //! bit 34        WRITE_INTEREST  the driver reports room to write
@@ -84,6 +84,13 @@ pub(crate) mod flag {
     pub(crate) const DECLARED: u64 = 1 << 28;
     /// When a byte moves is recorded.
     pub(crate) const WATCHED: u64 = 1 << 29;
+
+    /// The connection's bytes go through TLS, whose state is in its cold data.
+    #[cfg(feature = "_tls")]
+    pub(crate) const TLS: u64 = 1 << 31;
+    /// As above; no connection has it.
+    #[cfg(not(feature = "_tls"))]
+    pub(crate) const TLS: u64 = 0;
 
     /// Operations fail: the server has ended the connection.
     pub(crate) const ENDED_BY_SERVER: u64 = ABORT | EXPIRED;
@@ -251,6 +258,10 @@ impl Readiness {
         // Once the driver was asked for room it reports it with every input.
         if writable && seen & WRITE_BLOCKED != 0 {
             concerns(Waiter::Writer);
+            // Its task may be what sends.
+            if seen & flag::TLS != 0 {
+                concerns(Waiter::Task);
+            }
         }
     }
 

@@ -345,9 +345,7 @@ impl Session {
     ) -> Poll<io::Result<usize>> {
         self.input.fill(|buf| {
             let word = wire.readiness.word();
-            let received = wire
-                .transport
-                .poll_read(word, wire.reader, cx, buf, look);
+            let received = wire.transport.poll_read(word, wire.reader, cx, buf, look);
             let filled = match received {
                 Poll::Ready(Ok(n)) => n,
                 _ => 0,

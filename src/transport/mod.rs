@@ -224,6 +224,15 @@ impl Transport {
         }
     }
 
+    /// Writes once, without arranging anything; `Unsupported` of a transport of the user's own.
+    #[cfg(feature = "_tls")]
+    pub(crate) fn try_write(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self.socket() {
+            Some(socket) => socket.write(bufs),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// Waits until there may be something to read, with the reactor.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {

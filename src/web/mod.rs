@@ -58,6 +58,11 @@ pub type Request = hyper::Request<Incoming>;
 
 pub use hyper::{Response, StatusCode};
 
+/// What a server of HTTP offers by ALPN: `Tls::alpn(web::ALPN)`. The version that a client agrees to
+/// is what its connection speaks.
+#[cfg(feature = "_tls")]
+pub const ALPN: [&str; 2] = ["h2", "http/1.1"];
+
 type BoxedError = Box<dyn Error + Send + Sync>;
 
 /// Makes a connection's handler of a function that answers a request: an `async fn(Request)` that

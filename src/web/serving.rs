@@ -85,7 +85,10 @@ impl<S: Answering> Future for Serving<S> {
                     let Some((stream, _)) = connection else {
                         return Poll::Ready(Ok(()));
                     };
-                    let is_http2 = ready!(Pin::new(stream).poll_fill_buf(cx))?.starts_with(PREFACE);
+                    let is_http2 = match agreed(stream) {
+                        Some(is_http2) => is_http2,
+                        None => ready!(Pin::new(stream).poll_fill_buf(cx))?.starts_with(PREFACE),
+                    };
                     let Some((stream, service)) = connection.take() else {
                         return Poll::Ready(Ok(()));
                     };
@@ -142,6 +145,17 @@ impl<S: Answering> Future for Serving<S> {
             };
             this.state.set(next);
         }
+    }
+}
+
+/// Whether the client has agreed to HTTP/2 in its TLS handshake; `None` where it has agreed to nothing.
+fn agreed(stream: &Connection) -> Option<bool> {
+    #[cfg(feature = "_tls")]
+    return stream.state().tls()?.is_protocol(b"h2");
+    #[cfg(not(feature = "_tls"))]
+    {
+        let _plain = stream;
+        None
     }
 }
 
