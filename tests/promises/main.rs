@@ -30,5 +30,7 @@ mod p15_account;
 mod p17_fairness;
 mod scope;
 mod sets;
+#[cfg(all(feature = "tls", target_os = "linux"))]
+mod tls;
 mod told_live;
 mod unix_sockets;
