@@ -262,13 +262,15 @@ impl Session {
 
     fn handshake(&mut self, wire: Wire<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
+            // What comes with the last of the handshake may fail, and is a matter of the reads.
+            if !self.rustls.is_handshaking() {
+                let _broken = self.send(&mut Try(wire.transport));
+                return Poll::Ready(Ok(()));
+            }
             if let Some((kind, message)) = &self.failed {
                 return Poll::Ready(Err(io::Error::new(*kind, message.clone())));
             }
             self.send(&mut Try(wire.transport))?;
-            if !self.rustls.is_handshaking() {
-                return Poll::Ready(Ok(()));
-            }
             if self.input.is_empty() {
                 match self.receive(wire, cx, true) {
                     Poll::Pending => return Poll::Pending,
