@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use futures_lite::future;
 
-use super::{Connection, ReadHalf, WriteHalf};
+use super::{Connection, Control, ReadHalf, WriteHalf};
 use crate::shared::connection::ConnectionState;
 use crate::socket::errors::ended_by_server;
 use crate::socket::readiness::{Waiter, flag};
@@ -199,6 +199,14 @@ macro_rules! tls_info {
             }
         }
     };
+}
+
+impl Control {
+    /// As [`Connection::tls`]; `None` after the connection's end, too.
+    #[must_use]
+    pub fn tls(&self) -> Option<TlsInfo> {
+        self.state()?.tls()?.info()
+    }
 }
 
 tls_info!(Connection);

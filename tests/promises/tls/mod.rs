@@ -60,22 +60,21 @@ impl Identity {
         (certificate, key)
     }
 
-    fn tls(&self) -> Tls {
+    fn config(&self) -> ServerConfig {
         let config = ServerConfig::builder_with_provider(Arc::new(default_provider()));
         let config = config.with_safe_default_protocol_versions().unwrap();
         let config = config.with_no_client_auth();
-        Tls::from(
-            config
-                .with_single_cert(vec![self.certificate()], self.key())
-                .unwrap(),
-        )
+        config
+            .with_single_cert(vec![self.certificate()], self.key())
+            .unwrap()
     }
 }
 
 /// The TLS of a server that is called `localhost`.
 fn localhost() -> Tls {
     static TLS: OnceLock<Tls> = OnceLock::new();
-    TLS.get_or_init(|| identity("localhost").tls()).clone()
+    TLS.get_or_init(|| identity("localhost").config().into())
+        .clone()
 }
 
 /// A server with TLS on a free port, whose drain takes as long as it takes.
