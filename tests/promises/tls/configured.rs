@@ -12,7 +12,7 @@ use gracious::rustls::server::{ClientHello, ResolvesServerCert};
 use gracious::rustls::sign::CertifiedKey;
 use gracious::{Connection, Tls};
 
-use super::{Identity, Secure, authority, client_config, identity, localhost, secured};
+use super::{Identity, Secure, authority, client_config, identity, localhost};
 use crate::support::TestRuntime;
 use crate::support::client::{Client, echo, eventually, unix_path};
 use crate::support::peer::settled;

@@ -142,7 +142,12 @@ impl Secure {
     /// Goes through the handshake.
     fn shake(&mut self) -> io::Result<()> {
         while self.tls.is_handshaking() {
-            self.tls.complete_io(&mut self.socket)?;
+            if let Err(error) = self.tls.complete_io(&mut self.socket) {
+                // It has the alert still to send, maybe to nobody.
+                let bytes = self.encrypt("");
+                let _gone = self.socket.write_all(&bytes);
+                return Err(error);
+            }
         }
         Ok(())
     }
