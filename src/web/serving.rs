@@ -85,10 +85,12 @@ impl<S: Answering> Future for Serving<S> {
                     let Some((stream, _)) = connection else {
                         return Poll::Ready(Ok(()));
                     };
-                    let is_http2 = match agreed(stream) {
-                        Some(is_http2) => is_http2,
-                        None => ready!(Pin::new(stream).poll_fill_buf(cx))?.starts_with(PREFACE),
-                    };
+                    // A client that has agreed to HTTP/2 speaks first, too; until then a stop finds an
+                    // idle connection.
+                    let agreed = agreed(stream);
+                    let bytes = ready!(Pin::new(stream).poll_fill_buf(cx))?;
+                    let is_http2 = agreed.unwrap_or_else(|| bytes.starts_with(PREFACE));
+                    let is_http2 = is_http2 && !bytes.is_empty();
                     let Some((stream, service)) = connection.take() else {
                         return Poll::Ready(Ok(()));
                     };

@@ -21,6 +21,8 @@ mod handshakes;
 mod starttls;
 mod stopped;
 mod talking;
+#[cfg(feature = "http")]
+mod web;
 
 /// Who has signed all certificates, made once a process.
 fn authority() -> &'static (Certificate, KeyPair) {
