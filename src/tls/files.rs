@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex};
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
@@ -83,7 +83,7 @@ impl Files {
         let mut config = self.read()?;
         config.alpn_protocols = alpn.clone().unwrap_or_default();
         Ok(Tls(Arc::new(Inner {
-            current: RwLock::new(Arc::new(config)),
+            current: Mutex::new(Arc::new(config)),
             files: Some(self),
             alpn,
         })))

@@ -2,12 +2,12 @@
 //! what was agreed on with a client.
 
 use std::fmt;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex};
 
 use rustls::pki_types::CertificateDer;
 use rustls::{ProtocolVersion, ServerConfig, ServerConnection};
 
-use crate::sync::{read, write};
+use crate::sync::lock;
 
 #[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
 mod files;
@@ -30,7 +30,7 @@ pub(crate) use self::session::{Done, TlsState, Wire};
 pub struct Tls(Arc<Inner>);
 
 struct Inner {
-    current: RwLock<Arc<ServerConfig>>,
+    current: Mutex<Arc<ServerConfig>>,
     #[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
     files: Option<files::Files>,
     /// What was asked for by [`Tls::alpn`]; else the configuration's own stays.
@@ -45,7 +45,7 @@ impl Tls {
     #[must_use]
     pub fn alpn(self, protocols: impl IntoIterator<Item = impl Into<Vec<u8>>>) -> Self {
         let alpn: Vec<Vec<u8>> = protocols.into_iter().map(Into::into).collect();
-        let current = RwLock::new(with_alpn(self.config(), &alpn));
+        let current = Mutex::new(with_alpn(self.config(), &alpn));
         Self(Arc::new(Inner {
             current,
             #[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
@@ -62,14 +62,14 @@ impl Tls {
             Some(alpn) => with_alpn(config, alpn),
             None => config,
         };
-        let old = std::mem::replace(&mut *write(&self.0.current), config);
+        let old = std::mem::replace(&mut *lock(&self.0.current), config);
         // Outside the lock: a configuration has code of the user's in it.
         drop(old);
     }
 
     /// What new connections are served with.
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
-        read(&self.0.current).clone()
+        lock(&self.0.current).clone()
     }
 }
 
@@ -82,7 +82,7 @@ fn with_alpn(mut config: Arc<ServerConfig>, alpn: &[Vec<u8>]) -> Arc<ServerConfi
 impl From<Arc<ServerConfig>> for Tls {
     fn from(config: Arc<ServerConfig>) -> Self {
         Self(Arc::new(Inner {
-            current: RwLock::new(config),
+            current: Mutex::new(config),
             #[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
             files: None,
             alpn: None,
