@@ -188,3 +188,8 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/which-drain.md")]
 struct WhichDrain;
+
+/// And the server of this one.
+#[cfg(all(doctest, feature = "tls"))]
+#[doc = include_str!("../docs/tls.md")]
+struct TlsPage;
