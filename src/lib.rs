@@ -103,6 +103,19 @@
 //!   Such a handler has to declare it.
 //! - It runs on Unix: Linux is what it is tested on, FreeBSD and macOS what it is compiled for.
 //!
+//! # Pages
+//!
+//! In the repository: [which drain is yours][drain], for protocols that do not take turns; [what a client
+//! sees][sees] of a stop, and whether it may retry; [moving][moving] from async-std to smol, from asyncio
+//! and from tokio; [running it][running], with deadlines, load balancers, limits and the log;
+//! [all promises][promises], with their tests.
+//!
+//! [drain]: https://github.com/gracious-rs/gracious/blob/main/docs/which-drain.md
+//! [sees]: https://github.com/gracious-rs/gracious/blob/main/docs/what-a-client-sees.md
+//! [moving]: https://github.com/gracious-rs/gracious/blob/main/docs/moving.md
+//! [running]: https://github.com/gracious-rs/gracious/blob/main/docs/running.md
+//! [promises]: https://github.com/gracious-rs/gracious/blob/main/docs/promises.md
+//!
 //! # Features
 //!
 //! They only add; none changes what another does.
@@ -171,7 +184,7 @@ pub use runtime::Smol;
 /// The TLS library, in the version that this crate uses.
 #[cfg(feature = "_tls")]
 pub use rustls;
-pub use server::{Running, Serve, Server};
+pub use server::{Running, Serve, ServeUntil, Server};
 pub use server_set::ServerSet;
 pub use shared::events::ServerEvent;
 pub use socket::{Credentials, Socket};
