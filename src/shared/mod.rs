@@ -15,9 +15,7 @@ use futures_lite::future;
 use crate::address::Address;
 use crate::config::Config;
 use crate::lifecycle::{Latch, Phase, Reason, State};
-use crate::listener::Security;
-use crate::listener::bind::Bound;
-use crate::listener::set::ListenerSet;
+use crate::listener::{Security, bind::Bound, set::ListenerSet};
 use crate::log;
 use crate::report::{Cause, ListenerInfo, Report, Stats};
 use crate::runtime::{Clock, Runtime};
@@ -98,10 +96,8 @@ impl Shared {
         config: Config,
         bound: Vec<Bound>,
     ) -> io::Result<Self> {
-        let addrs = bound
-            .iter()
-            .map(|bound| bound.sockets[0].local_addr())
-            .collect::<io::Result<_>>()?;
+        let addrs = bound.iter().map(|bound| bound.sockets[0].local_addr());
+        let addrs = addrs.collect::<io::Result<_>>()?;
         let (listeners, tls) = bound.into_iter().map(|it| (it.sockets, it.tls)).unzip();
         Ok(Self {
             latch: Latch::default(),
@@ -345,14 +341,6 @@ impl Shared {
     pub(crate) fn has_permit(&self) -> bool {
         let rejects = self.config.reject_with.is_some();
         !self.permits.is_paused() && (rejects || !self.permits.is_full())
-    }
-
-    /// Whether TLS handshakes are under way, whose connections may yet be queued.
-    pub(crate) fn has_handshakes(&self) -> bool {
-        #[cfg(feature = "_tls")]
-        return self.permits.handshakes() > 0;
-        #[cfg(not(feature = "_tls"))]
-        false
     }
 
     /// Waits until the next peer may be accepted.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Acquire;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use super::Shared;
 use super::connection::ConnectionState;
 #[cfg(feature = "_tls")]
 use crate::socket::readiness::Waiter;
@@ -13,6 +14,16 @@ use crate::socket::readiness::flag;
 use crate::sync::nanos;
 #[cfg(feature = "_tls")]
 use crate::tls::{Done, TlsState, Wire};
+
+impl Shared {
+    /// Whether TLS handshakes are under way, whose connections may yet be queued.
+    pub(crate) fn has_handshakes(&self) -> bool {
+        #[cfg(feature = "_tls")]
+        return self.permits.handshakes() > 0;
+        #[cfg(not(feature = "_tls"))]
+        false
+    }
+}
 
 impl ConnectionState {
     /// Whether the connection is inside something that concerns TLS alone.
