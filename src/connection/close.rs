@@ -16,7 +16,7 @@ use futures_lite::future;
 
 use crate::shared::connection::ConnectionState;
 use crate::socket::buffer::Buffer;
-use crate::socket::readiness::flag;
+use crate::socket::readiness::{flag, is_tls};
 
 /// How often the kernel is asked whether the peer has taken everything: there is no event for it.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
@@ -80,7 +80,7 @@ fn at_once(state: &ConnectionState) -> Found {
     if !state.transport.finishes_at_once() {
         return Found::Nothing;
     }
-    if state.has(flag::TLS) && finish(state).is_pending() {
+    if is_tls(state.word()) && finish(state).is_pending() {
         return Found::Nothing;
     }
     let word = state.word();

@@ -13,7 +13,7 @@ use crate::log;
 use crate::shared::connection::ConnectionState;
 use crate::socket::budget::{self, TURN};
 use crate::socket::errors::{aborted, ended_by_server};
-use crate::socket::readiness::{HalfState, Waiter, flag};
+use crate::socket::readiness::{HalfState, Waiter, flag, is_tls};
 
 /// The writing half of a [`Connection`]. Dropping it sends the peer our end.
 pub struct WriteHalf {
@@ -89,7 +89,7 @@ fn poll_send_slices(
         if word & flag::ENDED_BY_SERVER != 0 {
             return Poll::Ready(Err(ended_by_server(state.word())));
         }
-        if word & flag::TLS != 0 {
+        if is_tls(word) {
             #[cfg(feature = "_tls")]
             super::tls::writer_waits(state, cx);
         } else if state.transport.missed_write(word) {

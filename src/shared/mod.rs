@@ -63,13 +63,13 @@ pub(crate) struct Shared {
     pub(crate) queue: Queue<Arc<ConnectionState>>,
     addrs: Vec<Address>,
     /// The TLS of each address that is served with it.
+    #[cfg_attr(not(feature = "_tls"), allow(dead_code))]
     pub(crate) tls: Vec<Option<Security>>,
     /// One a shard, each with an accept loop of its own; empty once the listeners are closed.
     pub(crate) listener_sets: Vec<ListenerSet>,
     /// Which set is asked first where several share a limit.
     pub(crate) next_set: AtomicUsize,
-    /// When there was last too little of something to accept with, in nanoseconds of uptime; 0 where
-    /// there is enough.
+    /// When accept last met a shortage, in nanoseconds of uptime; 0 where there is enough.
     pub(crate) last_shortage: AtomicU64,
     bound_at: Instant,
     /// The process that bound the server, and the only one that acts for it.

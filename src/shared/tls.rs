@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::Shared;
 use super::connection::ConnectionState;
+use crate::socket::readiness::is_tls;
 #[cfg(feature = "_tls")]
-use crate::socket::readiness::Waiter;
-use crate::socket::readiness::flag;
+use crate::socket::readiness::{Waiter, flag};
 #[cfg(feature = "_tls")]
 use crate::sync::nanos;
 #[cfg(feature = "_tls")]
@@ -77,7 +77,7 @@ impl ConnectionState {
 
     /// Whether [`poll_finish`](Self::poll_finish) never has to wait.
     pub(crate) fn finishes_at_once(&self) -> bool {
-        self.transport.finishes_at_once() && !self.has(flag::TLS)
+        self.transport.finishes_at_once() && !is_tls(self.word())
     }
 }
 

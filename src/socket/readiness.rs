@@ -86,11 +86,7 @@ pub(crate) mod flag {
     pub(crate) const WATCHED: u64 = 1 << 29;
 
     /// The connection's bytes go through TLS, whose state is in its cold data.
-    #[cfg(feature = "_tls")]
     pub(crate) const TLS: u64 = 1 << 31;
-    /// As above; no connection has it.
-    #[cfg(not(feature = "_tls"))]
-    pub(crate) const TLS: u64 = 0;
 
     /// Operations fail: the server has ended the connection.
     pub(crate) const ENDED_BY_SERVER: u64 = ABORT | EXPIRED;
@@ -119,6 +115,11 @@ pub(crate) fn ticks(word: u64) -> u32 {
 #[cfg(target_os = "linux")]
 pub(crate) fn is_write_blocked(word: u64) -> bool {
     word & WRITE_BLOCKED != 0
+}
+
+/// Whether the bytes go through TLS, as of this word; without the feature the compiler knows.
+pub(crate) fn is_tls(word: u64) -> bool {
+    cfg!(feature = "_tls") && word & flag::TLS != 0
 }
 
 /// A future that a connection may have to wake.
@@ -259,7 +260,7 @@ impl Readiness {
         if writable && seen & WRITE_BLOCKED != 0 {
             concerns(Waiter::Writer);
             // Its task may be what sends.
-            if seen & flag::TLS != 0 {
+            if is_tls(seen) {
                 concerns(Waiter::Task);
             }
         }
