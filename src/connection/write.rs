@@ -49,13 +49,18 @@ fn poll_send(
         Ok(n) => {
             let total = state.sent.load(Relaxed) + n as u64;
             state.sent.store(total, Relaxed);
-            // A write that had to wait has recorded in `before_wait` what it answers.
-            if !waited {
-                state.mark_answered(answerable);
+            if n == 0 {
+                // No byte of an answer has gone out: what was unanswered still is.
+                state.writer.clear(HalfState::WAITING);
+            } else {
+                // A write that had to wait has recorded in `before_wait` what it answers.
+                if !waited {
+                    state.mark_answered(answerable);
+                }
+                state
+                    .writer
+                    .clear(HalfState::WAITING | HalfState::UNANSWERED);
             }
-            state
-                .writer
-                .clear(HalfState::WAITING | HalfState::UNANSWERED);
             state.mark_activity();
             Ok(n)
         }

@@ -7,7 +7,7 @@
 //! Declared: `busy()` gives an owned guard, and from the first one on only guards and unread input
 //! count; `manual_drain()`: reads never end early, the handler watches `shutdown_requested`.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::pin::pin;
 use std::sync::{Arc, Barrier, mpsc};
@@ -40,6 +40,7 @@ crate::on_every_runtime!(
     an_answer_that_was_begun_before_the_last_question_does_not_answer_it,
     a_write_that_waits_is_busy,
     a_write_that_came_to_nothing_is_no_answer,
+    a_write_of_no_bytes_is_no_answer,
     a_guard_keeps_a_read_from_ending,
     only_guards_and_unread_input_count_once_there_was_a_guard,
     a_manual_drain_leaves_the_end_to_the_handler,
@@ -404,6 +405,24 @@ async fn a_write_that_came_to_nothing_is_no_answer(runtime: TestRuntime) {
         assert_eq!(reader.read(&mut byte).await.unwrap(), 1);
         drop((measured, client, reader, writer));
         settled(running.await);
+    }
+}
+
+async fn a_write_of_no_bytes_is_no_answer(runtime: TestRuntime) {
+    for address in transports() {
+        let mut pair = Pair::on(&address, runtime.clone()).await;
+        pair.client.send("x");
+        pair.conn.read_exact(&mut [0]).await.unwrap();
+        assert_eq!(pair.conn.write(b"").await.unwrap(), 0);
+        assert!(pair.is_busy());
+        let nothing = [IoSlice::new(b""), IoSlice::new(b"")];
+        assert_eq!(pair.conn.write_vectored(&nothing).await.unwrap(), 0);
+        assert!(pair.is_busy());
+        pair.stop().await;
+        assert!(read_waits(&mut pair.conn).await);
+        pair.conn.write_all(b"y").await.unwrap();
+        assert_eq!(pair.conn.read(&mut [0]).await.unwrap(), 0);
+        pair.ends().await;
     }
 }
 
