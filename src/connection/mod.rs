@@ -92,18 +92,12 @@ impl Connection {
     /// error where there is no descriptor to be had. The connection is closed then, as if dropped.
     pub fn detach(self) -> io::Result<Detached> {
         let state = &self.reader.state;
-        // From here on an abort leaves the socket alone; one that came before has shut it down.
-        if state.set(flag::DETACHED) & flag::ABORT != 0 {
-            state.clear(flag::DETACHED);
+        // First what may fail. An abort leaves a detached connection alone, so one that came between
+        // the mark and a failure would cut nothing, and nobody would cut the connection afterwards.
+        let socket = state.transport.duplicate()?;
+        if !state.readiness().detach() {
             return Err(aborted());
         }
-        let socket = match state.transport.duplicate() {
-            Ok(socket) => socket,
-            Err(error) => {
-                state.clear(flag::DETACHED);
-                return Err(error);
-            }
-        };
         let detached = Detached {
             socket,
             unread: self.reader.buffer.bytes().to_vec(),

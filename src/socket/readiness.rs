@@ -193,6 +193,13 @@ impl Readiness {
         self.word.fetch_and(!flags, SeqCst)
     }
 
+    /// Marks the connection as detached, unless it was aborted before; `false` then. One operation:
+    /// an abort either finds the mark, and leaves the socket alone, or has shut it down.
+    pub(crate) fn detach(&self) -> bool {
+        let mark = |word| (word & flag::ABORT == 0).then_some(word | flag::DETACHED);
+        self.word.fetch_update(SeqCst, SeqCst, mark).is_ok()
+    }
+
     /// Whether `waker` is the task's first; and if so, whether `waiter` is registered with it.
     #[inline]
     pub(crate) fn is_registered(&self, waiter: Waiter, waker: &Waker) -> (bool, bool) {

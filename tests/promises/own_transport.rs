@@ -3,17 +3,20 @@
 
 use std::collections::VecDeque;
 use std::future::pending;
+use std::hint;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
+use std::thread;
 
 use async_channel::{Receiver, Sender};
 use futures_lite::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use gracious::{Address, Builder, Connection, EndedBy, Listener, Reason, State};
 
 use crate::support::TestRuntime;
-use crate::support::client::{Client, HOUR, echo, refuses, taken_in, waits};
+use crate::support::client::{Client, HOUR, echo, eventually, refuses, rounds, taken_in, waits};
 use crate::support::peer::{at_home, settled};
 
 crate::on_every_runtime!(
@@ -26,6 +29,7 @@ crate::on_every_runtime!(
     it_goes_together_with_sockets,
     an_abort_drops_the_transport,
     its_connections_cannot_be_detached,
+    an_abort_beside_a_detach_that_fails_cuts_the_connection,
     a_row_of_transient_errors_ends_nothing,
     errors_without_a_number_are_judged_by_their_kind,
     a_listener_that_always_fails_does_not_starve_the_others,
@@ -374,6 +378,55 @@ async fn its_connections_cannot_be_detached(runtime: TestRuntime) {
     assert_eq!((report.failed, report.detached), (1, 0));
 }
 
+/// As `eventually`, of what takes less than its pauses.
+#[track_caller]
+fn soon(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if holds() {
+            return;
+        }
+        thread::yield_now();
+    }
+    eventually(what, holds);
+}
+
+/// The abort found a connection that was no longer the server's, and left it alone; then it was the
+/// server's again, and its handler went on for good.
+async fn an_abort_beside_a_detach_that_fails_cuts_the_connection(runtime: TestRuntime) {
+    let (door, builder) = in_memory(&runtime);
+    let (begun, may_detach) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (tells, waits_for) = (begun.clone(), may_detach.clone());
+    let running = builder
+        .bind()
+        .await
+        .unwrap()
+        .spawn(async move |conn: Connection| {
+            let id = conn.id();
+            tells.store(id, SeqCst);
+            while waits_for.load(SeqCst) < id {
+                hint::spin_loop();
+            }
+            conn.detach().unwrap_err();
+            pending::<()>().await;
+        });
+    let handle = running.handle();
+    for id in 1..=rounds(300) as u64 {
+        let (_client, mut server) = pipe();
+        // Its end takes no while, so that nothing has the task look again.
+        server.closing = true;
+        door.say(Accept::Peer(server));
+        soon("its handler", || begun.load(SeqCst) == id);
+        may_detach.store(id, SeqCst);
+        for _ in 0..id % 64 {
+            hint::spin_loop();
+        }
+        handle.abort_connection(id);
+        soon("it was cut", || handle.active() == 0);
+    }
+    handle.shutdown();
+    settled(running.await);
+}
+
 async fn a_row_of_transient_errors_ends_nothing(runtime: TestRuntime) {
     let peers = [
         libc::ECONNABORTED,
@@ -476,7 +529,7 @@ async fn a_shortage_is_over_when_a_connection_ends(runtime: TestRuntime) {
     ask(&mut inside, "hello").await;
     door.fail(libc::EMFILE);
     let mut outside = door.enter();
-    crate::support::client::eventually("a shortage", || {
+    eventually("a shortage", || {
         running.handle().stats().accept_errors_by.shortage == 1
     });
     // The pause is an hour long on this clock.
@@ -497,7 +550,7 @@ async fn a_shortage_is_over_at_a_shutdown(runtime: TestRuntime) {
     door.fail(libc::EMFILE);
     let mut outside = door.enter();
     outside.write_all(b"hello\n").await.unwrap();
-    crate::support::client::eventually("a shortage", || {
+    eventually("a shortage", || {
         running.handle().stats().accept_errors_by.shortage == 1
     });
     running.handle().shutdown();
