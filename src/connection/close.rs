@@ -82,7 +82,11 @@ fn at_once(state: &ConnectionState) -> Found {
         return Found::Nothing;
     }
     if word & flag::PEER_ENDED != 0 {
-        // There is nothing unread, so closing sends our end.
+        // There is nothing unread. To close our descriptor would send our end only where it is the
+        // last: a forked child has a copy.
+        if word & flag::FINISHED == 0 {
+            let _ignored = finish(state);
+        }
         return Found::End;
     }
     if word & flag::FINISHED == 0 {

@@ -2,6 +2,10 @@
 //! the deadline passes or it is aborted. A client that reads to the end sees the end, not a reset.
 
 use std::io::{self, Read, Write};
+#[cfg(target_os = "linux")]
+use std::net::TcpStream;
+#[cfg(target_os = "linux")]
+use std::os::fd::OwnedFd;
 use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
@@ -11,7 +15,7 @@ use gracious::{Builder, Connection, Waiting};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
-    Client, HOUR, answer_once, eventually, fill, handing_over, on, rounds, tcp, transports,
+    Client, HOUR, answer_once, echo, eventually, fill, handing_over, on, rounds, tcp, transports,
     unix_address, waits,
 };
 
@@ -19,6 +23,8 @@ crate::on_every_runtime!(
     a_slow_reader_gets_a_large_reply_whole,
     a_slow_reader_gets_a_large_reply_whole_at_a_stop,
     a_client_that_has_ended_its_side_gets_the_whole_reply,
+    #[cfg(target_os = "linux")]
+    a_copy_of_the_socket_does_not_hold_back_our_end,
     a_client_that_writes_while_it_reads_slowly_gets_the_whole_reply,
     a_client_that_writes_before_it_reads_gets_the_whole_reply,
     a_client_that_goes_on_sending_gets_the_whole_reply,
@@ -133,6 +139,48 @@ async fn a_client_that_has_ended_its_side_gets_the_whole_reply(runtime: TestRunt
         assert_whole(&read_slowly(&mut client));
         assert_eq!(running.await.unwrap().completed, 1);
     }
+}
+
+/// To close our descriptor sends the end only where it is the last: a forked child has one, too.
+#[cfg(target_os = "linux")]
+async fn a_copy_of_the_socket_does_not_hold_back_our_end(runtime: TestRuntime) {
+    let server = tcp(runtime).bind().await.unwrap();
+    let running = server.spawn(echo);
+    let mut client = Client::of(&running);
+    assert_eq!(client.ask("hello"), "hello");
+    let copy = copy_of_the_servers_socket(&client);
+    client.finish();
+    assert_eq!(client.rest(), "");
+    drop(copy);
+    assert_eq!(running.shutdown().await.unwrap().completed, 1);
+}
+
+/// Another descriptor of the socket at the server's end, which this process has, too.
+#[cfg(target_os = "linux")]
+fn copy_of_the_servers_socket(client: &Client) -> OwnedFd {
+    use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+    let Client::Tcp(client) = client else {
+        panic!("only peers of TCP have a name");
+    };
+    let this_process = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let number = entry
+            .unwrap()
+            .file_name()
+            .to_str()
+            .unwrap()
+            .parse()
+            .unwrap();
+        // Others close theirs meanwhile, or are no sockets.
+        let Ok(copy) = pidfd_getfd(&this_process, number, PidfdGetfdFlags::empty()) else {
+            continue;
+        };
+        let copy = TcpStream::from(copy);
+        if copy.peer_addr().ok() == client.local_addr().ok() {
+            return copy.into();
+        }
+    }
+    panic!("the server has no socket for this client");
 }
 
 /// What comes after our end must not find the socket closed while the reply is under way.
