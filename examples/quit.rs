@@ -1,8 +1,9 @@
 //! A line server that a client can stop.
 //!
 //! It echoes each line, answers `slow` after two seconds, and `quit` with `bye`; then it stops:
-//! idle clients see the end at once, who waits for an answer gets it first. Ctrl-C and SIGTERM stop
-//! it, too; a second one aborts. Exit status: 0 clean, 1 connections aborted, 2 cannot listen.
+//! idle clients see the end at once, a client that waits for an answer gets it first. Ctrl-C and
+//! SIGTERM stop it, too; a second one aborts. Exit status: 0 clean, 1 connections aborted, 2 cannot
+//! listen.
 //!
 //! ```sh
 //! cargo run --example quit                    # 127.0.0.1:8888

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, ToSocketAddrs};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::SocketAddr as UnixAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 /// Where a server listens, or where a peer comes from.
 ///
-/// What an `Address` prints, it parses: `127.0.0.1:8888`, `[::1]:8888`, `localhost:8888`,
+/// What an `Address` prints, it parses: `127.0.0.1:8888`, `[::1]:8888`, `localhost:8888`, `:8888`,
 /// `unix:/run/app.sock`, `unix:@abstract`, `custom:NAME`. In the name of a Unix socket every byte
 /// that is not printable ASCII, and `%` itself, is written `%XX`; a path that begins with `@` is
 /// written `unix:%40…`, because a bare `@` means the abstract namespace.
@@ -29,8 +29,8 @@ use std::str::FromStr;
 pub enum Address {
     /// An IP address and a port.
     Tcp(SocketAddr),
-    /// A host name and a port, resolved when the server binds. A bound server and a peer never
-    /// have one.
+    /// A host name and a port, resolved when the server binds; an empty name, as in `:8888`, is every
+    /// address of this machine, of both families. A bound server and a peer never have one.
     Host(String, u16),
     /// A Unix socket in the file system.
     Unix(PathBuf),
@@ -71,6 +71,7 @@ impl Address {
         }
     }
 
+    /// The address of a Unix socket as the standard library gives it.
     pub(crate) fn from_unix(address: &UnixAddr) -> Self {
         if let Some(path) = address.as_pathname() {
             return Self::Unix(path.to_path_buf());
@@ -136,8 +137,9 @@ impl FromStr for Address {
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| malformed(text))?;
         let port = port.parse().map_err(|_| malformed(text))?;
-        // A colon left in the host is an IPv6 address without its brackets, or a mistake.
-        if host.is_empty() || host.contains([':', '/', ' ', '[', ']']) {
+        // A colon left in the host is an IPv6 address without its brackets, or a mistake. No host at
+        // all stands for every address of this machine.
+        if host.contains([':', '/', ' ', '[', ']']) {
             return Err(malformed(text));
         }
         Ok(Self::Host(host.to_owned(), port))
@@ -150,6 +152,27 @@ impl From<SocketAddr> for Address {
     }
 }
 
+/// For clients: an address of TCP as it is, a host name resolved, which blocks; an empty name is this
+/// machine's loopback.
+///
+/// # Errors
+/// `InvalidInput` for an address that is not of TCP; the resolver's.
+impl ToSocketAddrs for Address {
+    type Iter = std::vec::IntoIter<SocketAddr>;
+
+    fn to_socket_addrs(&self) -> io::Result<Self::Iter> {
+        match self {
+            Self::Tcp(address) => Ok(vec![*address].into_iter()),
+            Self::Host(host, port) if host.is_empty() => ("localhost", *port).to_socket_addrs(),
+            Self::Host(host, port) => (host.as_str(), *port).to_socket_addrs(),
+            other => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("`{other}` is no address of TCP: expected HOST:PORT"),
+            )),
+        }
+    }
+}
+
 /// What [`Builder::listen`](crate::Builder::listen) takes: text, a socket address, an IP address
 /// or a host name with a port, an [`Address`].
 ///
@@ -158,6 +181,7 @@ impl From<SocketAddr> for Address {
 pub struct Target(Result<Address, String>);
 
 impl Target {
+    /// The address, or the error of text that is none, which `bind` gives.
     pub(crate) fn into_address(self) -> io::Result<Address> {
         self.0.map_err(|text| malformed(&text))
     }
@@ -199,11 +223,12 @@ impl<I: Into<IpAddr>> From<(I, u16)> for Target {
     }
 }
 
-/// In place of a peer that has no address.
+/// The compact form of `Address::Unnamed`: no peer connects from it.
 pub(crate) const NO_ADDRESS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
 
-/// The compact form of an address, which most peers have, and whether it came as one of IPv6; a
-/// longer address is given back as it is.
+/// The compact form of an address, which takes 6 bytes, and whether it stands for an IPv6 address
+/// that maps it (`::ffff:a.b.c.d`, as peers of a dual-stack listener have). Most peers have one;
+/// any other address is given back as it is.
 pub(crate) fn shorten(address: Address) -> Result<(SocketAddrV4, bool), Address> {
     let short = match &address {
         Address::Unnamed => return Ok((NO_ADDRESS, false)),
@@ -221,7 +246,7 @@ pub(crate) fn shorten(address: Address) -> Result<(SocketAddrV4, bool), Address>
         .ok_or(address)
 }
 
-/// The address of which this is the compact form.
+/// The address that [`shorten`] made this compact form of.
 pub(crate) fn lengthen(address: SocketAddrV4, is_mapped: bool) -> Address {
     if address == NO_ADDRESS {
         Address::Unnamed
@@ -232,6 +257,7 @@ pub(crate) fn lengthen(address: SocketAddrV4, is_mapped: bool) -> Address {
     }
 }
 
+/// The error of text that is no address.
 fn malformed(text: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidInput,
@@ -239,6 +265,7 @@ fn malformed(text: &str) -> io::Error {
     )
 }
 
+/// Writes the name of a Unix socket: `%XX` for each byte that is not printable ASCII, and for `%`.
 fn escape(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
     for &byte in bytes {
         match byte {
@@ -250,6 +277,7 @@ fn escape(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
     Ok(())
 }
 
+/// Reads what [`escape`] wrote; `None` where two hexadecimal digits do not follow a `%`.
 fn unescape(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = OsStr::new(text).as_bytes();
@@ -281,6 +309,7 @@ mod tests {
             Address::Tcp("[::1]:80".parse().unwrap()),
             Address::Tcp("[fe80::1%3]:80".parse().unwrap()),
             Address::Host("localhost".into(), 8080),
+            Address::Host(String::new(), 8080),
             Address::Custom("memory 1".into()),
         ];
         for name in [
@@ -308,7 +337,7 @@ mod tests {
     fn text_that_is_no_address_is_named_in_the_error() {
         for text in [
             "",
-            ":80",
+            ":",
             "127.0.0.1",
             "host:",
             "host:port",

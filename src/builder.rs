@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::address::Target;
 use crate::config::Config;
+use crate::idle::IdleWhen;
 use crate::listener::bind::Source;
 use crate::listener::{Adopted, Listener};
 #[cfg(feature = "async-std")]
@@ -142,10 +143,24 @@ impl<R: Runtime> Builder<R> {
         self
     }
 
-    /// How long, beside the drain, the shut door is kept for peers whose handshake is not finished:
-    /// a round trip or so; 0 by default.
-    pub fn sweep(mut self, span: impl Into<Option<Duration>>) -> Self {
-        self.config.sweep = span.into().unwrap_or_default();
+    /// How long at most a listener that is shut is kept, beside the drain, for peers whose handshake
+    /// was under way when it was shut; 3.5 s by default, which is two retransmissions and a round
+    /// trip. Such a peer believes to be connected, and would be reset.
+    ///
+    /// The listener is closed as soon as there is none of them any more, which is mostly at once, and
+    /// at the [`deadline`](Self::deadline) in any case. Until then new peers are refused, and the port
+    /// cannot be bound again. `None` does not wait. It has an effect on TCP on Linux, where the kernel
+    /// tells of handshakes under way (not of those by SYN cookie), and on listeners that can be shut:
+    /// not [adopted](Self::adopt) ones.
+    pub fn handshake_grace(mut self, grace: impl Into<Option<Duration>>) -> Self {
+        self.config.handshake_grace = grace.into().unwrap_or_default();
+        self
+    }
+
+    /// Declares when connections are idle, for all of this server: see [`IdleWhen`]. A connection may
+    /// [declare](crate::Connection::idle_when) otherwise for itself.
+    pub fn idle_when(mut self, when: IdleWhen) -> Self {
+        self.config.idle_when = Some(when);
         self
     }
 
@@ -228,7 +243,8 @@ impl<R: Runtime> Builder<R> {
     /// that are idle otherwise; on few, or busy, cores workers that share their work do better.
     /// Connections of a Unix socket, of an [adopted](Self::adopt) one and of a transport of one's
     /// own, of which there is one, are dealt out in turn. A port on which somebody listens already
-    /// is an error as ever, unless [`reuse_port`](Self::reuse_port) is set.
+    /// is an error as ever, unless [`reuse_port`](Self::reuse_port) is set. The handler is cloned for
+    /// each worker when serving begins, and from there for every connection.
     #[cfg(target_os = "linux")]
     pub fn sharded(mut self, yes: bool) -> Self {
         self.config.sharded = yes;

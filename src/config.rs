@@ -3,10 +3,15 @@
 use std::io;
 use std::time::Duration;
 
+use crate::idle::IdleWhen;
+
 /// Docker and most supervisors kill ten seconds after the signal; two are left for the rest.
 const DEADLINE: Duration = Duration::from_secs(8);
 /// A client that has just connected mostly has its first request on the way.
 const FIRST_BYTE_GRACE: Duration = Duration::from_secs(1);
+/// A SYN-ACK that is lost is sent again after 1 s, and the second after 2 s more; then the answer
+/// needs a round trip. With 1 % of the packets lost a grace of 1 s resets one client in a thousand.
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(3500);
 /// nginx's `lingering_timeout` is 5 s and Apache's 2 s; a peer that makes no progress for that long
 /// has stopped reading.
 const LINGER: Duration = Duration::from_secs(2);
@@ -31,7 +36,9 @@ pub(crate) struct Config {
     pub(crate) linger: Duration,
     pub(crate) linger_total: Duration,
     pub(crate) lame_duck: Duration,
-    pub(crate) sweep: Duration,
+    pub(crate) handshake_grace: Duration,
+    /// `None` where nothing was declared, which is `Answered`.
+    pub(crate) idle_when: Option<IdleWhen>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) first_byte_timeout: Option<Duration>,
     pub(crate) max_age: Option<Duration>,
@@ -63,7 +70,8 @@ impl Default for Config {
             linger: LINGER,
             linger_total: LINGER_TOTAL,
             lame_duck: Duration::ZERO,
-            sweep: Duration::ZERO,
+            handshake_grace: HANDSHAKE_GRACE,
+            idle_when: None,
             idle_timeout: None,
             first_byte_timeout: None,
             max_age: None,

@@ -11,7 +11,7 @@ use futures_lite::future;
 
 use crate::address::Address;
 use crate::config::zero;
-use crate::connection::{Connection, ReadHalf, WriteHalf};
+use crate::connection::{Connection, Control, ReadHalf, WriteHalf};
 use crate::drain;
 use crate::lifecycle::{Phase, Reason, State};
 use crate::progress::DrainProgress;
@@ -258,6 +258,17 @@ macro_rules! handle {
     };
 }
 
+impl Control {
+    /// The server's handle. This one knows its connection: see [`Handle::closed`].
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle {
+            shared: self.server().clone(),
+            connection: Some(self.id()),
+        }
+    }
+}
+
 handle!(Connection, self => self.state());
 handle!(ReadHalf, self => self.state());
 handle!(WriteHalf, self => self.state());
@@ -289,9 +300,9 @@ impl SelfWaiter {
             // Once only they are left it stays so: no peer is accepted any more. So all are told the
             // same.
             if shared.is_closed_to_peers() && shared.registry.only_self_waiters() {
-                shared
-                    .report_for_self_waiters
-                    .get_or_init(|| shared.build_report());
+                // Built first: the clock is code of others, which may wait for the same report.
+                let report = shared.build_report();
+                let _is_first = shared.report_for_self_waiters.set(report);
                 notify(&shared.registry.empty);
             }
             if let Some(report) = shared.report_for_self_waiters.get() {

@@ -1,5 +1,7 @@
-//! The user's code for one connection.
+//! What a handler may be, and what it may return.
 
+use std::error::Error;
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -86,7 +88,7 @@ where
 #[diagnostic::on_unimplemented(
     message = "a connection handler cannot return `{Self}`",
     label = "expected a handler that returns `()` or `io::Result<()>`",
-    note = "other errors become one with `io::Error::other`"
+    note = "every error that can be boxed will do with `gracious::fallible(handler)`"
 )]
 pub trait Outcome: sealed::Sealed + Send {
     #[doc(hidden)]
@@ -105,6 +107,75 @@ impl Outcome for io::Result<()> {
     }
 }
 
+/// Makes a handler of one whose errors are any that can be boxed: `Box<dyn Error>`, `anyhow`'s, one's
+/// own. The server counts and logs them as it does an `io::Error`.
+///
+/// ```
+/// # fn main() -> std::io::Result<()> { async_std::task::block_on(async {
+/// use std::error::Error;
+///
+/// use futures_lite::AsyncBufReadExt;
+/// use gracious::{Connection, Server, fallible};
+///
+/// async fn add(mut conn: Connection) -> Result<(), Box<dyn Error + Send + Sync>> {
+///     let mut line = String::new();
+///     conn.read_line(&mut line).await?;
+///     let _number: u64 = line.trim().parse()?;
+///     Ok(())
+/// }
+///
+/// let server = Server::bind("127.0.0.1:0").await?;
+/// # server.handle().shutdown();
+/// server.serve(fallible(add)).await?;
+/// # Ok(()) }) }
+/// ```
+pub fn fallible<F, Fut, E>(
+    handler: F,
+) -> impl FnOnce(Connection) -> Fallible<Fut> + Clone + Send + 'static
+where
+    F: FnOnce(Connection) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = Result<(), E>>,
+    E: Into<Box<dyn Error + Send + Sync>>,
+{
+    move |connection| Fallible {
+        future: handler(connection),
+    }
+}
+
+pin_project! {
+    /// The future of a handler that [`fallible`] made.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Fallible<Fut> {
+        #[pin]
+        future: Fut,
+    }
+}
+
+impl<Fut, E> Future for Fallible<Fut>
+where
+    Fut: Future<Output = Result<(), E>>,
+    E: Into<Box<dyn Error + Send + Sync>>,
+{
+    type Output = io::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = ready!(self.project().future.poll(cx));
+        // An `io::Error` stays what it is: the log tells a peer's reset by its kind.
+        let into_io = |error: E| match error.into().downcast::<io::Error>() {
+            Ok(error) => *error,
+            Err(error) => io::Error::other(error),
+        };
+        Poll::Ready(result.map_err(into_io))
+    }
+}
+
+impl<Fut> fmt::Debug for Fallible<Fut> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fallible").finish_non_exhaustive()
+    }
+}
+
+/// Keeps `Outcome` to the two types that it has, so that a third can be added later.
 mod sealed {
     pub trait Sealed {}
     impl Sealed for () {}
@@ -112,7 +183,9 @@ mod sealed {
 }
 
 pin_project! {
-    // An `async` block in its place would hold the handler's future twice.
+    /// A handler's future, with its output made an `io::Result`.
+    // An `async` block in its place would have room for the handler's future twice: as what it has
+    // captured and as what it awaits.
     pub(crate) struct Returning<Fut> {
         #[pin]
         pub(crate) future: Fut,

@@ -11,7 +11,7 @@
 //! async fn main() -> io::Result<()> {
 //!     let server = Server::bind("127.0.0.1:8888").await?; // peers can connect from here on
 //!     println!("{server}"); // bound on 127.0.0.1:8888
-//!     let report = server.serve(talk).await?; // until somebody says `quit`
+//!     let report = server.serve(talk).await?; // until a client says `quit`
 //!     println!("{report}"); // stopped (requested) after 9.4s: 3 accepted, 3 completed; …
 //!     Ok(())
 //! }
@@ -39,9 +39,9 @@
 //!
 //! A [`Server`] is a set of bound listeners and a configuration, both of which a [`Builder`] can
 //! spell out. To *serve* it consumes it: the accept loop becomes a task of the runtime, and every
-//! [`Connection`] gets a clone of the [`Handler`], mostly an `async fn`, and a task of its own. From
-//! the accept call until its socket is closed a connection is tracked, whatever becomes of its
-//! handler: that it returns, fails, panics, or is dropped.
+//! [`Connection`] gets a clone of the [`Handler`], mostly an `async fn`, and a task of its own.
+//! From the accept call until its socket is closed a connection is tracked, whether its handler
+//! returns, fails, panics or is dropped.
 //!
 //! There are three ways to serve. [`Server::serve`] is awaited to the end; [`Server::spawn`] gives
 //! a [`Running`] server in the background; [`Server::serve_until`] serves for as long as a piece of
@@ -49,42 +49,46 @@
 //! stop: nothing goes on that nobody asked for.
 //!
 //! The [`Handle`] of a server can be cloned and taken anywhere. It stops the server, pauses it,
-//! changes its limits and tells about it: how many are there, what they do, what has happened. What
-//! has to stop together is a [`ServerSet`].
+//! changes its limits, and shows its connections, its counts and what happens in it. Servers that
+//! have to stop together are a [`ServerSet`].
 //!
 //! Sockets and timers are those of `async-io`, the reactor that async-std and smol share. The
 //! executor is a [`Runtime`], a value that can spawn and sleep: `AsyncStd`, `Smol`, or one's own.
 //! On Linux a server can bring threads of its own instead, with a poller of its own, for the same
-//! handlers at a lower price: `Builder::workers`, and `Server::serve_local` for handlers that are not
-//! `Send`.
+//! handlers at a lower price: `Builder::workers`, and `Server::serve_local` for handlers that are
+//! not `Send`.
 //!
 //! # The stop
 //!
-//! Somebody asks for it: a handler, a [`Handle`], a signal, the end of the work of `serve_until`, a
-//! dropped future. The first reason is kept, the call returns at once, and
+//! It begins with a request: of a handler, a [`Handle`], a signal, the end of the work of
+//! `serve_until`, or a dropped future. The first reason is kept, the call returns at once, and
 //! [`Handle::is_serving`] is false from there on. If there is a
-//! [`lame_duck`](Builder::lame_duck) time, peers are still taken in until it has passed, so that a
-//! load balancer can look away.
+//! [`lame_duck`](Builder::lame_duck) time, peers are still accepted until it has passed, so that a
+//! load balancer can look elsewhere.
 //!
-//! Then the door is shut, at all listeners before anybody waits. The paths of Unix sockets are
-//! removed, new connects kept out, those in the queue taken in, the listeners closed. A successor
-//! can bind the port now. The [`deadline`](Builder::deadline) runs from here.
+//! Then the door is shut, at all listeners before anything waits: the paths of Unix sockets are
+//! removed, new connects are refused, the peers in the queues of the kernel are accepted, and the
+//! listeners closed, so that a successor can bind the port. A client that is one packet short of
+//! being in such a queue believes to be connected already. For it the listener stays, shut, beside
+//! all that follows, until the handshake is over, for [some seconds](Builder::handshake_grace) at
+//! most. (That is so for TCP on Linux; `docs/promises.md` names what is excepted.) The
+//! [`deadline`](Builder::deadline) runs from the shutting of the door.
 //!
-//! Only now connections are told. Reads of an *idle* one end, as if its peer had hung up: everything
-//! it had sent was answered. A *busy* one goes on, since there is input that it has not consumed, or
-//! consumed and not answered yet; it becomes idle with its next reply, and ends then. One that has
-//! just connected may still say its first word for a [moment](Builder::first_byte_grace). A handler
-//! in which requests and replies take turns needs no code for any of this; others say what they are
-//! with [`Connection::busy`] or [`Connection::manual_drain`], and all can await
-//! [`Connection::shutdown_requested`].
+//! Only now connections are asked to end. Reads of an *idle* one end, as if its peer had hung up:
+//! everything it had sent was answered. A *busy* one goes on, since there is input that its handler
+//! has not consumed, or has consumed and not answered yet; it becomes idle with its next reply, and
+//! ends then. One that has just connected may still send its first byte for a
+//! [moment](Builder::first_byte_grace). A handler in which requests and replies take turns needs no
+//! code for any of this; others declare themselves with [`Connection::idle_when`]
+//! or [`Connection::busy`], and all can await [`Connection::shutdown_requested`].
 //!
 //! When a handler has returned, its peer is sent our end, and read from until it has taken
-//! everything that was written or has hung up; a socket closed before would destroy what is still on
-//! its way. Peers that make no progress are waited for only [so long](Builder::linger).
+//! everything that was written or has hung up; a socket closed before would destroy what is still
+//! on its way. Peers that make no progress are waited for only [so long](Builder::linger).
 //!
-//! When the last connection is closed, everybody who waits gets the [`Report`]. If the deadline
-//! comes first, or a second signal, or [`Handle::abort`], the handlers that are left are dropped,
-//! their sockets closed, and they are named in it.
+//! When the last connection is closed, [`Handle::closed`] and the future of `serve` give the
+//! [`Report`]. If the deadline comes first, or a second signal, or [`Handle::abort`], the handlers
+//! that are left are dropped, their sockets closed, and they are named in the report.
 //!
 //! # What it does not do
 //!
@@ -93,10 +97,10 @@
 //!   [tracked](Handle::track).
 //! - It cannot end a handler that blocks its thread. The socket is shut down under it and `serve`
 //!   returns without it.
-//! - It does not outlive its process: a `main` that returns while a server drains cuts it off. Await
-//!   [`Server::serve`], [`Running::shutdown`] or [`Handle::closed`].
-//! - It does not end protocols that read while they answer by itself, such as HTTP/2: it could not
-//!   tell when they are idle. They have to declare it.
+//! - It does not outlive its process: a `main` that returns while a server drains ends it there.
+//!   Await [`Server::serve`], [`Running::shutdown`] or [`Handle::closed`].
+//! - It cannot see for itself when a protocol that reads while it answers, such as HTTP/2, is idle.
+//!   Such a handler has to declare it.
 //! - It runs on Unix: Linux is what it is tested on, FreeBSD and macOS what it is compiled for.
 //!
 //! # Features
@@ -107,6 +111,7 @@
 //!   has been discontinued; code that runs on it can use this and move to smol later.
 //! - `smol`: the runtime `Smol`. `Server::with_runtime(Smol)` stands for `Server::builder()` then.
 //! - `signals` (default): `Builder::stop_on_signals`.
+//! - `http`: the module `web`, HTTP/1 and HTTP/2.
 
 #![deny(unsafe_code)]
 
@@ -118,8 +123,10 @@ mod connection;
 mod drain;
 mod handle;
 mod handler;
+mod idle;
 mod lifecycle;
 mod listener;
+mod log;
 mod progress;
 mod report;
 mod runtime;
@@ -132,13 +139,19 @@ mod socket;
 mod sync;
 mod track;
 mod transport;
+#[cfg(feature = "http")]
+pub mod web;
 mod workers;
 
 pub use address::{Address, Target};
 pub use builder::Builder;
-pub use connection::{Busy, Connection, Detached, EndedBy, Lines, ReadHalf, WriteHalf};
+pub use connection::{
+    Busy, Connection, Control, Detached, EndedBy, Lines, ReadHalf, ReuniteError, WindDown,
+    WriteHalf,
+};
 pub use handle::Handle;
-pub use handler::{Handler, Outcome};
+pub use handler::{Fallible, Handler, Outcome, fallible};
+pub use idle::IdleWhen;
 pub use lifecycle::{Reason, State};
 pub use listener::{Adopted, Listener};
 pub use progress::{DrainProgress, Progress};

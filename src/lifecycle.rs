@@ -1,18 +1,22 @@
-//! The latch that a server stops by: a phase that only rises, the first reason, the earliest
-//! deadline.
+//! The states of a server, and the latch that stops it: a phase that only rises, the first reason,
+//! the earliest deadline.
 //!
-//! 1. The phase is stored before the event is notified, and a waiter looks at the phase again
-//!    after it began to listen: no request is lost between the two.
-//! 2. Nothing here waits but in the futures, so a request can be made from anywhere.
+//! 1. `Latch::advance` raises the phase first and notifies the event afterwards; a future that
+//!    waits begins to listen first and looks at the phase afterwards. Swapped on either side, a
+//!    rise between the two acts would wake no future.
+//! 2. The phase never falls, so of any number of threads that raise it to the same height exactly
+//!    one is told by `advance` that it has.
+//! 3. Only futures wait. A request for a shutdown takes one lock for a few instructions, so it can
+//!    be made from any thread, and from a handler.
 
 use std::fmt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use event_listener::{Event, EventListener};
 
-use crate::sync::lock;
+use crate::sync::{MutexGuard, lock, notify};
 
 /// Why a server stopped. The first reason is kept; later ones are ignored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,9 +73,9 @@ pub enum State {
     Bound,
     /// Accepting.
     Serving,
-    /// Serving those inside; new peers wait in the kernel's queue.
+    /// Serving the open connections; new peers wait in the kernel's queue.
     Paused,
-    /// Asked to stop; those inside finish.
+    /// Asked to stop; the open connections finish.
     Draining,
     /// Every handler is being dropped, every socket closed.
     Aborting,
@@ -80,7 +84,8 @@ pub enum State {
 }
 
 impl State {
-    /// How far it is on the way to the end.
+    /// How far this state is on the way to the end; of two states the one with the higher rank is
+    /// the later.
     pub(crate) fn rank(self) -> u8 {
         match self {
             Self::Bound => 0,
@@ -105,6 +110,7 @@ impl fmt::Display for State {
     }
 }
 
+/// A [`State`] without what can change back: a paused server is `Serving`, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Phase {
@@ -116,6 +122,7 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
+    /// All phases, each at the index that is its number.
     const ALL: [Self; 5] = [
         Self::Bound,
         Self::Serving,
@@ -125,19 +132,22 @@ impl Phase {
     ];
 }
 
+/// Where a server is in its life, and what has been asked of it.
 #[derive(Debug, Default)]
 pub(crate) struct Latch {
+    /// A `Phase`, by its number.
     phase: AtomicU8,
-    /// Notified at every rise of the phase and whenever the request changes.
+    /// Notified at every rise of the phase, and at every change of the request that moves a
+    /// deadline.
     changed: Event,
     request: Mutex<Request>,
 }
 
-/// What has been asked for.
+/// What has been asked of a server, and when the steps of its stop were made.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Request {
     pub(crate) reason: Option<Reason>,
-    /// When the first request came.
+    /// When the first request to stop came.
     pub(crate) asked: Option<Instant>,
     /// The earliest instant that a `shutdown_within` named.
     pub(crate) before: Option<Instant>,
@@ -148,8 +158,8 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// The earliest of the deadlines that were given: the configured `span` after the listeners were
-    /// `shut`, and the instant that a `shutdown_within` named.
+    /// The earliest of the deadlines that were given: the configured `span` after the listeners
+    /// were `shut`, and the instant that a `shutdown_within` named.
     pub(crate) fn deadline(
         &self,
         span: Option<Duration>,
@@ -164,28 +174,33 @@ impl Request {
 
 impl Latch {
     pub(crate) fn phase(&self) -> Phase {
+        // `SeqCst` pairs with the `fetch_max` in `advance`: a thread that began to listen before
+        // this load sees the new phase here, or is notified of it (invariant 1).
         Phase::ALL[usize::from(self.phase.load(SeqCst))]
     }
 
     /// Raises the phase; `false` where it was as high already.
     pub(crate) fn advance(&self, to: Phase) -> bool {
+        // `SeqCst` pairs with the load in `phase`.
         let risen = self.phase.fetch_max(to as u8, SeqCst) < to as u8;
         if risen {
-            self.changed.notify(usize::MAX);
+            notify(&self.changed);
         }
         risen
     }
 
-    /// Asks for a shutdown; `true` for the first to ask.
+    /// Asks for a shutdown, over at the instant `before` if there is one; `true` for the first
+    /// request of all.
     pub(crate) fn ask(&self, reason: Reason, now: Instant, before: Option<Instant>) -> bool {
         let first = self.note(reason, now, before);
         if !self.advance(Phase::Draining) && before.is_some() {
-            self.changed.notify(usize::MAX);
+            // The drain is under way, and its deadline may be earlier now.
+            notify(&self.changed);
         }
         first
     }
 
-    /// Takes down what is asked for, and leaves the phase as it is; `true` for the first to ask.
+    /// Records a request, and leaves the phase as it is; `true` for the first request of all.
     pub(crate) fn note(&self, reason: Reason, now: Instant, before: Option<Instant>) -> bool {
         let mut request = self.request();
         request.before = earliest(request.before, before);
@@ -197,16 +212,18 @@ impl Latch {
         first
     }
 
-    /// Records when the listeners were shut, once.
+    /// Records when the listeners were shut. The first call counts: the deadline runs from it.
     pub(crate) fn shut_at(&self, now: Instant) {
         self.request().shut.get_or_insert(now);
-        self.changed.notify(usize::MAX);
+        notify(&self.changed);
     }
 
     pub(crate) fn request(&self) -> MutexGuard<'_, Request> {
         lock(&self.request)
     }
 
+    /// Begins to listen for changes of the phase and of the request. The caller looks at both
+    /// afterwards, not before: see invariant 1.
     pub(crate) fn listen(&self) -> EventListener {
         self.changed.listen()
     }
@@ -223,7 +240,7 @@ impl Latch {
     }
 }
 
-/// The earlier of two instants of which either may not be.
+/// The earlier of two instants, each of which may be missing.
 fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     one.into_iter().chain(other).min()
 }

@@ -11,7 +11,7 @@ use futures_lite::{Stream, future, stream};
 use crate::lifecycle::Phase;
 use crate::shared::Shared;
 
-/// How often an item with the time left comes where nothing else changes.
+/// How long after one item the next comes, where the number of what is left does not change.
 const TICK: Duration = Duration::from_millis(100);
 
 /// How far a drain has come.
@@ -42,7 +42,8 @@ impl DrainProgress {
     }
 }
 
-/// Waits for the next item; gives with it whether it is the last.
+/// Waits for the item after one whose number was `last`, if there was one; gives with it whether it
+/// is the final one.
 async fn next(shared: &Shared, last: Option<u64>) -> (Progress, bool) {
     shared.latch.reached(Phase::Draining).await;
     let tick = async {
@@ -53,6 +54,8 @@ async fn next(shared: &Shared, last: Option<u64>) -> (Progress, bool) {
     };
     let changed = async {
         loop {
+            // Listening begins before the number is looked at: swapped, a connection that ends
+            // between the two acts would be heard of with the next tick only.
             let (ended, stopped) = (shared.permits.released.listen(), shared.latch.listen());
             if shared.latch.phase() == Phase::Closed || Some(shared.registry.left()) != last {
                 return;
@@ -61,7 +64,8 @@ async fn next(shared: &Shared, last: Option<u64>) -> (Progress, bool) {
         }
     };
     future::or(changed, tick).await;
-    // Looked at before the number: what comes after the end is zero.
+    // The phase is loaded before the number: once the phase is `Closed` the number is 0. Swapped,
+    // the final item could say that some are left.
     let over = shared.latch.phase() == Phase::Closed;
     let now = shared.clock.now();
     let progress = Progress {

@@ -130,13 +130,22 @@ impl fmt::Display for Report {
     }
 }
 
-impl Termination for Report {
-    fn report(self) -> ExitCode {
+impl Report {
+    /// The exit status that this report stands for as the value of `main`: 0 when nothing was aborted,
+    /// else 1. For a `main` with more to say.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
         if self.stats.aborted == 0 {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
         }
+    }
+}
+
+impl Termination for Report {
+    fn report(self) -> ExitCode {
+        self.exit_code()
     }
 }
 
@@ -246,7 +255,7 @@ pub struct ConnectionInfo {
     pub bytes_out: u64,
 }
 
-/// A listener, as [`Handle::listeners`] shows it.
+/// A listener, as [`Handle::listeners`](crate::Handle::listeners) shows it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ListenerInfo {

@@ -109,7 +109,8 @@ impl<R: Runtime> Server<R> {
     ///
     /// # Errors
     /// That of a listener that could not go on, after an ordinary drain; the report is then at
-    /// [`Handle::closed`].
+    /// [`Handle::closed`]. Also that of a handler that panicked when it was cloned for the workers of
+    /// a [sharded](crate::Builder::sharded) server, before it served.
     ///
     /// ```
     /// # fn main() -> std::io::Result<()> { async_std::task::block_on(async {
@@ -202,7 +203,7 @@ impl<R: Runtime> Server<R> {
         Fut: Future<Output: Outcome> + 'static,
     {
         self.start(true, |executor, shared| {
-            Arc::new(LocalLauncher::new(executor, shared, factory))
+            Ok(Arc::new(LocalLauncher::new(executor, shared, factory)))
         })
     }
 
@@ -217,8 +218,8 @@ impl<R: Runtime> Server<R> {
 
     /// [`spawn`](Self::spawn), with a [`Handler`] of a type of one's own.
     pub fn spawn_with(self, handler: impl Handler) -> Running {
-        self.start(false, |executor, _shared| {
-            Arc::new(SendLauncher::new(executor, handler))
+        self.start(false, |executor, shared| {
+            Ok(Arc::new(SendLauncher::new(executor, handler, shared)?))
         })
     }
 
@@ -226,17 +227,18 @@ impl<R: Runtime> Server<R> {
     fn start(
         self,
         local: bool,
-        launcher: impl FnOnce(Executor<R>, &Arc<Shared>) -> Arc<dyn Launcher>,
+        launcher: impl FnOnce(Executor<R>, &Arc<Shared>) -> io::Result<Arc<dyn Launcher>>,
     ) -> Running {
         let shared = &self.shared;
         shared.begin_serving();
-        match self.start_threads(local) {
-            Ok(()) => {
-                let executor = Executor::new(self.runtime.clone(), shared);
-                let launcher = launcher(executor.clone(), shared);
-                executor.spawn(0, Box::pin(drain::run(shared.clone(), launcher)));
-            }
-            Err(error) => abort::fail_start(shared, error),
+        let started = self.start_threads(local).and_then(|()| {
+            let executor = Executor::new(self.runtime.clone(), shared);
+            let launcher = launcher(executor.clone(), shared)?;
+            executor.spawn(0, Box::pin(drain::run(shared.clone(), launcher)));
+            Ok(())
+        });
+        if let Err(error) = started {
+            abort::fail_start(shared, error);
         }
         Running {
             closed: Box::pin(fallback::closed(shared.clone())),

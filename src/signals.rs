@@ -13,6 +13,7 @@ use futures_lite::{StreamExt, future};
 
 use crate::drain::abort;
 use crate::lifecycle::{Phase, Reason};
+use crate::log;
 use crate::shared::Shared;
 use crate::sync::lock;
 

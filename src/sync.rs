@@ -1,24 +1,157 @@
 //! Locks, events and wakers, as the whole crate uses them.
+//!
+//! No code of others runs under a lock of this crate: such code may call this crate, which would wait
+//! for a lock that its own thread holds, and such code may block, and with it all threads that want
+//! the lock. Code of others are handlers, wakers, loggers, a user's runtime with its clock, a user's
+//! listeners, and all of their destructors. In debug builds a machine checks this: each thread counts
+//! the locks that it holds, and [`assert_unlocked`] stands wherever code of others is about to run.
 
+use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{Ordering::SeqCst, fence};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::task::Waker;
 use std::time::Duration;
 
 use event_listener::Event;
 
+/// A lock that this thread holds, and counts in debug builds.
+#[derive(Debug)]
+pub(crate) struct Held<G> {
+    guard: G,
+    _counted: Counted,
+}
+
+pub(crate) type MutexGuard<'a, T> = Held<std::sync::MutexGuard<'a, T>>;
+
 /// Locks, whether or not a thread panicked under this lock before: nothing that this crate guards is
 /// left half changed by a panic.
+#[inline]
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    Held::new(mutex.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// As [`lock`], of a lock that many may read under at once.
+#[inline]
+pub(crate) fn read<T: ?Sized>(lock: &RwLock<T>) -> Held<RwLockReadGuard<'_, T>> {
+    Held::new(lock.read().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// As [`lock`], of a lock that many may read under at once.
+#[inline]
+pub(crate) fn write<T: ?Sized>(lock: &RwLock<T>) -> Held<RwLockWriteGuard<'_, T>> {
+    Held::new(lock.write().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Locks what is the user's own, to run its code: the exception to the rule above, so it is not
+/// counted. Nothing else of this crate is guarded by such a lock, and only one operation on one
+/// connection waits for it.
+#[inline]
+pub(crate) fn lock_for_user<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    assert_unlocked();
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Notifies all who listen, if anybody does: without a listener `Event` allocates a list to find it
+/// Code of others runs next. In debug builds this panics where the thread holds a lock of this crate.
+#[inline]
+#[track_caller]
+pub(crate) fn assert_unlocked() {
+    // A panic during a panic would end the process.
+    debug_assert!(
+        Counted::count() == 0 || std::thread::panicking(),
+        "code of others would run under a lock"
+    );
+}
+
+impl<G> Held<G> {
+    #[inline]
+    fn new(guard: G) -> Self {
+        Self {
+            guard,
+            _counted: Counted::new(),
+        }
+    }
+}
+
+impl<G: Deref> Deref for Held<G> {
+    type Target = G::Target;
+
+    #[inline]
+    fn deref(&self) -> &G::Target {
+        &self.guard
+    }
+}
+
+impl<G: DerefMut> DerefMut for Held<G> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut G::Target {
+        &mut self.guard
+    }
+}
+
+use counted::Counted;
+
+/// The locks that this thread holds.
+#[cfg(debug_assertions)]
+mod counted {
+    use std::cell::Cell;
+
+    thread_local! {
+        static COUNT: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// One of them. It counts on the thread that it was made on: a guard never leaves its thread.
+    #[derive(Debug)]
+    pub(super) struct Counted;
+
+    impl Counted {
+        pub(super) fn new() -> Self {
+            COUNT.set(COUNT.get() + 1);
+            Self
+        }
+
+        pub(super) fn count() -> usize {
+            COUNT.get()
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            COUNT.set(COUNT.get() - 1);
+        }
+    }
+}
+
+/// In release builds nothing is counted, and a [`Held`] is the guard that it holds.
+#[cfg(not(debug_assertions))]
+mod counted {
+    #[derive(Debug)]
+    pub(super) struct Counted;
+
+    impl Counted {
+        #[inline]
+        pub(super) fn new() -> Self {
+            Self
+        }
+
+        #[inline]
+        pub(super) fn count() -> usize {
+            0
+        }
+    }
+}
+
+/// Notifies all listeners, if there are any: without a listener `Event` allocates a list to find it
 /// empty.
+///
+/// `Event` wakes under a lock of its own, which `Event::listen` and the end of an `EventListener` take
+/// as well. So neither is done under a lock of this crate: a waker that asks for that lock would wait
+/// for the thread that holds it, and this thread for the waker.
 pub(crate) fn notify(event: &Event) {
-    // Who begins to listen looks afterwards at what was changed before this. Either that look sees
-    // it, or this one the listener.
+    assert_unlocked();
+    // Pairs with the lock that `Event::listen` takes: a future begins to listen first and looks
+    // afterwards at what was changed before this call. Either its look sees the change, or this one
+    // sees its listener.
     fence(SeqCst);
     if event.total_listeners() > 0 {
         event.notify(usize::MAX);
@@ -28,6 +161,7 @@ pub(crate) fn notify(event: &Event) {
 /// Wakes; a waker that panics is its owner's affair, and the others are woken all the same.
 #[inline]
 pub(crate) fn wake_by_ref(waker: &Waker) {
+    assert_unlocked();
     if catch_unwind(AssertUnwindSafe(|| waker.wake_by_ref())).is_err() {
         log::error!(target: "gracious", "a waker panicked");
     }
@@ -35,4 +169,39 @@ pub(crate) fn wake_by_ref(waker: &Waker) {
 
 pub(crate) fn nanos(uptime: Duration) -> u64 {
     u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_of_others_runs_where_no_lock_is_held() {
+        let mutex = Mutex::new(0);
+        *lock(&mutex) += 1;
+        assert_unlocked();
+        drop((lock(&mutex), read(&RwLock::new(0)), write(&RwLock::new(0))));
+        assert_unlocked();
+        // Its own thread's locks are what counts.
+        let _held = lock(&mutex);
+        std::thread::spawn(assert_unlocked).join().unwrap();
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "code of others would run under a lock")]
+    fn under_a_lock_it_does_not() {
+        let mutex = Mutex::new(());
+        let _held = lock(&mutex);
+        wake_by_ref(Waker::noop());
+    }
+
+    /// A transport of the user's own is polled under its lock, and may call this crate from there.
+    #[test]
+    fn a_lock_of_the_users_own_does_not_count() {
+        let (theirs, ours) = (Mutex::new(()), Mutex::new(()));
+        let _held = lock_for_user(&theirs);
+        drop(lock(&ours));
+        assert_unlocked();
+    }
 }

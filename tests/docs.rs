@@ -1,4 +1,5 @@
-//! What `docs/promises.md` names is there: every file that it links, and every test in it.
+//! What `docs/promises.md` names is there: every file that it links, and every test in it. So is what
+//! `docs/architecture.md` names, and what the other pages link.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,8 +13,8 @@ fn every_promise_names_tests_that_are_run() {
     assert!(promises.len() > 16);
     for promise in promises {
         let (title, text) = promise.split_once('\n').unwrap();
-        // Each item is a file, and tests in it.
-        let items: Vec<_> = text.split("\n- ").skip(1).collect();
+        // Each item that begins with a link is a file, and tests in it.
+        let items: Vec<_> = text.split("\n- [").skip(1).collect();
         assert!(!items.is_empty(), "{title}: no tests");
         for item in items {
             let (item, _next) = item.split_once("\n\n").unwrap_or((item, ""));
@@ -29,6 +30,59 @@ fn every_promise_names_tests_that_are_run() {
             }
         }
     }
+}
+
+#[test]
+fn every_link_leads_to_a_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["", "docs", "examples"].map(|folder| root.join(folder));
+    let files = folders
+        .iter()
+        .flat_map(|folder| fs::read_dir(folder).unwrap());
+    let files = files.map(|entry| entry.unwrap().path());
+    for page in files.filter(|file| file.extension().is_some_and(|ending| ending == "md")) {
+        let text = fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1) {
+            let (link, _) = link.split_once(')').expect("the end of a link");
+            let (file, _heading) = link.split_once('#').unwrap_or((link, ""));
+            let is_there = file.contains("://") || page.parent().unwrap().join(file).exists();
+            assert!(is_there, "{}: {link} leads nowhere", page.display());
+        }
+    }
+}
+
+/// Of each file that it links: the functions and types named behind the link, and the numbers of what
+/// must hold.
+#[test]
+fn the_architecture_names_what_is_there() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let text = fs::read_to_string(docs.join("architecture.md")).unwrap();
+    let mut checked = 0;
+    for link in text.split("](../src/").skip(1) {
+        let (file, after) = link.split_once(')').expect("the end of a link");
+        let source = fs::read_to_string(docs.join("../src").join(file)).unwrap();
+        // Up to the next link, or the end of the item.
+        let after = after.split(['[', '\n', '|']).next().unwrap_or_default();
+        for name in after.split('`').skip(1).step_by(2) {
+            let is_there = ["fn", "struct", "enum", "trait"]
+                .iter()
+                .any(|kind| source.contains(&format!("{kind} {name}")));
+            assert!(is_there, "{file}: no {name}");
+            checked += 1;
+        }
+        for number in after
+            .split([' ', ','])
+            .filter(|it| it.parse::<u32>().is_ok())
+        {
+            let stated = format!("//! {number}. ");
+            assert!(
+                source.contains(&stated),
+                "{file}: nothing is numbered {number}"
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked > 60, "{checked}");
 }
 
 /// The names of the tests in a file: of what is marked as one, and of what is given to a macro that

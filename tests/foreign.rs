@@ -1,6 +1,7 @@
-//! Clients that nobody here wrote, against real servers, while they are stopped.
+//! Clients of other projects, against real servers, while these are stopped.
 //!
-//! Each test names what it needs on the machine; `cargo test --all-features -- --ignored` runs them.
+//! Each test names what it needs on the machine; `cargo test --all-features -- --ignored` runs
+//! them.
 #![cfg(all(feature = "async-std", feature = "signals"))]
 
 #[path = "support/program.rs"]
@@ -56,11 +57,11 @@ fn talking(address: &str, text: &str) -> Program {
     client
 }
 
-/// A server on a free port of this process, which keeps its door until handshakes are finished.
+/// A server on a free port of this process, which keeps its listener until handshakes are finished.
 fn here() -> Builder<AsyncStd> {
     Server::builder()
         .listen("127.0.0.1:0")
-        .sweep(Duration::from_millis(100))
+        .handshake_grace(Duration::from_millis(100))
 }
 
 #[track_caller]
@@ -77,7 +78,7 @@ fn port(running: &Running) -> u16 {
     running.handle().local_addrs()[0].as_tcp().unwrap().port()
 }
 
-/// A path that nobody else uses.
+/// A path that nothing else uses.
 fn temporary(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("gracious-{}-{name}", std::process::id()))
 }
@@ -304,7 +305,7 @@ fn curl_gets_a_long_answer_whole_from_a_server_that_stops() {
     };
     let running = bind(here()).spawn(|conn| answer(conn, body));
     let options = "--silent --show-error --limit-rate 8M --output /dev/null --write-out '%{size_download}\\n'";
-    // A body that nobody reads: the server has unread input when it ends.
+    // A body that the handler does not read: the server has unread input when it ends.
     let curl = shell(&format!(
         "curl {options} --http1.0 --data 'never read' http://127.0.0.1:{}/",
         port(&running)
@@ -368,13 +369,13 @@ fn wrk_sees_no_error_when_one_server_hands_over_to_the_next() {
     let (mut running, mut body) = start(here());
     let address = running.handle().local_addrs()[0].clone();
     let wrk = wrk(port(&running), 8);
-    // Whoever knocks while a door is being closed knocks again a second later.
+    // A client whose SYN is dropped while the listener is being closed tries again a second later.
     for _ in 0..3 {
         eventually("some answers", || {
             (body.answered.load(SeqCst) > 100).then_some(())
         });
         let builder = Server::builder().listen(address.clone());
-        let next = start(builder.sweep(Duration::from_millis(100)));
+        let next = start(builder.handshake_grace(Duration::from_millis(100)));
         let report = wait(running.shutdown()).unwrap();
         assert_eq!(report.accepted, report.completed, "{report}");
         (running, body) = next;
@@ -410,7 +411,7 @@ fn haproxy_turns_nobody_away_while_one_server_after_the_other_is_restarted() {
         let count = answered.clone();
         let server = Server::builder()
             .listen(address)
-            .sweep(Duration::from_millis(100));
+            .handshake_grace(Duration::from_millis(100));
         (bind(server).spawn(|conn| reply(conn, count)), answered)
     };
     let mut servers = [start("127.0.0.1:0"), start("127.0.0.1:0")];

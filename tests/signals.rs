@@ -171,7 +171,7 @@ fn sent_two_while_blocked(mut process: Process) {
     }
     process.hear("begun");
     process.signal(Signal::TERM);
-    // Nobody may be left who could tell that it drains.
+    // The server may be gone before it could say that it drains.
     std::thread::sleep(Duration::from_millis(200));
     process.signal(Signal::TERM);
     clients.iter_mut().for_each(is_cut);
@@ -191,7 +191,7 @@ fn sent_sigterm_before_serve(mut process: Process) {
     let mut queued = Client::connect(&address).unwrap();
     queued.send("hello\n");
     process.signal(Signal::TERM);
-    // Who was there before is served.
+    // The client that was there before is served.
     assert_eq!(queued.rest(), "hello\n");
     assert_eq!(process.hear("reason"), "SIGTERM");
     process.ends_with(0);

@@ -66,8 +66,8 @@ impl Shape {
         self.until_the_end
     }
 
-    /// The load never sleeps, so that nobody waits for it to wake up: for servers that have another
-    /// core.
+    /// The load never sleeps, so that no server waits for it to wake up: for servers that have
+    /// another core.
     #[must_use]
     pub const fn sleepless(self) -> Self {
         Self {

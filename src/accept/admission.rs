@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 use futures_lite::AsyncWriteExt;
@@ -11,46 +12,57 @@ use crate::connection::task::{self, Task};
 use crate::connection::{Connection, close};
 use crate::lifecycle::Phase;
 use crate::listener::set::Accepted;
+use crate::log;
 use crate::report::Cause;
 use crate::shared::Shared;
 use crate::shared::connection::{Arrival, ConnectionState};
 use crate::shared::ledger::CloseKind;
+use crate::shared::permits::Reservation;
 use crate::socket::readiness::flag;
-use crate::sync::lock;
 use crate::transport::Transport;
 
 /// Polls for the next peer at a set of listeners; `None` where there is no permit any more.
 ///
-/// Where several sets share a limit, the accept loop that finds a permit looks at all of them in
-/// turn: one set's loop may always be the first to hear of a permit.
+/// Where several sets share a limit, the accept loop that has a permit looks at all of them in turn:
+/// one set's loop may always be the first to hear of a permit.
 pub(super) fn poll_next(
     shared: &Arc<Shared>,
     own: usize,
     cx: &mut Context<'_>,
 ) -> Poll<Option<io::Result<Arc<ConnectionState>>>> {
     let sets = &shared.listener_sets;
-    let shares = sets.len() > 1 && shared.permits.is_limited();
-    let mut next_set = shares.then(|| lock(&shared.next_set));
     // A pause, or a lower limit, may have come while the listeners were quiet.
     if !shared.has_permit() {
         return Poll::Ready(None);
     }
-    let Some(next_set) = &mut next_set else {
-        let accepted = lock(&sets[own]).poll_accept(cx);
+    if sets.len() == 1 || !shared.permits.is_limited() {
+        let accepted = sets[own].poll_accept(cx);
         return accepted.map(|accepted| Some(enter(shared, own, accepted)));
-    };
+    }
+    // The permit first, then its peer: two loops that see the last permit would otherwise both take a
+    // peer. Where the surplus is rejected a peer is taken in any case, and asks for a permit then: one
+    // that another loop has reserved in vain would be missed.
+    let mut reservation = None;
+    if shared.config.reject_with.is_none() {
+        reservation = shared.permits.reserve();
+        if reservation.is_none() {
+            return Poll::Ready(None);
+        }
+    }
+    let first = shared.next_set.load(Relaxed);
     for step in 0..sets.len() {
-        let number = (**next_set + step) % sets.len();
-        let mut set = lock(&sets[number]);
+        let number = (first + step) % sets.len();
         let accepted = if number == own {
-            set.poll_accept(cx)
+            sets[number].poll_accept(cx)
         } else {
-            set.try_accept()
+            sets[number].try_accept()
         };
-        drop(set);
         if let Poll::Ready(accepted) = accepted {
-            **next_set = number + 1;
-            return Poll::Ready(Some(enter(shared, number, accepted)));
+            shared.next_set.store(number + 1, Relaxed);
+            return Poll::Ready(Some(match reservation {
+                None => enter(shared, number, accepted),
+                Some(reservation) => enter_with(shared, number, accepted, reservation),
+            }));
         }
     }
     Poll::Pending
@@ -58,6 +70,34 @@ pub(super) fn poll_next(
 
 /// Enters an accepted peer into the registry, with a permit if there is one.
 pub(crate) fn enter(
+    shared: &Arc<Shared>,
+    set: usize,
+    accepted: io::Result<Accepted>,
+) -> io::Result<Arc<ConnectionState>> {
+    let connection = register(shared, set, accepted)?;
+    // No connection overtakes those that wait for a permit.
+    if shared.queue.is_empty() {
+        shared.acquire_permit(&connection);
+    }
+    Ok(connection)
+}
+
+/// As [`enter`], with a permit that was reserved.
+fn enter_with(
+    shared: &Arc<Shared>,
+    set: usize,
+    accepted: io::Result<Accepted>,
+    reservation: Reservation<'_>,
+) -> io::Result<Arc<ConnectionState>> {
+    let connection = register(shared, set, accepted)?;
+    if shared.queue.is_empty() {
+        shared.keep_permit(&connection, reservation);
+    }
+    Ok(connection)
+}
+
+/// Enters an accepted peer into the registry.
+fn register(
     shared: &Arc<Shared>,
     set: usize,
     accepted: io::Result<Accepted>,
@@ -79,12 +119,7 @@ pub(crate) fn enter(
         address,
         shard,
     };
-    let connection = shared.registry.open(shared, arrival);
-    // Nobody overtakes the connections that wait for a permit.
-    if shared.queue.is_empty() {
-        shared.acquire_permit(&connection);
-    }
-    Ok(connection)
+    Ok(shared.registry.open(shared, arrival))
 }
 
 /// Launches the handler of a connection, rejects it, or has it wait for a permit.

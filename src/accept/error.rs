@@ -1,5 +1,8 @@
 //! Whose fault an error of accept is, and what to do about it: the one policy, for the accept loop
-//! and the sweep.
+//! and for the sweep.
+//!
+//! A peer's error is counted and passed over. A shortage of ours is waited out in pauses that grow,
+//! with one line in the log. A listener's own end stops the server.
 
 use std::io;
 use std::sync::atomic::Ordering::SeqCst;
@@ -7,6 +10,7 @@ use std::time::Duration;
 
 use futures_lite::future;
 
+use crate::log;
 use crate::shared::Shared;
 use crate::sync::nanos;
 
@@ -14,7 +18,7 @@ use crate::sync::nanos;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How many peers in a row may be gone before they were accepted until that is worth a pause.
+/// How many errors of peers in a row are passed over at once; after every so many there is a pause.
 const FAILURES_IN_A_ROW: u32 = 256;
 
 /// Whose fault an error of accept is.
@@ -28,27 +32,30 @@ pub(crate) enum AcceptErrorKind {
     Fatal,
 }
 
-/// What is left to do after an error of accept.
+/// What an accept loop does after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Accept again.
     Again,
     /// Accept again after a pause of this length.
     Pause(Duration),
-    /// Accept again when something was freed: see [`AcceptBackoff::pause`].
+    /// Accept again when something may have been freed: after [`AcceptBackoff::pause`].
     Backoff,
     /// Accept no more at this listener.
     Stop,
 }
 
-/// An accept loop's memory of its errors.
+/// An accept loop's memory of its errors since a peer could last be accepted.
 ///
-/// A shortage ends with a second without: a server that lives from one freed descriptor to the next
-/// is short of them all the while, and says so once, however many accept loops it has.
+/// Whether the server is short of something is remembered for all its accept loops together, in
+/// `Shared::last_shortage`, and the log says it once. A shortage is over when a peer is accepted a
+/// second or more after accept last failed for it: a server that lives from one freed descriptor to
+/// the next is short of them all the while.
 #[derive(Debug, Default)]
 pub(crate) struct AcceptBackoff {
-    /// Failures of peers since the last success.
+    /// How many errors of peers there were.
     failures: u32,
+    /// The last pause after a shortage.
     pause: Option<Duration>,
 }
 
@@ -61,7 +68,8 @@ impl AcceptBackoff {
                     .registry
                     .count_accept_error(|errors| errors.peer += 1);
                 log::debug!(target: "gracious", error:%; "a peer was gone before it was accepted: {error}");
-                // One after the other without end is no peer's fault any more, whatever it says.
+                // So many in a row are no peer's fault any more, whatever their number says: a
+                // listener that always fails would make this loop a spin.
                 self.failures += 1;
                 if self.failures % FAILURES_IN_A_ROW > 0 {
                     return Next::Again;
@@ -87,15 +95,18 @@ impl AcceptBackoff {
         }
     }
 
-    /// A peer could be accepted.
+    /// Forgets the errors, since a peer could be accepted, and says in the log that a shortage is
+    /// over.
     pub(crate) fn on_success(&mut self, shared: &Shared) {
         *self = Self::default();
+        // `SeqCst` pairs with nothing here or below: only this one value is compared.
         let last = shared.last_shortage.load(SeqCst);
         if last == 0 {
             return;
         }
         let since = shared.uptime().saturating_sub(Duration::from_nanos(last));
-        // Another accept loop may be short again meanwhile, or have said this.
+        // Fails where another accept loop has met the shortage again since the load, or has said
+        // that it is over.
         let over = || {
             shared
                 .last_shortage
@@ -106,7 +117,8 @@ impl AcceptBackoff {
         }
     }
 
-    /// Waits a while, longer each time, or until a connection of this server ends.
+    /// Waits a while, longer each time, or until a connection of this server ends: it may have
+    /// freed what was missing. Says in the log that there is a shortage, unless that has been said.
     pub(crate) async fn pause(&mut self, shared: &Shared, error: &io::Error) {
         let ended = shared.permits.released.listen();
         let now = nanos(shared.uptime()).max(1);
@@ -132,7 +144,8 @@ impl AcceptBackoff {
     }
 }
 
-/// Decides by the number, or by the kind where a listener of the user's own has no number to give.
+/// Says whose fault an error of accept is: by its number, or by its kind where a listener of the
+/// user's own has no number to give.
 fn classify(error: &io::Error) -> AcceptErrorKind {
     use io::ErrorKind as Kind;
     match error.raw_os_error() {
@@ -161,11 +174,10 @@ fn classify(error: &io::Error) -> AcceptErrorKind {
         Some(libc::ENONET) => AcceptErrorKind::Connection,
         // A firewall's verdict on this peer.
         Some(libc::EPERM) => AcceptErrorKind::Connection,
-        // A call that a signal broke, and one that found an empty queue after all.
+        // A signal broke the call; the queue was empty after all.
         Some(libc::EINTR | libc::EAGAIN) => AcceptErrorKind::Connection,
-        // EBADF, EINVAL, ENOTSOCK, EFAULT: no listening socket any more.
+        // EBADF, EINVAL, ENOTSOCK, EFAULT: this is no listening socket any more.
         Some(_) => AcceptErrorKind::Fatal,
-        // A listener of the user's own has no number to give.
         None => match error.kind() {
             Kind::ConnectionAborted
             | Kind::ConnectionReset

@@ -1,9 +1,13 @@
-//! Accepting: the loop, and what decides over a new connection.
+//! The accept loop: one for each set of listeners, that is, one a server, or one a shard.
 //!
-//! 1. One permit, then the accepts of all of a set's listeners raced together, in turn: a permit
-//!    waiting at one quiet listener would starve the others.
-//! 2. The loop never spins and never ends because of a peer.
-//! 3. A shutdown wins over everything the loop may be waiting for.
+//! 1. The loop waits for a permit first, and then for a peer at all listeners of its set, which are
+//!    asked in turn. A permit that waited at one quiet listener would starve the others.
+//! 2. The loop never spins, and never ends because of a peer's error: see [`error`].
+//! 3. A shutdown wins over everything that the loop may be waiting for: a permit, a peer, a pause
+//!    after an error.
+//!
+//! What becomes of a peer once it is accepted is decided in [`admission`]; its handler is started
+//! in [`spawn`].
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -26,10 +30,11 @@ pub(crate) mod admission;
 pub(crate) mod error;
 pub(crate) mod spawn;
 
-/// How many peers are accepted in a row before other tasks of the thread have a turn.
+/// How many peers an accept loop takes in a row before other tasks of the thread have a turn.
 pub(crate) const IN_A_ROW: u32 = 64;
 
-/// Accepts peers at one set of listeners until a shutdown, and through the lame duck's time.
+/// Accepts peers at one set of listeners until a shutdown, and for the time of the lame duck after
+/// it. A listener that cannot go on shuts the server down.
 pub(crate) async fn accept(shared: &Arc<Shared>, set: usize, launcher: &dyn Launcher) {
     let shutdown = shared.latch.reached(Phase::Draining);
     match accept_until(shared, set, shutdown, launcher).await {
@@ -42,7 +47,8 @@ pub(crate) async fn accept(shared: &Arc<Shared>, set: usize, launcher: &dyn Laun
     }
 }
 
-/// Accepts peers until `stop`, and launches handlers for those whose permit has come.
+/// Accepts peers until `stop`, and launches the handlers of connections for which there is a
+/// permit.
 ///
 /// # Errors
 /// That of a listener that cannot go on.
@@ -62,27 +68,35 @@ async fn accept_until(
                 Peer::Queued(connection) => launcher.launch(connection),
             }
             accepted = accepted.wrapping_add(1);
-            // While one peer comes after the other the race is not run again. A stop raises the phase
-            // above the one that this began in, or is a matter of time.
+            // Only where this future is pending does the race below look at `stop`. A loop that
+            // finds one peer after the other is not, so it yields: at once where the phase has
+            // risen, which is how a shutdown and an abort come, and else after so many peers, for
+            // the end of a lame duck's time.
             if accepted % IN_A_ROW == 0 || shared.latch.phase() > phase {
                 future::yield_now().await;
             }
         }
     };
     let (mut stop, mut accepting) = (pin!(stop.fuse()), pin!(accepting.fuse()));
+    // Polled in this order (invariant 3): `stop` is looked at before a peer is taken.
     select_biased! {
         () = stop => Ok(()),
         end = accepting => end,
     }
 }
 
+/// What the accept loop has waited for.
 enum Peer {
+    /// A connection that was accepted just now.
     New(Arc<ConnectionState>),
-    /// A peer that was accepted while the limit was lowered, with a permit by now.
+    /// A connection that was accepted while the limit was lowered; its permit has come.
     Queued(Arc<ConnectionState>),
 }
 
 /// Waits for a permit, then for a peer.
+///
+/// # Errors
+/// That of a listener that cannot go on.
 async fn next_peer(
     shared: &Arc<Shared>,
     set: usize,
@@ -110,8 +124,8 @@ async fn next_peer(
     }
 }
 
-/// Waits for the end of the lame duck's time. A deadline inside it cuts it short: the drain needs
-/// that time.
+/// Waits for the end of the lame duck's time, or for an abort. A deadline that comes before that
+/// end ends the lame duck at once: all the time there is belongs to the drain.
 async fn lame_duck(shared: &Shared) {
     let over = async {
         loop {
@@ -133,7 +147,8 @@ async fn lame_duck(shared: &Shared) {
     future::or(over, shared.latch.reached(Phase::Aborting)).await;
 }
 
-/// An accept loop beside the server's own task, which waits for its end.
+/// Stands for a part of the server that may accept a peer beside the server's own task: an accept
+/// loop of a shard, or a thread that sweeps. The registry is not empty while one lives.
 pub(crate) struct AcceptorGuard(Arc<Shared>);
 
 impl AcceptorGuard {

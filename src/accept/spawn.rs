@@ -1,10 +1,9 @@
 //! Where a server's tasks run, and how its handlers are started there.
 
-#[cfg(target_os = "linux")]
 use std::any::Any;
 use std::future::Future;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
@@ -14,16 +13,14 @@ use async_channel::{Receiver, Sender};
 #[cfg(target_os = "linux")]
 use super::admission::close_unserved;
 use crate::connection::Connection;
-use crate::connection::task::Task;
-#[cfg(target_os = "linux")]
-use crate::connection::task::message;
+use crate::connection::task::{Task, message};
 use crate::handler::Handler;
 #[cfg(target_os = "linux")]
 use crate::handler::{Outcome, Returning};
 use crate::runtime::Runtime;
 use crate::shared::Shared;
 use crate::shared::connection::ConnectionState;
-use crate::sync::lock;
+use crate::sync::{assert_unlocked, lock};
 #[cfg(target_os = "linux")]
 use crate::workers::{Pool, WorkerPools};
 
@@ -64,6 +61,7 @@ impl<R: Runtime> Executor<R> {
             return pool.spawn(task);
         }
         let _of_all = shard;
+        assert_unlocked();
         self.runtime.spawn(task);
     }
 
@@ -76,14 +74,36 @@ impl<R: Runtime> Executor<R> {
 /// Launches handlers that may run on any thread.
 pub(crate) struct SendLauncher<R, H> {
     executor: Executor<R>,
-    /// A handler need not be `Sync`: what is shared here is the right to clone it.
-    handler: Mutex<H>,
+    /// One for each accept loop; the drain follows on one of them. A launch takes one out, clones it
+    /// without the lock and puts it back: a clone that takes long keeps no other loop waiting. (A
+    /// handler need not be `Sync`, so two loops cannot clone one at once.)
+    handlers: Mutex<Vec<H>>,
 }
 
 impl<R: Runtime, H: Handler> SendLauncher<R, H> {
-    pub(crate) fn new(executor: Executor<R>, handler: H) -> Self {
-        let handler = Mutex::new(handler);
-        Self { executor, handler }
+    /// # Errors
+    /// If the handler panicked when it was cloned.
+    pub(crate) fn new(executor: Executor<R>, handler: H, shared: &Shared) -> io::Result<Self> {
+        assert_unlocked();
+        let clone_all = || {
+            let others = shared.listener_sets.iter().skip(1);
+            others.map(|_| handler.clone()).collect::<Vec<_>>()
+        };
+        let mut handlers = catch_unwind(AssertUnwindSafe(clone_all))
+            .map_err(|panic| cannot_start("the handler's clone", &*panic))?;
+        handlers.push(handler);
+        let handlers = Mutex::new(handlers);
+        Ok(Self { executor, handlers })
+    }
+
+    /// A handler for one connection.
+    fn handler(&self) -> H {
+        let kept = lock(&self.handlers).pop();
+        // There are as many as there are accept loops, each of which is here once at a time.
+        let kept = kept.expect("an accept loop has a handler to clone");
+        let cloned = catch_unwind(AssertUnwindSafe(|| kept.clone()));
+        lock(&self.handlers).push(kept);
+        cloned.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     fn start<F>(&self, shard: u16, task: Task<F>)
@@ -95,6 +115,7 @@ impl<R: Runtime, H: Handler> SendLauncher<R, H> {
             return pool.spawn_counted(|pool| task.counted(pool));
         }
         let _of_all = shard;
+        assert_unlocked();
         self.executor.runtime.spawn(task);
     }
 }
@@ -102,10 +123,7 @@ impl<R: Runtime, H: Handler> SendLauncher<R, H> {
 impl<R: Runtime, H: Handler> Launcher for SendLauncher<R, H> {
     fn launch(&self, connection: Arc<ConnectionState>) {
         let shard = connection.shard;
-        let run = |stream| {
-            let handler = lock(&self.handler).clone();
-            handler.run(stream)
-        };
+        let run = |stream| self.handler().run(stream);
         match call(run, connection) {
             Ok(task) => self.start(shard, task),
             Err(task) => self.start(shard, task),
@@ -126,6 +144,7 @@ fn call<F>(
 where
     F: Future<Output = io::Result<()>>,
 {
+    assert_unlocked();
     let stream = Connection::new(connection.clone());
     match catch_unwind(AssertUnwindSafe(|| handler(stream))) {
         Ok(future) => Ok(Task::new(connection, future)),
@@ -161,7 +180,7 @@ impl<R: Runtime> LocalLauncher<R> {
             pool.clone().spawn(async move {
                 let handler = catch_unwind(AssertUnwindSafe(factory));
                 if let Err(panic) = &handler {
-                    shared.fail(factory_panicked(&**panic));
+                    shared.fail(cannot_start("the factory of a worker's handler", &**panic));
                 }
                 pool.spawn_local(launch_all(pool.clone(), handler.ok(), connections));
             });
@@ -213,10 +232,7 @@ async fn launch_all<H, Fut>(
     }
 }
 
-#[cfg(target_os = "linux")]
-fn factory_panicked(panic: &(dyn Any + Send)) -> io::Error {
-    let message = message(panic);
-    io::Error::other(format!(
-        "the factory of a worker's handler panicked: {message}"
-    ))
+/// `what` of the user's panicked, without which no handler can be started.
+fn cannot_start(what: &str, panic: &(dyn Any + Send)) -> io::Error {
+    io::Error::other(format!("{what} panicked: {}", message(panic)))
 }

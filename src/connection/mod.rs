@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use futures_io::{AsyncBufRead, AsyncRead};
 
 use crate::address::Address;
+use crate::idle::IdleWhen;
 use crate::shared::connection::ConnectionState;
 use crate::socket::buffer::Buffer;
 use crate::socket::errors::aborted;
@@ -17,14 +18,18 @@ use crate::socket::readiness::{Waiter, flag};
 use crate::socket::{Credentials, Socket};
 
 pub(crate) mod close;
+mod control;
 mod lines;
 mod read;
 pub(crate) mod task;
 mod timeouts;
+mod wind_down;
 mod write;
 
+pub use self::control::Control;
 pub use self::lines::Lines;
 pub use self::read::ReadHalf;
+pub use self::wind_down::WindDown;
 pub use self::write::WriteHalf;
 
 /// One accepted peer: a buffered reader and a writer.
@@ -32,13 +37,19 @@ pub use self::write::WriteHalf;
 /// It reads and writes through the `futures-io` traits, so `futures-lite` or `futures-util` bring
 /// the methods (`read_line`, `write_all`, …). It is buffered, and owns no buffer while it waits.
 ///
+/// # Turns
+/// A peer that always has input, or room for output, leaves the other tasks of its thread their turn.
+/// After 32 reads and writes, or 64 KiB, the next one wakes its task and is pending once. So it may be
+/// pending where it would not have to wait, and a write moves 64 KiB at most. What is read from the
+/// connection's own buffer does not count, and what a handler computes is its own affair.
+///
 /// # At a shutdown
 /// Reads end (`Ok(0)`, and stay so) when the server drains and this connection is *idle*: everything
 /// received was consumed and answered, that is, a write that was begun after it was consumed has
 /// completed. Input that has arrived is always delivered first, and a connection inside a message
 /// goes on. This needs no word from a handler in which requests and replies take turns. Others
-/// declare themselves with [`busy`](Self::busy) or [`manual_drain`](Self::manual_drain): those that
-/// mostly read, those that read while they answer, those that keep input in a buffer of their own.
+/// declare themselves with [`idle_when`](Self::idle_when) or [`busy`](Self::busy): those that mostly
+/// read, those that read while they answer, those that keep input in a buffer of their own.
 ///
 /// # At its end
 /// When the connection, or the last of its halves, is dropped, its end is sent, what the peer still
@@ -79,6 +90,25 @@ impl Connection {
         self.reader.state.set(flag::SPLIT);
         let state = self.reader.state.clone();
         (self.reader, WriteHalf { state })
+    }
+
+    /// What was received and not consumed yet: empty when the next read may wait, which is when a
+    /// handler that collects its replies flushes them.
+    #[must_use]
+    pub fn buffer(&self) -> &[u8] {
+        self.reader.buffer()
+    }
+
+    /// Puts bytes back that were read, in front of what is there.
+    #[cfg(feature = "http")]
+    pub(crate) fn unread(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !self.reader.buffer.unread(bytes) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "more was read ahead than a buffer holds",
+            ));
+        }
+        Ok(())
     }
 
     /// Takes the connection out of the server: the socket, and the bytes read but not consumed.
@@ -175,31 +205,30 @@ macro_rules! common {
 
             /// Says that the handler is inside a message for as long as the guard lives.
             ///
-            /// From the first guard on, whether this connection is idle is no longer told from what
-            /// was answered: it is busy while a guard lives or received input is unread.
+            /// A message in several steps (SMTP's DATA, a challenge, BEGIN to COMMIT) is between two of
+            /// them as idle as any: a guard across it keeps a drain from ending it there. Guards count
+            /// beside whatever was [declared](Self::idle_when).
             #[must_use = "the connection counts as busy only as long as the guard lives"]
             pub fn busy(&$self) -> Busy {
                 $state.begin_busy();
                 Busy(Arc::downgrade(&$state))
             }
 
-            /// Leaves the reaction to a drain to the handler: reads never end early. It watches
-            /// [`shutdown_requested`](Self::shutdown_requested) instead.
-            pub fn manual_drain(&$self) {
-                $state.set(flag::MANUAL);
+            /// Declares when this connection is idle; see [`IdleWhen`].
+            pub fn idle_when(&$self, when: IdleWhen) {
+                $state.idle_when(when);
+            }
+
+            /// A word with this connection that stays when the stream has moved elsewhere.
+            #[must_use]
+            pub fn control(&$self) -> Control {
+                Control::new(&$state)
             }
 
             /// Who ended the input, once a read has said that it is at its end.
             #[must_use]
             pub fn ended_by(&$self) -> Option<EndedBy> {
-                let word = $state.word();
-                if word & flag::DRAIN_ENDED != 0 {
-                    Some(EndedBy::Drain)
-                } else if word & flag::PEER_ENDED != 0 {
-                    Some(EndedBy::Peer)
-                } else {
-                    None
-                }
+                ended_by($state.word())
             }
         }
 
@@ -217,6 +246,16 @@ macro_rules! common {
 common!(Connection, self => self.reader.state);
 common!(ReadHalf, self => self.state);
 common!(WriteHalf, self => self.state);
+
+fn ended_by(word: u64) -> Option<EndedBy> {
+    if word & flag::DRAIN_ENDED != 0 {
+        Some(EndedBy::Drain)
+    } else if word & flag::PEER_ENDED != 0 {
+        Some(EndedBy::Peer)
+    } else {
+        None
+    }
+}
 
 async fn drain_requested(state: Weak<ConnectionState>) {
     loop {
@@ -267,3 +306,28 @@ impl AsyncBufRead for Connection {
         Pin::new(&mut self.reader).consume(amount);
     }
 }
+
+/// The halves given to [`ReadHalf::reunite`] are not of one connection; they are given back.
+pub struct ReuniteError(pub ReadHalf, pub WriteHalf);
+
+impl fmt::Debug for ReuniteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ReuniteError")
+            .field(&self.0)
+            .field(&self.1)
+            .finish()
+    }
+}
+
+impl fmt::Display for ReuniteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (reader, writer) = (self.0.id(), self.1.id());
+        write!(
+            f,
+            "cannot reunite the read half of connection {reader} with the write half of {writer}: \
+             expected both of one connection"
+        )
+    }
+}
+
+impl std::error::Error for ReuniteError {}

@@ -9,13 +9,15 @@ use std::task::{Context, Poll, ready};
 use futures_io::{AsyncBufRead, AsyncRead};
 
 use super::lines::Lines;
-use super::write::{leave, leave_writer};
+use super::write::{WriteHalf, leave, leave_writer};
+use super::{Connection, ReuniteError};
 use crate::shared::connection::ConnectionState;
+use crate::socket::budget::{self, TURN};
 use crate::socket::buffer::Buffer;
 use crate::socket::errors::{aborted, expired};
 use crate::socket::readiness::{HalfState, Waiter, flag};
 
-/// The reading half of a [`Connection`](super::Connection).
+/// The reading half of a [`Connection`].
 pub struct ReadHalf {
     pub(super) state: Arc<ConnectionState>,
     pub(super) buffer: Buffer,
@@ -29,6 +31,28 @@ impl ReadHalf {
     #[must_use]
     pub fn lines(self) -> Lines {
         Lines::new(self)
+    }
+
+    /// What was received and not consumed yet.
+    #[must_use]
+    pub fn buffer(&self) -> &[u8] {
+        self.buffer.bytes()
+    }
+
+    /// Undoes [`Connection::split`].
+    ///
+    /// # Errors
+    /// Where the halves are of two connections, with both of them.
+    pub fn reunite(self, writer: WriteHalf) -> Result<Connection, ReuniteError> {
+        if !Arc::ptr_eq(&self.state, &writer.state) {
+            return Err(ReuniteError(self, writer));
+        }
+        // Dropped as a part of the whole, not as a half whose end the peer is to see.
+        self.state.writer.set(HalfState::REUNITED);
+        drop(writer);
+        self.state.writer.clear(HalfState::REUNITED);
+        self.state.clear(flag::SPLIT);
+        Ok(Connection { reader: self })
     }
 
     /// Receives into the buffer, which is empty.
@@ -72,15 +96,16 @@ impl ReadHalf {
     /// Receives into `buf`, with nothing in the buffer.
     #[inline(always)]
     fn poll_receive(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let most = buf.len().min(TURN);
+        let buf = &mut buf[..most];
         loop {
             let state = &*self.state;
             let word = state.word();
             if word & SPECIAL != 0 {
                 return self.poll_receive_specially(cx, buf);
             }
-            if !state.transport.has_budget() {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+            if budget::is_used_up() {
+                return budget::yield_turn(cx);
             }
             let transport = &state.transport;
             let received = transport.poll_read(word, &state.reader, cx, buf, false);
@@ -111,6 +136,9 @@ impl ReadHalf {
         if word & flag::ABORT != 0 {
             return Poll::Ready(Err(aborted()));
         }
+        if budget::is_used_up() {
+            return budget::yield_turn(cx);
+        }
         // What has arrived comes first: the kernel has to say that there is nothing *now*.
         let state = &*self.state;
         let transport = &state.transport;
@@ -129,7 +157,7 @@ impl ReadHalf {
         if word & flag::EXPIRED != 0 {
             return Poll::Ready(Err(expired()));
         }
-        if word & flag::DRAINING == 0 || word & flag::MANUAL != 0 {
+        if word & flag::DRAINING == 0 || word & flag::NEVER_IDLE != 0 {
             return self.keep_waiting(cx);
         }
         let is_fresh = word & flag::FIRST_BYTE_GRACE != 0 && self.state.received.load(Relaxed) == 0;
@@ -154,6 +182,7 @@ impl ReadHalf {
     fn note(&mut self, received: io::Result<usize>) -> io::Result<usize> {
         let state = &*self.state;
         if let Ok(bytes @ 1..) = received {
+            budget::spend(bytes);
             state.mark_received(bytes);
             return received;
         }

@@ -14,9 +14,11 @@ use pin_project_lite::pin_project;
 
 use super::close::poll_close;
 use super::timeouts;
+use crate::log;
 use crate::report::Cause;
 use crate::shared::connection::ConnectionState;
 use crate::shared::ledger::CloseKind;
+use crate::socket::budget;
 use crate::socket::readiness::{Waiter, flag};
 use crate::workers::PoolId;
 
@@ -145,7 +147,8 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
             return self.poll(cx);
         }
         if word & flag::ABORT == 0
-            && (word & flag::FIRST_BYTE_GRACE != 0 || state.server.config.is_timed())
+            && (word & (flag::FIRST_BYTE_GRACE | flag::QUIET) != 0
+                || state.server.config.is_timed())
         {
             state.with_task_cold(|cold| timeouts::poll(cold, state, cx));
         }
@@ -161,6 +164,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
         }
 
         if let HandlerProj::Running { future, .. } = this.handler.as_mut().project() {
+            budget::begin_turn();
             let polled = state.in_handler(|| future.poll(cx));
             let result = match polled {
                 Ok(Poll::Pending) => None,

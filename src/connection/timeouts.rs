@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::report::Cause;
 use crate::shared::TaskCold;
 use crate::shared::connection::ConnectionState;
-use crate::socket::readiness::flag;
+use crate::socket::readiness::{Waiter, flag};
 
 /// Acts on every limit that is due, and arranges to be woken for the next.
 pub(super) fn poll(cold: &mut TaskCold, state: &ConnectionState, cx: &mut Context<'_>) {
@@ -47,6 +47,17 @@ fn act(cold: &mut TaskCold, state: &ConnectionState, uptime: Duration) -> Option
             state.end_first_byte_grace();
         } else {
             look_again(over);
+        }
+    }
+    // A connection that was asked to end while bytes moved is idle when none has for a while.
+    if word & (flag::DRAINING | flag::QUIET) == flag::DRAINING | flag::QUIET {
+        let since = state.last_activity();
+        let over = since.saturating_add(state.quiet_span());
+        if over > uptime {
+            look_again(over);
+        } else if cold.quiet_since != Some(since) {
+            cold.quiet_since = Some(since);
+            state.wake(Waiter::Reader);
         }
     }
     let expired = word & flag::EXPIRED != 0;

@@ -3,13 +3,15 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker, ready};
 
 use futures_io::AsyncWrite;
 
 use super::Connection;
+use crate::log;
 use crate::shared::connection::ConnectionState;
+use crate::socket::budget::{self, TURN};
 use crate::socket::errors::{aborted, ended_by_server};
 use crate::socket::readiness::{HalfState, Waiter, flag};
 
@@ -18,19 +20,67 @@ pub struct WriteHalf {
     pub(super) state: Arc<ConnectionState>,
 }
 
-/// Sends for the write half. There is one, so what it stores nothing else stores.
-fn poll_send(
+/// How many slices one system call takes, on Linux and elsewhere.
+const MOST_SLICES: usize = 1024;
+
+/// Sends `buf`, or as much of it as one operation may.
+#[inline]
+fn poll_send(state: &ConnectionState, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    let sends = &buf[..buf.len().min(TURN)];
+    poll_send_slices(state, cx, &[IoSlice::new(sends)], buf.len())
+}
+
+/// Sends `bufs`, or as many of them as one operation may.
+fn poll_send_vectored(
     state: &ConnectionState,
     cx: &mut Context<'_>,
     bufs: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    let whole = bufs.iter().map(|buf| buf.len()).sum();
+    // A write of nothing but empty slices would move nothing, and look like an end.
+    let empty = bufs.iter().take_while(|buf| buf.is_empty()).count();
+    let bufs = &bufs[empty..];
+    let (mut count, mut sends) = (0, 0);
+    for buf in bufs.iter().take(MOST_SLICES) {
+        sends += buf.len();
+        if sends > TURN {
+            break;
+        }
+        count += 1;
+    }
+    match bufs {
+        // The first alone is more than that.
+        [first, ..] if count == 0 => {
+            poll_send_slices(state, cx, &[IoSlice::new(&first[..TURN])], whole)
+        }
+        _ => poll_send_slices(state, cx, &bufs[..count], whole),
+    }
+}
+
+/// Sends for the write half, of a write of `whole` bytes. There is one write half, so what it stores
+/// nothing else stores.
+fn poll_send_slices(
+    state: &ConnectionState,
+    cx: &mut Context<'_>,
+    bufs: &[IoSlice<'_>],
+    whole: usize,
 ) -> Poll<io::Result<usize>> {
     if state.has(flag::ENDED_BY_SERVER) {
         return Poll::Ready(Err(ended_by_server(state.word())));
     }
     let waited = state.writer.has(HalfState::WAITING);
+    if state.reader.has(HalfState::WAITING) && !waited {
+        warn_undeclared(state);
+    }
     let answerable = state.answerable();
     let transport = &state.transport;
-    let Poll::Ready(sent) = transport.poll_write(state.readiness(), &state.writer, cx, bufs) else {
+    let sent = if budget::is_used_up() {
+        budget::yield_turn(cx)
+    } else {
+        transport.poll_write(state.readiness(), &state.writer, cx, bufs)
+    };
+    // A write that yields its turn is one that waits: it makes the connection busy.
+    let Poll::Ready(sent) = sent else {
         if !waited {
             state.before_wait(answerable);
             state.mark_activity();
@@ -47,20 +97,23 @@ fn poll_send(
     };
     let sent = match sent {
         Ok(n) => {
+            budget::spend(n);
             let total = state.sent.load(Relaxed) + n as u64;
             state.sent.store(total, Relaxed);
-            if n == 0 {
-                // No byte of an answer has gone out: what was unanswered still is.
-                state.writer.clear(HalfState::WAITING);
-            } else {
-                // A write that had to wait has recorded in `before_wait` what it answers.
-                if !waited {
-                    state.mark_answered(answerable);
-                }
-                state
-                    .writer
-                    .clear(HalfState::WAITING | HalfState::UNANSWERED);
+            // A write that had to wait has recorded in `before_wait` what it answers.
+            // Nor does a write of no bytes answer anything.
+            let is_whole = n == whole && n > 0;
+            if !waited && is_whole {
+                state.mark_answered(answerable);
+            } else if !waited {
+                // The rest, which is yet to be written, is part of the answer.
+                state.begin_answer(answerable);
             }
+            state.writer.clear(if is_whole {
+                HalfState::WAITING | HalfState::UNANSWERED
+            } else {
+                HalfState::WAITING
+            });
             state.mark_activity();
             Ok(n)
         }
@@ -76,6 +129,24 @@ fn poll_send(
     // Also of a write that failed: it waits no longer.
     state.after_write();
     Poll::Ready(sent)
+}
+
+/// Tells the operator, once a process and before any stop has shown it, of a protocol that writes
+/// while a read of it waits and has declared nothing: a drain would take such a connection for idle
+/// in the middle of a reply. Where requests and replies take turns this never happens.
+#[cold]
+fn warn_undeclared(state: &ConnectionState) {
+    static IS_TOLD: AtomicBool = AtomicBool::new(false);
+    let known = flag::DECLARED | flag::DRAINING | flag::REJECTED;
+    if IS_TOLD.load(Relaxed) || state.has(known) || IS_TOLD.swap(true, Relaxed) {
+        return;
+    }
+    log::warn!(
+        target: "gracious", conn = state.id(), peer:% = state.peer();
+        "the handler of connection {} from {} reads while it answers and has not declared when it is \
+         idle: a shutdown may cut its replies; see `IdleWhen`, and the page \"Which drain is yours?\"",
+        state.id(), state.peer(),
+    );
 }
 
 /// Sends the peer our end, which `close` of async-io's and async-std's sockets does not.
@@ -94,7 +165,7 @@ macro_rules! writes {
                 cx: &mut Context<'_>,
                 buf: &[u8],
             ) -> Poll<io::Result<usize>> {
-                poll_send(&$state, cx, &[IoSlice::new(buf)])
+                poll_send(&$state, cx, buf)
             }
 
             fn poll_write_vectored(
@@ -102,7 +173,7 @@ macro_rules! writes {
                 cx: &mut Context<'_>,
                 bufs: &[IoSlice<'_>],
             ) -> Poll<io::Result<usize>> {
-                poll_send(&$state, cx, bufs)
+                poll_send_vectored(&$state, cx, bufs)
             }
 
             fn poll_flush($self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -121,6 +192,9 @@ writes!(WriteHalf, self => self.state);
 
 impl Drop for WriteHalf {
     fn drop(&mut self) {
+        if self.state.writer.has(HalfState::REUNITED) {
+            return;
+        }
         leave_writer(&self.state, flag::WRITER | flag::WRITER_TASK_WAKER);
     }
 }

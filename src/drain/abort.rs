@@ -1,4 +1,13 @@
-//! The acts of a stop that need no runtime: none of them waits for it.
+//! The acts of a stop that need no runtime, so that they can be done from any thread, and where the
+//! runtime is gone or all its threads are blocked. ([`abort_and_close`] waits, but any executor
+//! will do: a future that waits for the end of a server polls it, too.)
+//!
+//! 1. The phase rises first, and the connections in the queue are rejected afterwards. A connection
+//!    that was queued before that pass is rejected by it, and one that is queued later by `enqueue`,
+//!    which looks at the phase after it has pushed. Swapped, a connection that is queued between the
+//!    two acts would wait for ever.
+//! 2. Stragglers are recorded before the phase rises: from then on the server can be closed, and
+//!    its report made, at any moment.
 
 use std::io;
 use std::sync::Arc;
@@ -6,16 +15,19 @@ use std::time::Duration;
 
 use futures_lite::future;
 
-use super::sweep::close_listeners_unserved;
+use super::sweep::{close_listeners_unserved, close_listeners_without_runtime};
 use crate::accept::admission::reject_queue;
 use crate::lifecycle::{Phase, Reason, State};
+use crate::log;
 use crate::shared::Shared;
 
-/// How long, after all connections were aborted, the next of them may take to be gone. Dropping a
-/// handler takes microseconds; a handler that blocks its thread is not waited for.
+/// How long, after all connections were aborted, none of them may be gone until those that are left
+/// are given up. Dropping a handler takes microseconds; a handler that blocks its thread cannot be
+/// dropped.
 const ABORT_STALL: Duration = Duration::from_millis(250);
 
-/// Ends the server now, also where nobody has asked for it yet: no connection is told first.
+/// Ends the server now. Where no stop was asked for before, this is the first request of one, and
+/// no connection is asked to end before it is aborted.
 pub(crate) fn abort(shared: &Shared, reason: Reason) {
     let is_first = shared.latch.note(reason, shared.clock.now(), None);
     abort_now(shared);
@@ -24,17 +36,16 @@ pub(crate) fn abort(shared: &Shared, reason: Reason) {
     }
 }
 
-/// Aborts all connections, once.
+/// Aborts all connections, those included that come later. May be called again and by several
+/// threads.
 pub(crate) fn abort_now(shared: &Shared) {
-    shared
-        .latch
-        .request()
-        .aborted
-        .get_or_insert(shared.clock.now());
+    // Before the lock: a user's runtime may have a clock of its own.
+    let now = shared.clock.now();
+    shared.latch.request().aborted.get_or_insert(now);
     reject_queue(shared);
     if shared.latch.phase() < Phase::Aborting {
         let left = shared.registry.stragglers(shared.uptime());
-        // Before the phase rises: the end, and with it the report, may come at any time from then on.
+        // Invariant 2.
         shared.registry.record_stragglers(&left);
         shared.registry.publish(State::Aborting);
         if shared.latch.advance(Phase::Aborting) {
@@ -46,14 +57,14 @@ pub(crate) fn abort_now(shared: &Shared) {
             }
         }
     }
-    // Reject what was queued since the first pass. From here on `enqueue` sees `Phase::Aborting` and
-    // rejects by itself.
+    // What was queued since the first pass (invariant 1). That pass comes before the stragglers are
+    // listed, so that connections which never had a handler are not among them.
     reject_queue(shared);
     shared.registry.abort_all();
 }
 
-/// Aborts all connections and waits until they are gone, but not for those whose handlers cannot be
-/// dropped.
+/// Aborts all connections, waits until they are gone, and closes the server. Connections whose
+/// handlers cannot be dropped, because they block their threads, are not waited for.
 pub(super) async fn abort_and_close(shared: &Arc<Shared>) {
     abort_now(shared);
     let mut left = u64::MAX;
@@ -70,13 +81,15 @@ pub(super) async fn abort_and_close(shared: &Arc<Shared>) {
         if future::or(gone, stalled).await {
             break;
         }
+        // None was gone in that time.
         if now >= left || shared.registry.left() >= now {
             shared.registry.abandon_all(shared);
             break;
         }
         left = now;
     }
-    // Now there are descriptors for the peers that are queued, so that they end cleanly.
+    // After the connections: their descriptors are free by now, so peers for which there was none
+    // can be accepted and closed cleanly. Swapped, they would be reset.
     close_listeners_unserved(shared);
     shared.close();
 }
@@ -90,18 +103,22 @@ pub(crate) fn fail_start(shared: &Arc<Shared>, error: io::Error) {
 /// Ends a server that was never served.
 pub(crate) fn drop_unserved(shared: &Arc<Shared>) {
     shared.shutdown(Reason::Dropped, None);
-    close_listeners_unserved(shared);
+    close_listeners_without_runtime(shared);
     driver_lost(shared);
 }
 
-/// The server's task is gone: from here on the last connection to end closes the server.
+/// Leaves the rest of a stop to the connections, since the server's task is gone: the last of them
+/// to end closes the server.
 fn driver_lost(shared: &Shared) {
     shared.registry.set_driver_lost();
+    // No accept loop and no sweep is left to launch what is queued.
     reject_queue(shared);
+    // After `set_driver_lost`: a connection that ended before that call did not close the server.
     shared.close_if_abandoned();
 }
 
-/// Stops a server whose task is dropped, as far as that needs no runtime.
+/// Belongs to the server's task: where the task is dropped before its end, this does what it would
+/// have done, as far as that needs no runtime.
 pub(super) struct DriverGuard(Arc<Shared>);
 
 impl DriverGuard {
@@ -117,7 +134,7 @@ impl Drop for DriverGuard {
             return;
         }
         shared.shutdown(Reason::RuntimeGone, None);
-        close_listeners_unserved(shared);
+        close_listeners_without_runtime(shared);
         shared.latch.shut_at(shared.clock.now());
         shared.registry.drain_all(shared.uptime());
         driver_lost(shared);

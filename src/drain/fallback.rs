@@ -1,5 +1,6 @@
-//! A future that waits for the end of a server also acts for it, where the server's own task does
-//! not act in time: for want of a thread, because handlers block them all.
+//! Futures that wait for the end of a server abort it in place of the server's own task, where that
+//! is late. The task is late where it gets no thread, because handlers block them all; a waiting
+//! future is polled by whatever executor its owner uses, a `block_on` in `main` for instance.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,10 +13,10 @@ use crate::report::Report;
 use crate::runtime::sleep_until;
 use crate::shared::Shared;
 
-/// How much later than the server's own task a waiting future does its work.
+/// How late the server's own task has to be until a waiting future does its work.
 const FALLBACK_DELAY: Duration = Duration::from_millis(500);
 
-/// The report, as soon as there is one.
+/// Waits until the server is closed; gives its report.
 pub(crate) async fn closed(shared: Arc<Shared>) -> Report {
     let closed = shared.latch.reached(Phase::Closed);
     let fallback = async {
@@ -31,7 +32,8 @@ pub(crate) async fn closed(shared: Arc<Shared>) -> Report {
     shared.report()
 }
 
-/// When the server's own task should have acted, and a delay later.
+/// When a waiting future has to abort the server: a delay after the server's own task should have,
+/// or after it did and nothing came of it. `None` while there is no such time.
 fn fallback_at(shared: &Shared) -> Option<Instant> {
     if shared.latch.phase() < Phase::Draining {
         return None;
@@ -42,7 +44,7 @@ fn fallback_at(shared: &Shared) -> Option<Instant> {
     if let Some(aborted) = request.aborted {
         return aborted.checked_add(FALLBACK_DELAY);
     }
-    // Where the listeners are not shut yet, when they should have been.
+    // Where the listeners are not shut yet, the deadline runs from when they should have been.
     let shut = request.shut.or_else(|| {
         let begun = request.asked?.max(serving_since);
         begun.checked_add(shared.lame_duck())

@@ -1,8 +1,17 @@
-//! A server's life as its own task lives it: accept, shut the listeners, drain, abort, report.
+//! The server's own task: accept, shut the listeners, sweep them, ask the connections to end, wait,
+//! abort what is left at the deadline, report.
+//!
+//! 1. All listeners are shut, those of linked servers included, before anything waits and before
+//!    any connection is asked to end: a client that sees the end of its connection finds no listener
+//!    of this server's open.
+//! 2. The deadline runs from the end of the first sweep: by then the listeners are closed, or are
+//!    kept for handshakes under way or for want of a descriptor, beside the drain.
+//! 3. A deadline, an abort and the last connection's end are waited for together: a stop takes one
+//!    deadline at most, however many listeners and connections it waits for.
 //!
 //! What has to happen even if this task is never polled again, because a handler blocks its thread
-//! or the runtime is gone, is in [`abort`], where nothing waits for the runtime. A future that waits
-//! for the end of the server sees to it that it is called: see [`fallback`].
+//! or the runtime is gone, is in [`abort`]: nothing there waits for the runtime. Futures that wait
+//! for the end of the server do it in place of this task where it is late: see [`fallback`].
 
 use std::future::Future;
 use std::sync::Arc;
@@ -10,7 +19,7 @@ use std::sync::Arc;
 use futures_lite::future;
 
 use self::abort::{DriverGuard, abort_and_close};
-use self::sweep::{close_listeners, keep_sweeping, launch_queued, shut_listeners, sweep};
+use self::sweep::{keep_sweeping, launch_queued, shut_listeners, sweep_and_close};
 use crate::accept::spawn::Launcher;
 use crate::accept::{AcceptorGuard, accept};
 use crate::lifecycle::Phase;
@@ -19,14 +28,16 @@ use crate::shared::Shared;
 
 pub(crate) mod abort;
 pub(crate) mod fallback;
-pub(crate) mod sweep;
+mod handshakes;
+mod sweep;
 
-/// Serves until a shutdown, and drains.
+/// The server's own task.
 pub(crate) fn run(
     shared: Arc<Shared>,
     launcher: Arc<dyn Launcher>,
 ) -> impl Future<Output = ()> + Send + 'static {
-    // Made here, not in the future: a runtime that is gone drops that without a poll.
+    // Made here and not in the `async` block: a runtime that is gone drops the future without
+    // having polled it once, and then nothing in the block would have been made, or be dropped.
     let guard = DriverGuard::new(shared.clone());
     async move {
         serve_and_drain(&shared, &launcher).await;
@@ -34,6 +45,7 @@ pub(crate) fn run(
     }
 }
 
+/// Serves until a shutdown, then drains.
 async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
     shared.start();
     for set in 1..shared.listener_sets.len() {
@@ -47,17 +59,14 @@ async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
     }
     accept(shared, 0, &**launcher).await;
 
-    // All listeners, before anything waits or any connection is told.
+    // Invariant 1.
     shut_listeners(shared);
-    let is_swept = sweep(shared, &**launcher);
-    if is_swept && shared.config.sweep.is_zero() {
-        close_listeners(shared, &**launcher);
-    }
+    let kept = sweep_and_close(shared, &**launcher).await;
     shared.latch.shut_at(shared.clock.now());
     shared.registry.drain_all(shared.uptime());
 
     let settled = future::zip(
-        keep_sweeping(shared, &**launcher),
+        keep_sweeping(shared, &**launcher, kept),
         launch_queued(shared, &**launcher),
     );
     let drained = async {
@@ -72,7 +81,7 @@ async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
     shared.close();
 }
 
-/// Waits for the earliest deadline of all that were given, also of those that are given meanwhile.
+/// Waits for the earliest of all deadlines that were given, those given meanwhile included.
 async fn deadline(shared: &Shared) {
     loop {
         let changed = shared.latch.listen();

@@ -1,13 +1,14 @@
-//! Binding: names resolved, everything bound in the order it was asked for, or nothing.
+//! Binding: all that a builder was asked to listen on, in that order, or nothing.
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::custom::CustomListener;
 use super::inherited::Adopted;
 use super::unix::Unix;
-use super::{Listener, RawListener, tcp};
+use super::{AnyListener, ErasedListener, Listener, RawListener, tcp};
 use crate::address::{Address, Target};
 use crate::config::Config;
 use crate::transport::Engine;
@@ -16,12 +17,13 @@ use crate::transport::Engine;
 pub(crate) enum Source {
     Target(Target),
     Adopted(Adopted),
-    Custom(Box<dyn RawListener>),
+    Custom(Arc<dyn ErasedListener>),
 }
 
 impl Source {
+    /// A listener of the user's own.
     pub(crate) fn custom(listener: impl Listener) -> Self {
-        Self::Custom(Box::new(CustomListener::new(listener)))
+        Self::Custom(Arc::new(CustomListener::new(listener)))
     }
 }
 
@@ -35,21 +37,24 @@ impl fmt::Debug for Source {
     }
 }
 
-/// Binds everything, in the order it was asked for, or nothing: for each address a socket, or as
-/// many as there are engines.
+/// Binds everything, in the order of `sources`, or nothing. Gives for each address its listeners:
+/// one, or, on TCP, as many as there are engines, one for each shard.
+///
+/// # Errors
+/// The first source that cannot be bound, with its address. What was bound before is closed.
 pub(crate) async fn bind(
     sources: Vec<Source>,
     config: &Config,
     engines: &[Engine],
-) -> io::Result<Vec<Vec<Box<dyn RawListener>>>> {
+) -> io::Result<Vec<Vec<AnyListener>>> {
     if sources.is_empty() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "nothing to listen on: expected an address or a listener before `bind`",
         ));
     }
-    // All names are resolved before the first is bound: an IPv6 socket leaves IPv4 alone if any
-    // of the others asks for that port.
+    // All names are resolved before the first is bound: an IPv6 socket takes IPv4 peers, too,
+    // unless one of the other addresses is IPv4 with the same port, and so has to know them all.
     let mut resolved = Vec::new();
     for source in sources {
         resolved.push(match source {
@@ -66,8 +71,8 @@ pub(crate) async fn bind(
                     ));
                 }
             },
-            Source::Adopted(adopted) => Resolved::Bound(adopted.into_raw(&engines[0])?),
-            Source::Custom(listener) => Resolved::Bound(listener),
+            Source::Adopted(adopted) => Resolved::Bound(AnyListener::Socket(adopted.into_raw(&engines[0])?)),
+            Source::Custom(listener) => Resolved::Bound(AnyListener::Custom(listener)),
         });
     }
     let mut all: Vec<SocketAddr> = Vec::new();
@@ -76,20 +81,17 @@ pub(crate) async fn bind(
             all.extend(addresses);
         }
     }
-    let mut bound: Vec<Vec<Box<dyn RawListener>>> = Vec::new();
+    let mut bound: Vec<Vec<AnyListener>> = Vec::new();
     for it in resolved {
         match it {
             Resolved::Tcp(addresses) => {
                 for sockets in tcp::bind_all(&addresses, &all, config, engines)? {
-                    let sockets = sockets
-                        .into_iter()
-                        .map(|it| Box::new(it) as Box<dyn RawListener>);
-                    bound.push(sockets.collect());
+                    bound.push(sockets.into_iter().map(socket).collect());
                 }
             }
             Resolved::Unix(address) => {
                 let socket = Unix::bind(address, config, &engines[0]).await?;
-                bound.push(vec![Box::new(socket)]);
+                bound.push(vec![self::socket(socket)]);
             }
             Resolved::Bound(listener) => bound.push(vec![listener]),
         }
@@ -97,14 +99,20 @@ pub(crate) async fn bind(
     Ok(bound)
 }
 
-/// A source whose names are resolved.
+/// A source whose name is resolved.
 enum Resolved {
+    /// The addresses of one name.
     Tcp(Vec<SocketAddr>),
     Unix(Address),
-    Bound(Box<dyn RawListener>),
+    /// A listener that was made elsewhere.
+    Bound(AnyListener),
 }
 
-/// An error that says which address it is about.
+fn socket(listener: impl RawListener + 'static) -> AnyListener {
+    AnyListener::Socket(Box::new(listener))
+}
+
+/// The error of an address that cannot be bound, with the address in its message.
 pub(super) fn cannot_listen(address: &Address, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
 }

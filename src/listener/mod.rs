@@ -1,8 +1,13 @@
 //! Listeners: what a server accepts its peers from.
+//!
+//! [`Listener`] is what users implement; [`RawListener`] is what the accept loop and the sweep
+//! know, whatever it is: TCP, Unix, or a `Listener` of the user's own.
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use async_io::Async;
@@ -16,22 +21,35 @@ use crate::workers::WatchedListener;
 
 pub(crate) mod bind;
 mod custom;
+#[cfg(target_os = "linux")]
+pub(crate) mod handshakes;
 mod inherited;
 pub(crate) mod set;
+#[cfg(target_os = "linux")]
+mod shut;
 mod tcp;
 mod unix;
 
 pub use self::inherited::Adopted;
 
 /// A source of peers: a transport of one's own, for instance one in memory for tests.
+///
+/// The server calls it, and drops it, without a lock held: all that it has may use the server's
+/// [`Handle`](crate::Handle). One method is called at a time, not always on the same thread. A method that
+/// blocks its thread keeps the accept loop waiting and whatever else that thread has to do, but not
+/// the handle, nor a deadline.
 pub trait Listener: Send + 'static {
     /// One connection.
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     /// Waits for the next peer.
     ///
-    /// Dropping the future must lose no peer. An error is judged by its kind as one of `accept(2)`
-    /// is: the peer's, a shortage of ours, or the end of this listener, which stops the server.
+    /// Dropping the future must lose no peer.
+    ///
+    /// # Errors
+    /// An error is judged by its kind as one of `accept(2)` is: it is a peer's, and accept is
+    /// called again; or a shortage of ours, and accept is called again after a pause; or the end of
+    /// this listener, which stops the server.
     fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Io, Address)>> + Send;
 
     /// Where this listener can be reached.
@@ -40,22 +58,72 @@ pub trait Listener: Send + 'static {
     /// If it cannot be told; binding fails then.
     fn local_addr(&self) -> io::Result<Address>;
 
-    /// Lets no new peer in. Those that are queued already are then accepted, until `accept` is
+    /// Lets no new peer in. Peers that are queued already are then accepted, until `accept` is
     /// pending, and the listener is dropped.
     fn shut(&mut self);
 }
 
-/// A bound listener, whatever it is.
-pub(crate) trait RawListener: Send {
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>>;
+/// A bound listener.
+pub(crate) enum AnyListener {
+    Socket(Box<dyn RawListener>),
+    Custom(Arc<dyn ErasedListener>),
+}
 
-    /// Accepts without waiting; `WouldBlock` where nobody is queued.
-    fn try_accept(&mut self) -> io::Result<(Incoming, Address)>;
+impl AnyListener {
+    pub(crate) fn local_addr(&self) -> io::Result<Address> {
+        match self {
+            Self::Socket(listener) => listener.local_addr(),
+            Self::Custom(listener) => listener.local_addr(),
+        }
+    }
+}
+
+/// A listener of the user's own, whatever its type. No lock is held while it is asked: its code may
+/// ask the server, and may block.
+pub(crate) trait ErasedListener: Send + Sync {
+    /// For the accept loop that the listener belongs to: one at a time.
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>>;
+
+    /// Accepts without waiting, for another accept loop; `WouldBlock` where no peer is queued, or
+    /// another thread asks.
+    fn try_accept(&self) -> io::Result<(Incoming, Address)>;
+
+    /// Accepts without waiting, for a stop: where another thread asks, it is given a moment to be done.
+    fn sweep(&self) -> io::Result<(Incoming, Address)>;
 
     fn local_addr(&self) -> io::Result<Address>;
 
-    /// No new peers from here on; those queued can still be accepted.
-    fn shut(&mut self);
+    /// No new peers from here on, or from when a thread that asks is done; those queued can still be
+    /// accepted.
+    fn shut(&self);
+}
+
+/// A listening socket, on which a call is a system call: it is made under a lock.
+pub(crate) trait RawListener: Send {
+    /// Polls for the next peer.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>>;
+
+    /// Accepts without waiting; `WouldBlock` where no peer is queued.
+    fn try_accept(&mut self) -> io::Result<(Incoming, Address)>;
+
+    /// The address that the listener is bound to, with the port that the system gave it.
+    fn local_addr(&self) -> io::Result<Address>;
+
+    /// Refuses new peers from here on, if there is a means to; peers that are queued can still be
+    /// accepted.
+    ///
+    /// # Errors
+    /// What the operator should know of; it is logged when no lock is held any more.
+    fn shut(&mut self) -> io::Result<()>;
+
+    /// Whether new peers are refused, so that the queue comes to an end.
+    fn is_shut(&self) -> bool;
+
+    /// The address whose handshakes under way the kernel has to be asked for: of a TCP listener
+    /// that is shut.
+    fn handshakes_at(&self) -> Option<SocketAddr> {
+        None
+    }
 
     /// How many peers wait to be accepted, where the system tells.
     fn queued(&self) -> Option<u32> {
@@ -63,21 +131,24 @@ pub(crate) trait RawListener: Send {
     }
 }
 
-/// A listening socket, and who tells that somebody is queued.
+/// A listening socket with what reports that a peer is queued.
 #[derive(Debug)]
 pub(crate) enum ListeningSocket<L: AsFd> {
+    /// `async-io`, the reactor of the runtimes.
     Reactor {
         socket: Async<L>,
-        /// The reactor was asked to wake us, and its answer has not been taken yet. It is taken
-        /// first, so that a wait costs one accept that finds nobody, not two.
+        /// The reactor was asked to wake the accept loop, and its answer has not been taken yet.
+        /// The answer is taken before the next accept: a wait then costs one accept that finds the
+        /// queue empty, not two.
         armed: bool,
     },
+    /// A worker's poller.
     #[cfg(target_os = "linux")]
     Workers(WatchedListener<L>),
 }
 
 impl<L: AsFd + Send + Sync + 'static> ListeningSocket<L> {
-    /// `socket` is in non-blocking mode.
+    /// Registers `socket`, which is in non-blocking mode, with the engine.
     fn new(socket: L, engine: &Engine) -> io::Result<Self> {
         Ok(match engine {
             Engine::Reactor => Self::Reactor {
@@ -89,6 +160,7 @@ impl<L: AsFd + Send + Sync + 'static> ListeningSocket<L> {
         })
     }
 
+    /// The socket of the standard library.
     fn get_ref(&self) -> &L {
         match self {
             Self::Reactor { socket, .. } => socket.get_ref(),
@@ -97,7 +169,7 @@ impl<L: AsFd + Send + Sync + 'static> ListeningSocket<L> {
         }
     }
 
-    /// One poll of accept.
+    /// Polls for the next peer, with `accept` for the system call.
     fn poll_accept<T>(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,32 +1,40 @@
 //! TCP listeners.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::task::{Context, Poll};
 
 use socket2::{Domain, TcpKeepalive, Type};
 
 use super::bind::cannot_listen;
+#[cfg(target_os = "linux")]
+use super::shut::Means;
 use super::{ListeningSocket, RawListener};
 use crate::address::Address;
 use crate::config::{Config, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
+use crate::log;
 use crate::socket;
 use crate::socket::Incoming;
 use crate::transport::Engine;
 
-/// How often a free port is looked for that all families have.
+/// How often a free port is looked for that all addresses of a name have.
 const PORT_TRIES: usize = 32;
 
+/// A TCP listener.
 #[derive(Debug)]
 pub(crate) struct Tcp {
     socket: ListeningSocket<TcpListener>,
-    /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
-    #[cfg_attr(not(target_os = "linux"), expect(dead_code))]
-    shared: bool,
+    /// The means to shut this listener. `Means::None` of an adopted socket, which others may hold:
+    /// what acts on the socket, and not on our descriptor alone, would shut it for them, too.
+    #[cfg(target_os = "linux")]
+    means: Means,
+    /// New peers are refused.
+    is_shut: bool,
 }
 
 impl Tcp {
-    /// As many sockets on one address as there are engines.
+    /// Binds as many sockets to one address as there are engines, and has them listen. `only_v6`:
+    /// an IPv6 socket leaves the IPv4 port alone.
     fn bind(
         address: SocketAddr,
         only_v6: bool,
@@ -37,43 +45,63 @@ impl Tcp {
         let address = first.local_addr()?.as_socket().unwrap_or(address);
         let mut sockets = vec![first];
         if engines.len() > 1 {
-            // Only now, when it is known that nobody else has the port.
+            // After the bind: with the option set before, the bind would succeed beside a socket of
+            // another process that has it, too.
             sockets[0].set_reuse_port(true)?;
         }
         for _ in 1..engines.len() {
             sockets.push(bind_one(address, only_v6, config, true)?);
         }
+        // Before any of the sockets listens: to find the means out tries them, which must not be
+        // seen by a peer. All sockets of one port have the same, since it is all of them or none.
+        #[cfg(target_os = "linux")]
+        let means = Means::find(&socket2::SockRef::from(&sockets[0]));
+        #[cfg(target_os = "linux")]
+        if means == Means::None {
+            log::warn!(
+                target: "gracious", address:%;
+                "new peers cannot be kept out of {address} at a stop, some may be reset: expected Linux \
+                 5.7, a listener that is bound to no interface, or CAP_NET_ADMIN",
+            );
+        }
         let listening = sockets.into_iter().zip(engines).map(|(socket, engine)| {
             socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
             Ok(Self {
                 socket: ListeningSocket::new(socket.into(), engine)?,
-                shared: false,
+                #[cfg(target_os = "linux")]
+                means,
+                is_shut: false,
             })
         });
         listening.collect()
     }
 
+    /// Takes over a socket that listens already.
     pub(super) fn adopt(listener: TcpListener, engine: &Engine) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self {
             socket: ListeningSocket::new(listener, engine)?,
-            shared: true,
+            #[cfg(target_os = "linux")]
+            means: Means::None,
+            is_shut: false,
         })
     }
 }
 
+/// Accepts one peer, as a socket in non-blocking mode.
 #[cfg(target_os = "linux")]
 fn accept(listener: &TcpListener) -> io::Result<(Incoming, Address)> {
     use rustix::net::{SocketFlags, acceptfrom_with};
-    // Saves the calls that would make the socket non-blocking and ask for the peer.
+    // One system call: it makes the socket non-blocking and gives the peer, too.
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (socket, peer) = acceptfrom_with(listener, flags)?;
     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-    // A peer that is gone already may have no name any more.
+    // A peer that has reset the connection already may have no address any more.
     let peer = peer.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
     Ok((incoming(TcpStream::from(socket)), Address::Tcp(peer)))
 }
 
+/// Accepts one peer, as a socket in non-blocking mode.
 #[cfg(not(target_os = "linux"))]
 fn accept(listener: &TcpListener) -> io::Result<(Incoming, Address)> {
     let (stream, peer) = listener.accept()?;
@@ -89,13 +117,14 @@ fn bind_one(
     reuse_port: bool,
 ) -> io::Result<socket2::Socket> {
     let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    // A port in TIME_WAIT can be bound again, on Unix no port that somebody listens on.
+    // On Unix this allows a port with connections in TIME_WAIT, and no port on which another socket
+    // listens.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
     if address.is_ipv6() {
         socket.set_only_v6(only_v6)?;
     }
-    // What follows is handed down to every accepted socket.
+    // Every accepted socket inherits these options from its listener.
     socket.set_tcp_nodelay(config.nodelay)?;
     if let Some(idle) = config.keepalive {
         let keepalive = TcpKeepalive::new()
@@ -126,15 +155,21 @@ impl RawListener for Tcp {
         self.socket.get_ref().local_addr().map(Address::Tcp)
     }
 
-    fn shut(&mut self) {
+    fn shut(&mut self) -> io::Result<()> {
         #[cfg(target_os = "linux")]
-        if !self.shared {
-            let socket = socket2::SockRef::from(self.socket.get_ref());
-            if let Err(error) = socket.attach_filter(&NO_SYN) {
-                // Without it peers may be queued until the sweep is over: accepted, most of them.
-                log::debug!(target: "gracious", "cannot keep new peers out during the sweep: {error}");
-            }
+        if !self.is_shut {
+            self.is_shut = self.means.shut(self.socket.get_ref())?;
         }
+        Ok(())
+    }
+
+    fn is_shut(&self) -> bool {
+        self.is_shut
+    }
+
+    fn handshakes_at(&self) -> Option<SocketAddr> {
+        let local = self.socket.get_ref().local_addr();
+        self.is_shut.then_some(local.ok()).flatten()
     }
 
     #[cfg(target_os = "linux")]
@@ -171,29 +206,12 @@ fn queued(listener: &TcpListener) -> Option<u32> {
     Some(info.tcpi_unacked)
 }
 
-/// Drops what would open a connection, a segment with SYN and without ACK: its sender tries again
-/// in a second and meets the successor, or a refusal. What belongs to a handshake under way passes.
-#[cfg(target_os = "linux")]
-const NO_SYN: [socket2::SockFilter; 5] = {
-    use socket2::SockFilter;
-    const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
-    const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
-    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    const FLAGS: u32 = 13;
-    const SYN: u32 = 0x02;
-    const ACK: u32 = 0x10;
-    [
-        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
-        SockFilter::new(AND, 0, 0, SYN | ACK),
-        SockFilter::new(JUMP_EQUAL, 0, 1, SYN),
-        SockFilter::new(RETURN, 0, 0, 0),
-        SockFilter::new(RETURN, 0, 0, u32::MAX),
-    ]
-};
-
-/// Every address a name has.
+/// Resolves a host name to all its addresses.
 pub(super) async fn resolve(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if host.is_empty() {
+        let (v6, v4) = (Ipv6Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED);
+        return Ok(vec![(v6, port).into(), (v4, port).into()]);
+    }
     let name = Address::Host(host.clone(), port);
     let resolved = blocking::unblock(move || (host.as_str(), port).to_socket_addrs()).await;
     let mut addresses = Vec::new();
@@ -205,7 +223,9 @@ pub(super) async fn resolve(host: String, port: u16) -> io::Result<Vec<SocketAdd
     Ok(addresses)
 }
 
-/// Binds every address of one name that this machine has, all on one port.
+/// Binds every address of one name that this machine has, all to one port. `all` are the addresses
+/// of all names: an IPv6 socket takes IPv4 peers, too, unless one of them is IPv4 with its port.
+/// Gives for each address its sockets, one for each engine.
 pub(super) fn bind_all(
     addresses: &[SocketAddr],
     all: &[SocketAddr],
@@ -256,7 +276,7 @@ pub(super) fn bind_all(
     }))
 }
 
-/// An address, or a whole family, that this machine does not have.
+/// Whether an error of bind says that this machine does not have the address, or its whole family.
 fn is_not_ours(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AddrNotAvailable
         || error.raw_os_error() == Some(libc::EAFNOSUPPORT)

@@ -1,4 +1,12 @@
 //! Unix listeners: in the file system, and in Linux's abstract namespace.
+//!
+//! 1. At a stop the path is removed first, and the listener is shut afterwards. Swapped, a
+//!    successor could find the path with a listener that refuses, replace it by its own, and lose
+//!    that to our removal.
+//! 2. A path is removed only if the file behind it is still the one that this listener made:
+//!    another server may have put its own there.
+//! 3. Between the look at what is behind a path and its removal, the directory is locked against
+//!    other servers of this kind.
 
 use std::fs;
 use std::io;
@@ -14,22 +22,26 @@ use super::bind::cannot_listen;
 use super::{ListeningSocket, RawListener};
 use crate::address::Address;
 use crate::config::Config;
+use crate::log;
 use crate::socket;
 use crate::socket::Incoming;
 use crate::transport::Engine;
 
+/// A Unix listener.
 #[derive(Debug)]
 pub(crate) struct Unix {
     socket: ListeningSocket<UnixListener>,
-    /// What we made in the file system; none of an abstract or an adopted socket.
+    /// The file that `bind` made; none of an abstract or an adopted socket.
     file: Option<File>,
-    /// Others may hold this socket: what acts on the socket and not on our descriptor stays undone.
+    /// The socket was adopted, and others may hold it: what acts on the socket, and not on our
+    /// descriptor alone, is not done.
     shared: bool,
-    /// No new peers: the queue is what it is, and reported as ready even when it is empty.
+    /// New peers are refused. The system then reports the socket as ready for ever, with an empty
+    /// queue, too.
     shut: bool,
 }
 
-/// A path, and the inode that was behind it when it was ours.
+/// The file of a Unix socket: its path, and the device and inode that it had when it was made.
 #[derive(Debug)]
 struct File {
     path: PathBuf,
@@ -37,13 +49,14 @@ struct File {
 }
 
 impl Unix {
+    /// Binds a socket to a path or an abstract name, and has it listen.
     pub(super) async fn bind(
         address: Address,
         config: &Config,
         engine: &Engine,
     ) -> io::Result<Self> {
         let (config, engine) = (config.clone(), engine.clone());
-        // File systems block.
+        // Calls of the file system block.
         blocking::unblock(move || {
             Self::bind_now(&address, &config, &engine)
                 .map_err(|error| cannot_listen(&address, &error))
@@ -51,6 +64,7 @@ impl Unix {
         .await
     }
 
+    /// Takes over a socket that listens already.
     pub(super) fn adopt(listener: UnixListener, engine: &Engine) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self {
@@ -87,18 +101,21 @@ impl Unix {
                 shut: false,
             }),
             Err(error) => {
-                file.iter().for_each(File::remove);
+                // The error that is told is the first.
+                let _ignored = file.as_ref().map(File::remove);
                 Err(error)
             }
         }
     }
 
-    /// After `SHUT_RD` an empty queue is EINVAL on some systems.
+    /// Whether an error says that the queue of a listener which is shut is empty: after `SHUT_RD`
+    /// that is EINVAL on some systems.
     fn is_empty_queue(&self, error: &io::Error) -> bool {
         self.shut && error.raw_os_error() == Some(libc::EINVAL)
     }
 }
 
+/// Accepts one peer, as a socket in non-blocking mode.
 fn accept(listener: &UnixListener) -> io::Result<(Incoming, Address)> {
     #[cfg(target_os = "linux")]
     let stream = {
@@ -112,14 +129,15 @@ fn accept(listener: &UnixListener) -> io::Result<(Incoming, Address)> {
         stream.set_nonblocking(true)?;
         stream
     };
-    // A peer that is gone already has no name any more.
+    // A peer that has hung up already has no address any more.
     let peer = stream.peer_addr();
     let peer = peer.map_or(Address::Unnamed, |peer| Address::from_unix(&peer));
     Ok((Incoming::Socket(socket::Socket::Unix(stream)), peer))
 }
 
-/// What TCP says of a listener that another who holds it has shut: Linux has it look like a queue
-/// that is empty, and ready for ever.
+/// The error that accept should give on an adopted listener which another owner has shut, as it
+/// does on TCP. On Linux such a Unix listener looks like one with an empty queue, and is reported
+/// as ready for ever: without this error the accept loop would spin.
 fn was_shut(listener: &UnixListener) -> Option<io::Error> {
     #[cfg(target_os = "linux")]
     {
@@ -139,7 +157,8 @@ fn was_shut(listener: &UnixListener) -> Option<io::Error> {
 impl RawListener for Unix {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, Address)>> {
         if self.shut {
-            // Nobody will come any more.
+            // No peer will come any more, and the reactor, which would report the socket as ready
+            // all the while, is not asked.
             return match self.try_accept() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
                 accepted => Poll::Ready(accepted),
@@ -166,51 +185,56 @@ impl RawListener for Unix {
         Ok(Address::from_unix(&self.socket.get_ref().local_addr()?))
     }
 
-    fn shut(&mut self) {
-        // The path goes first, while the listener still answers: a successor that finds the path
-        // with nobody behind it would replace it, and then lose its own path to this removal.
-        if let Some(file) = self.file.take() {
-            file.remove();
-        }
+    fn shut(&mut self) -> io::Result<()> {
+        // Invariant 1.
+        let removed = self.file.take().map_or(Ok(()), |file| file.remove());
         if !self.shared {
-            // New peers are refused, those queued stay acceptable. It cannot fail on a listener.
+            // New peers are refused, and queued ones can still be accepted. This cannot fail on a
+            // socket that listens.
             let _ignored = SockRef::from(self.socket.get_ref()).shutdown(Shutdown::Read);
             self.shut = true;
         }
+        removed
+    }
+
+    fn is_shut(&self) -> bool {
+        self.shut
     }
 }
 
 impl Drop for Unix {
     fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            file.remove();
+        if let Some(Err(error)) = self.file.as_ref().map(File::remove) {
+            log::warn!(target: "gracious", error:%; "{error}");
         }
     }
 }
 
 impl File {
-    /// Removes the path if it is still ours.
-    fn remove(&self) {
+    /// Removes the path if the file behind it is still this one.
+    fn remove(&self) -> io::Result<()> {
         let _lock = lock_directory(&self.path);
         match fs::symlink_metadata(&self.path) {
-            Ok(found) if (found.dev(), found.ino()) == self.inode => {
-                if let Err(error) = fs::remove_file(&self.path) {
+            Ok(found) if (found.dev(), found.ino()) == self.inode => fs::remove_file(&self.path)
+                .map_err(|error| {
                     let path = self.path.display();
-                    log::warn!(target: "gracious", "cannot remove the socket {path}: {error}");
-                }
-            }
-            // Somebody else's by now, or gone.
-            _ => {}
+                    let message = format!("cannot remove the socket {path}: {error}");
+                    io::Error::new(error.kind(), message)
+                }),
+            // Another server's file by now, or none.
+            _ => Ok(()),
         }
     }
 }
 
-/// Binds to a path, in place of a socket on which nobody answers.
+/// Binds a socket to a path. Replaces the file of a socket on which no process listens any more.
 fn bind_file(socket: &socket2::Socket, path: &Path, config: &Config) -> io::Result<File> {
     // The working directory may have changed when the path is removed.
     let path = std::path::absolute(path)?;
     let address = SockAddr::unix(&path)?;
-    // Between a probe and a removal nobody else may bind, nor between our bind and listen probe.
+    // Held until the end of this function: another server that bound between the probe in
+    // `remove_stale` and the removal would lose its path, and one that probed before owner and mode
+    // are set would take ours, which does not listen yet, for a stale one.
     let _lock = lock_directory(&path);
     match socket.bind(&address) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -224,7 +248,7 @@ fn bind_file(socket: &socket2::Socket, path: &Path, config: &Config) -> io::Resu
         path,
         inode: (made.dev(), made.ino()),
     };
-    // The socket does not listen yet, so nobody can connect before these are in place.
+    // Before the socket listens: no peer can connect until owner and mode are in place.
     let owned = (|| {
         if let Some((user, group)) = config.unix_owner {
             chown(&file.path, user, group)?;
@@ -241,6 +265,10 @@ fn bind_file(socket: &socket2::Socket, path: &Path, config: &Config) -> io::Resu
     Ok(file)
 }
 
+/// Removes the file of a socket on which no process listens any more.
+///
+/// # Errors
+/// Where a process does, and where the file is no socket.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -251,7 +279,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         return in_use("the path exists and is not a socket");
     }
     let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // A full queue would block, and is a sign of life.
+    // A listener whose queue is full would block a connect, and is in use.
     probe.set_nonblocking(true)?;
     match probe.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
@@ -261,9 +289,9 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Keeps other servers of this kind from working on the same directory; the lock goes with the
-/// file. Where the directory cannot be locked, or somebody holds on to the lock, the file system's
-/// own guarantees have to do.
+/// Locks the directory of a path against other servers of this kind; the lock ends when the file
+/// that is given back is dropped. `None` where the directory cannot be locked, or another process
+/// keeps the lock: the caller goes on without.
 fn lock_directory(path: &Path) -> Option<fs::File> {
     use rustix::fs::{FlockOperation, flock};
     let directory = fs::File::open(path.parent()?).ok()?;
@@ -277,6 +305,7 @@ fn lock_directory(path: &Path) -> Option<fs::File> {
     None
 }
 
-/// Others hold the lock for a few system calls.
+/// How often the lock is tried and how long is waited in between: a server holds it for a few
+/// system calls.
 const LOCK_TRIES: u32 = 20;
 const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);

@@ -1,3 +1,5 @@
+//! async-std as a runtime.
+
 use std::future::Future;
 use std::time::Duration;
 

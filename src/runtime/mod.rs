@@ -1,8 +1,11 @@
-//! The executor and the clock a server runs on.
+//! The executor and the clock that a server runs on. Only the files of this folder know an
+//! executor.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
+
+use crate::sync::assert_unlocked;
 
 #[cfg(feature = "async-std")]
 mod async_std;
@@ -56,7 +59,7 @@ pub use self::smol::Smol;
 pub trait Runtime: Clone + Send + Sync + 'static {
     /// Starts `future` as a task of its own, which goes on until it ends or the runtime does.
     ///
-    /// Nobody waits for it: a server keeps its own account of what it started.
+    /// Nothing waits for the task through the runtime: a server counts itself what it started.
     fn spawn<F>(&self, future: F)
     where
         F: Future<Output = ()> + Send + 'static;
@@ -70,25 +73,29 @@ pub trait Runtime: Clone + Send + Sync + 'static {
     }
 }
 
-/// A runtime's clock without the runtime's type, for those who hold no runtime.
+/// A runtime's clock without the runtime's type: a server's state, and with it every connection,
+/// handle and timer, knows the runtime only as this.
 pub(crate) trait Clock: Send + Sync {
     fn now(&self) -> Instant;
     fn sleep(&self, duration: Duration) -> Sleep;
 }
 
+/// A wait for an instant of a runtime's clock.
 pub(crate) type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl<R: Runtime> Clock for R {
     fn now(&self) -> Instant {
+        assert_unlocked();
         Runtime::now(self)
     }
 
     fn sleep(&self, duration: Duration) -> Sleep {
+        assert_unlocked();
         Box::pin(Runtime::sleep(self, duration))
     }
 }
 
-/// The timer of the reactor that async-std and smol share.
+/// Waits with a timer of `async-io`, the reactor that async-std and smol share.
 #[cfg(any(feature = "async-std", feature = "smol"))]
 async fn timer(duration: Duration) {
     async_io::Timer::after(duration).await;
@@ -105,7 +112,8 @@ pub(crate) async fn sleep_until(clock: &dyn Clock, when: Option<Instant>) {
             return;
         }
         clock.sleep(left).await;
-        // A clock that stands still keeps nobody else from running.
+        // On a clock that stands still, as a test's may, a sleep can end at once and leave the time
+        // as it was: without this the loop would keep the thread from every other task.
         futures_lite::future::yield_now().await;
     }
 }

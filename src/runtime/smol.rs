@@ -1,3 +1,5 @@
+//! smol as a runtime.
+
 use std::future::Future;
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! What few connections need: allocated when it is first asked for, so that the others pay one
-//! pointer for it.
+//! What few connections need: it is allocated when it is first used, so that all other connections
+//! pay one pointer for it.
 
 use std::fmt;
 use std::future::Future;
@@ -15,15 +15,20 @@ use crate::address::Address;
 use crate::report::Cause;
 use crate::runtime::Sleep;
 
+/// The cold data of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Cold {
-    /// The peer, where the connection's state has no room for its address.
+    /// The peer, where `ConnectionState` has no room for its address.
     pub(super) peer: Option<Address>,
-    /// When a byte last moved; kept only where a limit asks for it.
+    /// The uptime, in nanoseconds, at which a byte last moved; kept only where a limit needs it.
     pub(super) last_activity: AtomicU64,
+    /// What is used under a lock, allocated apart: a long address or a limit alone does not need
+    /// it.
     pub(super) locked: OnceLock<Box<Mutex<ColdLocked>>>,
 }
 
+/// The part of the cold data that is used under a lock. No code of others runs under it: wakers,
+/// listeners and timers are taken out first.
 #[derive(Debug, Default)]
 pub(super) struct ColdLocked {
     /// The wakers of the reader, the writer and the task that differ from the task's first, indexed
@@ -31,23 +36,27 @@ pub(super) struct ColdLocked {
     pub(super) other_wakers: [Option<Waker>; 3],
     /// Notified when the connection is asked to come to an end, or has come to it.
     pub(super) drain_event: Option<Arc<Event>>,
+    /// How long no byte has to move until the connection is idle, where it was declared so.
+    pub(super) quiet: Option<Duration>,
     /// How many busy guards live.
     pub(super) guards: u32,
     /// How many futures of the handler wait for the server to close.
     pub(super) self_waits: u32,
-    /// The task's part, while the task does not use it.
+    /// The task's cold data, while the task does not use it.
     pub(super) task: Option<Box<TaskCold>>,
 }
 
-/// What the task around a handler needs beside the handler: nothing, while a handler serves without
-/// limits.
+/// What the task around a handler needs beside the handler: for its limits, and for the
+/// connection's end where that takes time. Most tasks never need it.
 #[derive(Default)]
 pub(crate) struct TaskCold {
     /// The timer of the limits, and the uptime at which it fires.
     pub(crate) timer: Option<(Duration, Sleep)>,
-    /// The limit that this connection has met.
+    /// The last activity after which the connection was quiet, and its reader was woken for that.
+    pub(crate) quiet_since: Option<Duration>,
+    /// The limit that has ended this connection.
     pub(crate) limit_met: Option<Cause>,
-    /// The orderly end under way.
+    /// The orderly close under way.
     pub(crate) lingering: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// What the handler failed with.
     pub(crate) error: String,

@@ -15,7 +15,7 @@ use std::net::SocketAddrV4;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
-use std::sync::{Arc, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
@@ -25,9 +25,11 @@ use event_listener::EventListener;
 use super::Shared;
 use super::cold::{Cold, ColdLocked, TaskCold};
 use crate::address::{Address, NO_ADDRESS, lengthen, shorten};
+use crate::config::Config;
+use crate::idle::IdleWhen;
 use crate::report::{Straggler, Waiting};
 use crate::socket::readiness::{HalfState, Readiness, Waiter, flag};
-use crate::sync::{lock, nanos, notify, wake_by_ref};
+use crate::sync::{MutexGuard, assert_unlocked, lock, nanos, notify, wake_by_ref};
 use crate::transport::Transport;
 
 /// What a connection, its task and its server know of it. 136 bytes, and what few need apart.
@@ -66,6 +68,29 @@ pub(crate) struct Arrival {
     pub(crate) shard: u16,
 }
 
+/// What the word of a new connection says of the server's configuration.
+pub(super) fn declared_flags(config: &Config) -> u64 {
+    let declared = config
+        .idle_when
+        .map_or(0, |when| idle_flags(when) | flag::DECLARED);
+    let watched = if config.watches_idle() {
+        flag::WATCHED
+    } else {
+        0
+    };
+    declared | watched
+}
+
+/// What the word says of a declaration.
+fn idle_flags(when: IdleWhen) -> u64 {
+    match when {
+        IdleWhen::Answered => 0,
+        IdleWhen::Unguarded => flag::UNGUARDED,
+        IdleWhen::Quiet(_) => flag::QUIET | flag::WATCHED,
+        IdleWhen::Never => flag::NEVER_IDLE,
+    }
+}
+
 thread_local! {
     /// The connection whose handler this thread is in; for comparison only.
     static IN_HANDLER_OF: Cell<*const ConnectionState> = const { Cell::new(std::ptr::null()) };
@@ -85,7 +110,7 @@ impl ConnectionState {
             Err(long) => (NO_ADDRESS, false, Some(long)),
         };
         let cold = OnceLock::new();
-        if long.is_some() || server.config.watches_idle() {
+        if long.is_some() || flags & flag::WATCHED != 0 {
             let _first = cold.set(Box::new(Cold {
                 peer: long,
                 last_activity: AtomicU64::new(accepted),
@@ -167,16 +192,12 @@ impl ConnectionState {
             self.clear_other_waker(waiter);
         } else if matches!(waiter, Waiter::Task) && self.readiness.set_task_waker(waker) {
         } else {
-            let old = {
-                let mut cold = self.cold_locked();
-                let place = &mut cold.other_wakers[waiter as usize];
-                match place {
-                    Some(known) if known.will_wake(waker) => None,
-                    place => place.replace(waker.clone()),
-                }
-            };
+            // Cloned and dropped outside the lock: a waker is code of others, and to drop one can run
+            // a task's destructor.
+            let waker = waker.clone();
+            let old = self.cold_locked().other_wakers[waiter as usize].replace(waker);
             self.set(waiter.other_waker_flag());
-            // Outside the lock, since dropping a waker can run a task's destructor.
+            assert_unlocked();
             drop(old);
         }
         // Pairs with the fence in `wake`: either `wake` sees this waker, or the caller's next look
@@ -197,13 +218,15 @@ impl ConnectionState {
     fn take_other_waker(&self, waiter: Waiter) {
         self.clear(waiter.other_waker_flag());
         let old = self.cold_locked().other_wakers[waiter as usize].take();
+        assert_unlocked();
         drop(old);
     }
 
-    /// The waker of a waiter that is registered with another than the task's first.
-    pub(crate) fn other_waker(&self, waiter: Waiter) -> Option<Waker> {
+    /// Takes the waker of a waiter that is registered with another than the task's first, to wake it
+    /// without a lock. A waiter that was woken registers anew when it is polled.
+    fn other_waker(&self, waiter: Waiter) -> Option<Waker> {
         if self.has(waiter.other_waker_flag()) {
-            self.cold_locked().other_wakers[waiter as usize].clone()
+            self.cold_locked().other_wakers[waiter as usize].take()
         } else {
             None
         }
@@ -216,7 +239,6 @@ impl ConnectionState {
         if let Some(waker) = self.readiness.task_waker(waiter) {
             wake_by_ref(waker);
         } else if let Some(waker) = self.other_waker(waiter) {
-            // Outside the lock, since a waker is somebody else's code.
             wake_by_ref(&waker);
         }
     }
@@ -248,10 +270,10 @@ impl ConnectionState {
         Some(lock(self.cold.get()?.locked.get()?))
     }
 
-    /// Runs `with` on the task's cold data, outside the lock: timers and wakers are somebody else's
-    /// code.
+    /// Runs `with` on the task's cold data, outside the lock: timers and wakers are code of others.
     pub(crate) fn with_task_cold<T>(&self, with: impl FnOnce(&mut TaskCold) -> T) -> T {
         let mut task = self.take_task_cold().unwrap_or_default();
+        assert_unlocked();
         let done = with(&mut task);
         self.cold_locked().task = Some(task);
         done
@@ -263,10 +285,13 @@ impl ConnectionState {
 
     /// Begins to listen for a request to end; the caller looks afterwards whether there has been one.
     pub(crate) fn listen_for_drain(&self) -> EventListener {
-        self.cold_locked()
+        let event = self
+            .cold_locked()
             .drain_event
             .get_or_insert_default()
-            .listen()
+            .clone();
+        // Outside the lock, as `notify` asks for.
+        event.listen()
     }
 
     /// Notifies the futures that listen for a request to end.
@@ -290,8 +315,9 @@ impl ConnectionState {
         });
         self.notify_listeners();
         self.wake(Waiter::Reader);
-        if is_fresh {
-            // The task ends the grace when its time has come.
+        if is_fresh || self.has(flag::QUIET | flag::NEVER_IDLE) {
+            // The task ends the grace, or the wait for quiet, when its time has come; a handler that
+            // is never idle is told.
             self.wake(Waiter::Task);
         }
     }
@@ -324,7 +350,41 @@ impl ConnectionState {
     /// A busy guard is made.
     pub(crate) fn begin_busy(&self) {
         self.cold_locked().guards += 1;
-        self.set(flag::GUARDED);
+    }
+
+    /// Declares when this connection is idle.
+    pub(crate) fn idle_when(&self, when: IdleWhen) {
+        if let IdleWhen::Quiet(span) = when {
+            self.cold_locked().quiet = Some(span);
+            self.set(flag::WATCHED);
+            self.mark_activity();
+        }
+        self.clear(flag::NEVER_IDLE | flag::UNGUARDED | flag::QUIET);
+        self.set(idle_flags(when) | flag::DECLARED);
+        if self.has(flag::DRAINING) {
+            self.wake(Waiter::Reader);
+            self.wake_task();
+        }
+    }
+
+    /// How long no byte has to move until a connection that declared `Quiet` is idle.
+    pub(crate) fn quiet_span(&self) -> Duration {
+        let own = self.existing_cold().and_then(|cold| cold.quiet);
+        own.unwrap_or(match self.server.config.idle_when {
+            Some(IdleWhen::Quiet(span)) => span,
+            _ => Duration::ZERO,
+        })
+    }
+
+    /// Whether this is the waker that the connection's own task was polled with last.
+    pub(crate) fn is_own_task(&self, waker: &Waker) -> bool {
+        match self.readiness.task_waker(Waiter::Task) {
+            Some(own) => own.will_wake(waker),
+            None => {
+                let other = self.other_waker(Waiter::Task);
+                other.is_some_and(|own| own.will_wake(waker))
+            }
+        }
     }
 
     /// A busy guard is dropped.
@@ -364,13 +424,19 @@ impl ConnectionState {
         received
     }
 
-    /// Called by the write half before it waits. `UNANSWERED` is set before `answered` is raised: as
-    /// long as the write waits nothing counts as answered, and afterwards only if it was completed.
-    /// Swapped, a drain between the two would take the connection for idle.
+    /// Called by the write half before it waits.
     pub(crate) fn before_wait(&self, answerable: u64) {
-        let is_open = self.answered.load(Relaxed) < answerable;
-        let open = if is_open { HalfState::UNANSWERED } else { 0 };
-        self.writer.set(HalfState::WAITING | open);
+        self.writer.set(HalfState::WAITING);
+        self.begin_answer(answerable);
+    }
+
+    /// Called by the write half when its write waits, or has been done in part. `UNANSWERED` is set
+    /// before `answered` is raised: until the write is completed nothing counts as answered. Swapped,
+    /// a drain between the two would take the connection for idle.
+    pub(crate) fn begin_answer(&self, answerable: u64) {
+        if self.answered.load(Relaxed) < answerable {
+            self.writer.set(HalfState::UNANSWERED);
+        }
         self.mark_answered(answerable);
     }
 
@@ -399,6 +465,7 @@ impl ConnectionState {
     /// Runs what the task does in the handler; gives the panic if there was one.
     #[inline]
     pub(crate) fn in_handler<T>(&self, run: impl FnOnce() -> T) -> thread::Result<T> {
+        assert_unlocked();
         self.step();
         let outer = IN_HANDLER_OF.replace(self);
         let done = catch_unwind(AssertUnwindSafe(run));
@@ -432,12 +499,20 @@ impl ConnectionState {
 
     /// Whether the connection is inside a message, not between two.
     pub(crate) fn is_busy(&self) -> bool {
-        if self.has(flag::GUARDED) {
-            return self.cold_locked().guards > 0 || self.reader.has(HalfState::UNREAD);
+        let word = self.word();
+        let is_guarded = self.existing_cold().is_some_and(|cold| cold.guards > 0);
+        if is_guarded || self.writer.has(HalfState::WAITING) {
+            return true;
+        }
+        if word & (flag::UNGUARDED | flag::NEVER_IDLE) != 0 {
+            return self.reader.has(HalfState::UNREAD);
+        }
+        if word & flag::QUIET != 0 {
+            let quiet = self.server.uptime().saturating_sub(self.last_activity());
+            return self.reader.has(HalfState::UNREAD) || quiet < self.quiet_span();
         }
         let received = self.received.load(Acquire);
-        self.answered.load(Acquire) < received
-            || self.writer.has(HalfState::WAITING | HalfState::UNANSWERED)
+        self.answered.load(Acquire) < received || self.writer.has(HalfState::UNANSWERED)
     }
 
     /// Changes how many futures of the handler wait for the server to close; gives the new number.
@@ -450,7 +525,7 @@ impl ConnectionState {
     /// A byte moved, or a wait for one began.
     #[inline]
     pub(crate) fn mark_activity(&self) {
-        if self.server.config.watches_idle() {
+        if self.has(flag::WATCHED) {
             let now = nanos(self.server.uptime());
             self.cold().last_activity.store(now, Relaxed);
         }
@@ -521,6 +596,8 @@ impl crate::workers::Registered for ConnectionState {
 
 impl Drop for ConnectionState {
     fn drop(&mut self) {
+        // A transport of the user's own is dropped with this.
+        assert_unlocked();
         // A future that listens has nothing more to wait for.
         self.notify_listeners();
     }

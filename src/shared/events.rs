@@ -1,5 +1,6 @@
-//! What happens in a server, sent to those who subscribed.
+//! What happens in a server, sent to its subscribers.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_channel::{Receiver, Sender, TrySendError};
@@ -7,6 +8,7 @@ use async_channel::{Receiver, Sender, TrySendError};
 use crate::address::Address;
 use crate::lifecycle::State;
 use crate::report::Cause;
+use crate::sync::assert_unlocked;
 
 /// How many events wait for a receiver before it misses some.
 const CAPACITY: usize = 1024;
@@ -41,15 +43,37 @@ pub enum ServerEvent {
     Missed(u64),
 }
 
-/// The events that happened and are not sent yet: pushed under the registry's lock, in the order in
-/// which they were counted, and sent without it, since to wake a receiver runs somebody else's code.
+/// The events of a server on their way to its subscribers.
+///
+/// 1. Events are queued under the registry's lock, in the order in which they were counted. A new
+///    subscriber is queued among them: it is sent what was queued after it.
+/// 2. They are sent without that lock, since to send is to wake a receiver. One thread sends at a
+///    time; a thread that finds another at it leaves its events to that one, which looks at the queue
+///    again when it has sent what it took. So the waker of a receiver may ask the server whatever it
+///    likes, and a waker that takes long keeps the receivers waiting, and no other thread.
 #[derive(Debug, Default)]
 pub(super) struct EventQueue {
     /// There is a subscriber, or was one: that does not go back.
     has_subscribers: bool,
-    events: Vec<ServerEvent>,
+    queue: VecDeque<Queued>,
     /// The last state on the way to the end.
     state: Option<State>,
+    /// The subscribers that are sent what is queued; empty while a thread sends.
+    subscribers: Vec<Subscriber>,
+    /// A thread sends.
+    is_sending: bool,
+}
+
+#[derive(Debug)]
+enum Queued {
+    Event(ServerEvent),
+    Subscriber(Subscriber),
+}
+
+#[derive(Debug)]
+struct Subscriber {
+    sender: Sender<ServerEvent>,
+    missed: u64,
 }
 
 impl EventQueue {
@@ -79,45 +103,67 @@ impl EventQueue {
 
     pub(super) fn push(&mut self, event: impl FnOnce() -> ServerEvent) {
         if self.has_subscribers {
-            self.events.push(event());
+            self.queue.push_back(Queued::Event(event()));
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.events.is_empty()
-    }
-
-    pub(super) fn take(&mut self) -> Vec<ServerEvent> {
-        std::mem::take(&mut self.events)
-    }
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Subscribers(Vec<Subscriber>);
-
-#[derive(Debug)]
-struct Subscriber {
-    sender: Sender<ServerEvent>,
-    missed: u64,
-}
-
-impl Subscribers {
-    /// Adds a subscriber, which is sent what is pushed to `queue` from now on.
-    pub(super) fn add(&mut self, queue: &mut EventQueue) -> Receiver<ServerEvent> {
+    /// A receiver of what is queued from now on.
+    pub(super) fn subscribe(&mut self) -> Receiver<ServerEvent> {
         let (sender, receiver) = async_channel::bounded(CAPACITY);
-        if queue.state != Some(State::Closed) {
-            queue.has_subscribers = true;
-            self.0.push(Subscriber { sender, missed: 0 });
+        // After the end there is nothing to be sent, and the channel ends here.
+        if self.state != Some(State::Closed) {
+            self.has_subscribers = true;
+            let subscriber = Subscriber { sender, missed: 0 };
+            self.queue.push_back(Queued::Subscriber(subscriber));
         }
         receiver
     }
 
-    /// Sends events to every subscriber; the end of the server is the end of the channels.
-    pub(super) fn send(&mut self, events: Vec<ServerEvent>) {
-        for event in events {
-            self.0.retain_mut(|subscriber| subscriber.send(&event));
-            if event == ServerEvent::State(State::Closed) {
-                self.0.drain(..).for_each(Subscriber::end);
+    /// Takes what there is to send; `None` where there is nothing, or another thread sends. It is
+    /// given back with [`end_delivery`](Self::end_delivery).
+    pub(super) fn begin_delivery(&mut self) -> Option<Delivery> {
+        if self.queue.is_empty() || self.is_sending {
+            return None;
+        }
+        self.is_sending = true;
+        Some(Delivery {
+            queue: std::mem::take(&mut self.queue),
+            subscribers: std::mem::take(&mut self.subscribers),
+        })
+    }
+
+    /// What a delivery has left is sent before what was queued meanwhile.
+    pub(super) fn end_delivery(&mut self, delivery: &mut Delivery) {
+        self.is_sending = false;
+        self.subscribers = std::mem::take(&mut delivery.subscribers);
+        if !delivery.queue.is_empty() {
+            delivery.queue.append(&mut self.queue);
+            self.queue = std::mem::take(&mut delivery.queue);
+        }
+    }
+}
+
+/// Events, and the subscribers to be sent them, while a thread sends.
+#[derive(Debug)]
+pub(super) struct Delivery {
+    queue: VecDeque<Queued>,
+    subscribers: Vec<Subscriber>,
+}
+
+impl Delivery {
+    /// Sends every event to every subscriber; the end of the server is the end of the channels.
+    pub(super) fn send(&mut self) {
+        assert_unlocked();
+        while let Some(next) = self.queue.pop_front() {
+            match next {
+                Queued::Subscriber(subscriber) => self.subscribers.push(subscriber),
+                Queued::Event(event) => {
+                    self.subscribers
+                        .retain_mut(|subscriber| subscriber.send(&event));
+                    if event == ServerEvent::State(State::Closed) {
+                        self.subscribers.drain(..).for_each(Subscriber::end);
+                    }
+                }
             }
         }
     }

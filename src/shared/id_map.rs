@@ -1,14 +1,17 @@
-//! A map of ids that only grow, in their order.
+//! A map from ids to values, for ids that are given out in rising order.
 
-/// How many gaps are never closed.
+/// So many gaps are not worth closing.
 const GAPS: usize = 32;
 
-/// A list in the order of ids. A new entry comes last, any is found by halving, and an entry that is
-/// removed leaves a gap; when the gaps are more than the rest they are closed, so each removal costs
-/// one move on the average. An entry of a pointer takes 16 bytes, half of what it takes in a tree.
+/// A list of entries in the order of their ids. A new entry comes last, and any entry is found by
+/// binary search. An entry that is removed leaves a gap; the gaps are closed when they are more
+/// than the entries, so that a removal costs one move of an entry on the average. An entry whose
+/// value is a pointer takes 16 bytes, half of what it would take in a `BTreeMap`.
 #[derive(Debug)]
 pub(crate) struct IdMap<T> {
+    /// `None` is a gap. The last entry is never one.
     entries: Vec<(u64, Option<T>)>,
+    /// How many entries are no gaps.
     len: usize,
 }
 
@@ -23,7 +26,7 @@ impl<T> IdMap<T> {
         self.len == 0
     }
 
-    /// Adds what has a higher id than all there were.
+    /// Adds an entry, whose id is higher than all that were added before.
     pub(crate) fn push(&mut self, id: u64, value: T) {
         debug_assert!(self.entries.last().is_none_or(|(last, _)| *last < id));
         self.entries.push((id, Some(value)));
@@ -46,7 +49,7 @@ impl<T> IdMap<T> {
         {
             self.entries.pop();
         }
-        // The room of a time when there were many is given back, too.
+        // The memory of a time with many more entries is given back, too.
         let gaps = self.entries.len() > 2 * self.len + GAPS;
         if gaps || self.entries.capacity() > 8 * (self.len + GAPS) {
             self.close_gaps();
@@ -54,14 +57,17 @@ impl<T> IdMap<T> {
         Some(removed)
     }
 
+    /// The values, in the order of their ids.
     pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
         self.entries.iter().filter_map(|(_, value)| value.as_ref())
     }
 
+    /// Where the entry of an id is; that may be a gap.
     fn index(&self, id: u64) -> Option<usize> {
         self.entries.binary_search_by_key(&id, |(id, _)| *id).ok()
     }
 
+    /// Removes the gaps, and gives memory back if there is far too much.
     #[cold]
     fn close_gaps(&mut self) {
         self.entries.retain(|(_, value)| value.is_some());
@@ -92,7 +98,7 @@ mod tests {
         assert!(list.values().eq(tree.values()));
     }
 
-    /// In orders of all kinds, against what the standard library has for it.
+    /// Against the standard library's map, with additions and removals at random.
     #[test]
     fn it_holds_what_a_tree_would() {
         let (mut list, mut tree) = (IdMap::default(), BTreeMap::new());
@@ -113,7 +119,7 @@ mod tests {
         }
     }
 
-    /// Those who came last go first, and leave no gaps.
+    /// The entries that came last are removed first, and so leave no gaps.
     #[test]
     fn room_is_given_back_in_whatever_order_they_go() {
         let mut list = IdMap::default();
@@ -140,7 +146,7 @@ mod tests {
         }
         for id in 100_000..200_000 {
             list.push(id, ());
-            // The one before, so that there is always one behind the gap.
+            // The entry before the last, so that there is always an entry behind the gap.
             list.remove(id - 1);
         }
         list.remove(199_999);

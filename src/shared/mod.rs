@@ -6,17 +6,18 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-#[cfg(target_os = "linux")]
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
+
+use futures_lite::future;
 
 use crate::address::Address;
 use crate::config::Config;
 use crate::lifecycle::{Latch, Phase, Reason, State};
-use crate::listener::RawListener;
+use crate::listener::AnyListener;
 use crate::listener::set::ListenerSet;
+use crate::log;
 use crate::report::{Cause, ListenerInfo, Report};
 use crate::runtime::{Clock, Runtime};
 use crate::socket::readiness::flag;
@@ -30,12 +31,12 @@ pub(crate) mod connection;
 pub(crate) mod events;
 mod id_map;
 pub(crate) mod ledger;
-mod permits;
+pub(crate) mod permits;
 pub(crate) mod registry;
 
 use self::connection::ConnectionState;
 use self::ledger::{CloseKind, Closing};
-use self::permits::{Permits, Queue};
+use self::permits::{Permits, Queue, Reservation};
 use self::registry::Registry;
 
 pub(crate) use self::cold::TaskCold;
@@ -51,10 +52,9 @@ pub(crate) struct Shared {
     pub(crate) queue: Queue<Arc<ConnectionState>>,
     addrs: Vec<Address>,
     /// One a shard, each with an accept loop of its own; empty once the listeners are closed.
-    pub(crate) listener_sets: Vec<Mutex<ListenerSet>>,
-    /// Which set is asked first where several share a limit. Locked by the accept loop that takes a
-    /// peer at that moment.
-    pub(crate) next_set: Mutex<usize>,
+    pub(crate) listener_sets: Vec<ListenerSet>,
+    /// Which set is asked first where several share a limit.
+    pub(crate) next_set: AtomicUsize,
     /// When there was last too little of something to accept with, in nanoseconds of uptime; 0 where
     /// there is enough.
     pub(crate) last_shortage: AtomicU64,
@@ -79,7 +79,7 @@ impl Shared {
     pub(crate) fn new(
         runtime: &impl Runtime,
         config: Config,
-        listeners: Vec<Vec<Box<dyn RawListener>>>,
+        listeners: Vec<Vec<AnyListener>>,
     ) -> io::Result<Self> {
         let addrs = listeners
             .iter()
@@ -93,11 +93,8 @@ impl Shared {
             config,
             clock: Box::new(runtime.clone()),
             addrs,
-            listener_sets: ListenerSet::all(listeners)
-                .into_iter()
-                .map(Mutex::new)
-                .collect(),
-            next_set: Mutex::new(0),
+            listener_sets: ListenerSet::all(listeners),
+            next_set: AtomicUsize::new(0),
             last_shortage: AtomicU64::new(0),
             bound_at: Runtime::now(runtime),
             serving_since: OnceLock::new(),
@@ -194,23 +191,26 @@ impl Shared {
     pub(crate) fn listeners(&self) -> Vec<ListenerInfo> {
         let mut infos = BTreeMap::new();
         for set in &self.listener_sets {
-            for listener in &lock(set).listeners {
-                let queued = listener.queued();
-                let info = infos
-                    .entry(listener.address)
-                    .or_insert_with(|| ListenerInfo {
-                        address: self.addrs[usize::from(listener.address)].clone(),
-                        queued: queued.and(Some(0)),
-                    });
+            set.tell_queued(|address, queued| {
+                let info = infos.entry(address).or_insert_with(|| ListenerInfo {
+                    address: self.addrs[usize::from(address)].clone(),
+                    queued: queued.and(Some(0)),
+                });
                 info.queued = info.queued.zip(queued).map(|(sum, queued)| sum + queued);
-            }
+            });
         }
         infos.into_values().collect()
     }
 
+    /// Where the system has to be asked for handshakes under way: at the listeners that are shut.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn handshakes_at(&self) -> Vec<std::net::SocketAddr> {
+        let sets = self.listener_sets.iter();
+        sets.flat_map(ListenerSet::handshakes_at).collect()
+    }
+
     pub(crate) fn is_closed_to_peers(&self) -> bool {
-        let mut sets = self.listener_sets.iter();
-        sets.all(|set| lock(set).listeners.is_empty())
+        self.listener_sets.iter().all(ListenerSet::is_closed)
     }
 }
 
@@ -265,7 +265,9 @@ impl Shared {
     pub(crate) fn fail(&self, error: io::Error) {
         log::error!(target: "gracious", error:%; "a listener failed: {error}");
         self.shutdown(Reason::Listener(error.to_string()), None);
-        *lock(&self.failure) = Some(error);
+        let earlier = lock(&self.failure).replace(error);
+        // Outside the lock: it may be an error of the user's own.
+        drop(earlier);
     }
 
     pub(crate) fn take_failure(&self) -> Option<io::Error> {
@@ -285,11 +287,18 @@ impl Shared {
     pub(crate) async fn permit(&self) {
         while !self.has_permit() {
             let released = self.permits.released.listen();
+            let returned = self.permits.returned.listen();
             if self.has_permit() {
                 return;
             }
-            released.await;
+            future::or(released, returned).await;
         }
+    }
+
+    /// Gives a connection the permit that was reserved for it.
+    pub(crate) fn keep_permit(&self, connection: &ConnectionState, reservation: Reservation<'_>) {
+        reservation.keep();
+        connection.clear(flag::QUEUED);
     }
 
     /// Gives a connection its permit; `false` where there is none.

@@ -1,4 +1,10 @@
 //! The permits under `max_connections`, and the connections that wait for one.
+//!
+//! 1. A permit is released, the limit raised or a pause ended first, and `released` is notified
+//!    afterwards; a future that waits for a permit begins to listen first and looks for a permit
+//!    afterwards. Swapped on either side, a change between the two acts would wake no future. The
+//!    `SeqCst` loads and stores here are one side of that, with the fence in `sync::notify`.
+//! 2. More permits may be in use than there are: a limit that is lowered takes none back.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -9,14 +15,20 @@ use event_listener::Event;
 
 use crate::sync::{lock, notify};
 
-/// How many connections there may be, and how many there are.
+/// How many connections there may be, and how many there are with a permit.
 #[derive(Debug)]
 pub(crate) struct Permits {
     in_use: AtomicUsize,
+    /// `usize::MAX` where there is no limit.
     max: AtomicUsize,
+    /// No peer is accepted, whether or not there are permits.
     paused: AtomicBool,
-    /// Notified when a permit may have become free, a pause has ended or a connection has.
+    /// Notified when a permit may be free, when a pause begins or ends, and when a connection
+    /// without a permit has ended.
     pub(crate) released: Event,
+    /// Notified when a reservation came to nothing. Apart from `released`, which also ends the pause
+    /// of an accept loop without descriptors: two such loops would wake each other without end.
+    pub(super) returned: Event,
 }
 
 impl Permits {
@@ -26,17 +38,21 @@ impl Permits {
             max: AtomicUsize::new(max_connections.unwrap_or(usize::MAX)),
             paused: AtomicBool::new(false),
             released: Event::new(),
+            returned: Event::new(),
         }
     }
 
+    /// Whether all permits are in use.
     pub(super) fn is_full(&self) -> bool {
         self.in_use.load(SeqCst) >= self.max.load(SeqCst)
     }
 
+    /// Whether there is a limit at all.
     pub(crate) fn is_limited(&self) -> bool {
         self.max.load(SeqCst) < usize::MAX
     }
 
+    /// Changes the limit; connections that have a permit keep it.
     pub(crate) fn set_max(&self, max_connections: Option<usize>) {
         self.max
             .store(max_connections.unwrap_or(usize::MAX), SeqCst);
@@ -58,17 +74,43 @@ impl Permits {
         self.in_use.fetch_update(SeqCst, SeqCst, one_more).is_ok()
     }
 
+    /// Gives a permit back, for the next connection.
     pub(super) fn release(&self) {
         self.in_use.fetch_sub(1, SeqCst);
         notify(&self.released);
     }
+
+    /// Takes a permit for a peer that is still to be found; `None` where there is none.
+    pub(crate) fn reserve(&self) -> Option<Reservation<'_>> {
+        self.acquire().then_some(Reservation(self))
+    }
 }
 
-/// Connections in the order in which they came.
+/// A permit for a peer that is still to be found. It is returned when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation<'a>(&'a Permits);
+
+impl Reservation<'_> {
+    /// The peer was found, and has the permit.
+    pub(super) fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.0.in_use.fetch_sub(1, SeqCst);
+        notify(&self.0.returned);
+    }
+}
+
+/// Connections that wait for a permit, in the order in which they came.
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
     waiting: Mutex<VecDeque<T>>,
-    /// The length, stored under the lock: it is mostly 0, which then needs no lock to be known.
+    /// The length of `waiting`, stored under its lock and loaded without: it is 0 nearly always,
+    /// and then no lock is taken. The loads are `SeqCst` like the stores: `launch_queued` looks for
+    /// accept loops, which push, before it looks here.
     len: AtomicUsize,
 }
 
@@ -77,13 +119,14 @@ impl<T> Queue<T> {
         self.len.load(SeqCst) == 0
     }
 
+    /// Adds a connection behind all others.
     pub(crate) fn push(&self, connection: T) {
         let mut waiting = lock(&self.waiting);
         waiting.push_back(connection);
         self.len.store(waiting.len(), SeqCst);
     }
 
-    /// Takes the first, if `may` says so of it.
+    /// Takes the first connection, if `may` is true of it.
     pub(super) fn pop_if(&self, may: impl FnOnce(&T) -> bool) -> Option<T> {
         if self.is_empty() {
             return None;
@@ -97,6 +140,7 @@ impl<T> Queue<T> {
         first
     }
 
+    /// Takes all connections.
     pub(crate) fn take_all(&self) -> VecDeque<T> {
         let mut waiting = lock(&self.waiting);
         self.len.store(0, SeqCst);

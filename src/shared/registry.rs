@@ -5,26 +5,26 @@
 //! 2. On the hot path that lock is not taken, and no code of others runs under it.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_channel::Receiver;
 use event_listener::Event;
 
 use super::Shared;
-use super::connection::{Arrival, ConnectionState};
-use super::events::{EventQueue, ServerEvent, Subscribers};
+use super::connection::{Arrival, ConnectionState, declared_flags};
+use super::events::{Delivery, EventQueue, ServerEvent};
 use super::id_map::IdMap;
 use super::ledger::{CloseKind, Closing, Ledger};
 use crate::lifecycle::State;
+use crate::log;
 use crate::report::{AcceptErrors, Cause, ConnectionInfo, Stats, Straggler, Waiting};
 use crate::socket::readiness::flag;
-use crate::sync::{lock, notify};
+use crate::sync::{MutexGuard, lock, notify};
 
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     inner: Mutex<Inner>,
-    subscribers: Mutex<Subscribers>,
     /// Notified when nothing may be left.
     pub(crate) empty: Event,
 }
@@ -47,6 +47,7 @@ impl Registry {
         let accepted = server.uptime();
         let mut inner = self.inner();
         let mut flags = flag::READER | flag::WRITER | flag::QUEUED;
+        flags |= declared_flags(&server.config);
         if inner.draining {
             flags |= flag::DRAINING;
             if !server.config.first_byte_grace.is_zero() {
@@ -100,7 +101,7 @@ impl Registry {
         let mut inner = self.inner();
         let mut age = Duration::ZERO;
         if inner.events.has_subscribers() {
-            // Outside the lock: the clock is somebody else's code.
+            // Outside the lock: the clock is code of others.
             drop(inner);
             age = uptime().saturating_sub(closing.accepted);
             inner = self.inner();
@@ -391,13 +392,9 @@ impl Registry {
 /// The events.
 impl Registry {
     pub(crate) fn subscribe(&self) -> Receiver<ServerEvent> {
-        let mut subscribers = lock(&self.subscribers);
-        // Events that happened before are for the earlier subscribers alone.
-        let events = self.inner().events.take();
-        subscribers.send(events);
-        let receiver = subscribers.add(&mut self.inner().events);
-        drop(subscribers);
-        self.deliver();
+        let mut inner = self.inner();
+        let receiver = inner.events.subscribe();
+        self.unlock_and_deliver(inner);
         receiver
     }
 
@@ -407,25 +404,34 @@ impl Registry {
         self.unlock_and_deliver(inner);
     }
 
-    fn unlock_and_deliver(&self, inner: MutexGuard<'_, Inner>) {
-        let is_delivered = inner.events.is_empty();
-        drop(inner);
-        if !is_delivered {
-            self.deliver();
+    /// Sends the events in the queue, without the lock, unless another thread does.
+    fn unlock_and_deliver<'a>(&'a self, mut inner: MutexGuard<'a, Inner>) {
+        while let Some(delivery) = inner.events.begin_delivery() {
+            drop(inner);
+            let mut delivering = Delivering {
+                registry: self,
+                delivery,
+            };
+            delivering.delivery.send();
+            // Looks at the queue again after the delivery is given back, not before: an event that was
+            // left to this thread in between would be sent by none.
+            drop(delivering);
+            inner = self.inner();
         }
     }
+}
 
-    /// Sends the events in the queue. A thread that finds another at it leaves them to that one,
-    /// which looks again after it has let go of the lock.
-    fn deliver(&self) {
-        while !self.inner().events.is_empty() {
-            let mut subscribers = match self.subscribers.try_lock() {
-                Ok(subscribers) => subscribers,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
-            };
-            let events = self.inner().events.take();
-            subscribers.send(events);
-        }
+/// Gives a delivery back, also where the waker of a receiver panics.
+struct Delivering<'a> {
+    registry: &'a Registry,
+    delivery: Delivery,
+}
+
+impl Drop for Delivering<'_> {
+    fn drop(&mut self) {
+        self.registry
+            .inner()
+            .events
+            .end_delivery(&mut self.delivery);
     }
 }

@@ -1,30 +1,59 @@
-//! How much one task may read before the other tasks of its thread have their turn.
+//! A turn: how much a task may read and write before the other tasks of its thread have theirs.
+//!
+//! 1. A turn is 32 operations or 64 KiB, whichever is less; the operation that reaches the limit is
+//!    the last. What a read takes from the connection's own buffer is no operation.
+//! 2. A read or a write that finds the turn used up does nothing, wakes its task and is pending. With
+//!    that wake-up the next turn begins. So a turn needs nothing of the executor: a future that is
+//!    polled by `block_on` inside another task goes on, too.
+//! 3. What one thread polls shares a turn, whichever connections it is for. A handler's task begins a
+//!    new one, so that it does not yield for what others have done.
 
 use std::cell::Cell;
+use std::task::{Context, Poll};
 
-/// How many reads a task may make in one turn.
-pub(crate) const READ_BUDGET: u32 = 32;
+/// How many bytes are a turn, and how many one operation moves at most.
+pub(crate) const TURN: usize = 64 * 1024;
+
+/// What an operation costs that moves less.
+const OPERATION: usize = TURN / 32;
 
 thread_local! {
-    static LEFT: Cell<u32> = const { Cell::new(u32::MAX) };
+    /// What is left of this thread's turn, in bytes.
+    static LEFT: Cell<isize> = const { Cell::new(TURN as isize) };
+    /// How many turns of this thread were used up, modulo 2^32.
+    static USED_UP: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Whether the running task may go on reading; on a thread that is no worker, always.
-pub(crate) fn is_left() -> bool {
-    LEFT.get() > 0
+/// Begins a turn.
+#[inline]
+pub(crate) fn begin_turn() {
+    LEFT.set(TURN as isize);
 }
 
-/// The running task has read something.
-pub(crate) fn spend() {
-    let left = LEFT.get();
-    if left != u32::MAX {
-        LEFT.set(left.saturating_sub(1));
-    }
+/// Whether the turn is used up: the next operation has to [yield](yield_turn).
+#[inline]
+pub(crate) fn is_used_up() -> bool {
+    LEFT.get() <= 0
 }
 
-/// Runs a task with a budget of its own; gives whether the task used it up.
-pub(crate) fn with_budget(run: impl FnOnce()) -> bool {
-    LEFT.set(READ_BUDGET);
-    run();
-    LEFT.replace(u32::MAX) == 0
+/// Gives the turn up, in place of an operation.
+#[cold]
+pub(crate) fn yield_turn<T>(cx: &Context<'_>) -> Poll<T> {
+    begin_turn();
+    USED_UP.set(USED_UP.get().wrapping_add(1));
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}
+
+/// An operation has moved so many bytes, a turn's at most.
+#[inline]
+pub(crate) fn spend(bytes: usize) {
+    LEFT.set(LEFT.get() - bytes.max(OPERATION) as isize);
+}
+
+/// How many turns of this thread were used up, modulo 2^32.
+#[cfg(target_os = "linux")]
+#[inline]
+pub(crate) fn turns_used_up() -> u32 {
+    USED_UP.get()
 }

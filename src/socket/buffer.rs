@@ -1,17 +1,21 @@
 //! Read buffers, lent while there is something in them.
 //!
-//! A connection that waits for its peer owns no buffer: it borrows one of its thread's when the
-//! kernel has something to read and gives it back when the handler has consumed it all.
+//! 1. A connection that waits for its peer owns no buffer: it borrows one of its thread's when the
+//!    kernel has something to read, and gives it back when the handler has consumed all of it.
+//! 2. A buffer is given back to the thread that its connection is on by then, which need not be the
+//!    thread that lent it: a buffer belongs to no thread.
 
 use std::cell::RefCell;
 
-/// What one read can bring: more than most messages, and a position in it fits 16 bits.
+/// The size of a buffer in bytes, and so what one read can bring: more than most messages, and
+/// small enough that a position in a buffer fits 16 bits.
 const SIZE: usize = 16 * 1024;
 
-/// How many empty buffers a thread keeps; beyond it they are freed.
+/// How many empty buffers a thread keeps; beyond that number they are freed.
 const SPARE: usize = 16;
 
 thread_local! {
+    /// The thread's empty buffers.
     static POOL: RefCell<Vec<Box<Lent>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -19,11 +23,13 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(crate) struct Buffer(Option<Box<Lent>>);
 
-/// What is lent. Where the bytes are in it goes with it: a connection that waits has no room for that
-/// either.
+/// A buffer with the positions of what is unread in it. The positions stand here, and not in
+/// `Buffer`, so that a connection which waits has no room for them either.
 #[derive(Debug)]
 struct Lent {
+    /// Where the unread bytes begin.
     start: u16,
+    /// Where they end.
     end: u16,
     bytes: [u8; SIZE],
 }
@@ -34,6 +40,7 @@ impl Buffer {
         self.0.is_none()
     }
 
+    /// The bytes read and not yet consumed.
     #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.0 {
@@ -42,7 +49,8 @@ impl Buffer {
         }
     }
 
-    /// Borrows a buffer, lets `read` fill it, and keeps it if it did.
+    /// Borrows a buffer and lets `read` fill it; `read` gives how many bytes it wrote. The buffer
+    /// is kept if that is not 0.
     #[inline]
     pub(crate) fn fill<R>(&mut self, read: impl FnOnce(&mut [u8]) -> (usize, R)) -> R {
         debug_assert!(self.is_empty());
@@ -58,7 +66,25 @@ impl Buffer {
         result
     }
 
-    /// Takes `amount` bytes off the front, at most what is there; says how many it took.
+    /// Puts bytes in front of those that are unread; `false` where there is no room for both.
+    #[cfg(feature = "http")]
+    pub(crate) fn unread(&mut self, bytes: &[u8]) -> bool {
+        let both = [bytes, self.bytes()].concat();
+        if both.len() > SIZE {
+            return false;
+        }
+        self.consume(usize::MAX);
+        if !both.is_empty() {
+            self.fill(|buf| {
+                buf[..both.len()].copy_from_slice(&both);
+                (both.len(), ())
+            });
+        }
+        true
+    }
+
+    /// Takes `amount` bytes off the front, at most what is there; gives how many it took. The last
+    /// byte takes the buffer with it.
     #[inline]
     pub(crate) fn consume(&mut self, amount: usize) -> usize {
         let Some(mut lent) = self.0.take() else {
@@ -81,9 +107,10 @@ impl Drop for Buffer {
     }
 }
 
+/// An empty buffer of this thread's, or a new one.
 #[inline]
 fn lend() -> Box<Lent> {
-    // Where the thread is ending and its pool is gone, a buffer is simply allocated.
+    // A thread that is ending has dropped its pool already.
     let spare = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten();
     spare.unwrap_or_else(|| {
         Box::new(Lent {
@@ -94,8 +121,10 @@ fn lend() -> Box<Lent> {
     })
 }
 
+/// Keeps an empty buffer for the thread's next read, or frees it.
 #[inline]
 fn take_back(lent: Box<Lent>) {
+    // A thread that is ending has dropped its pool already, and frees the buffer.
     let _gone = POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
         if pool.len() < SPARE {

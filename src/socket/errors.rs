@@ -4,7 +4,8 @@ use std::io;
 
 use super::readiness::flag;
 
-/// The error of an operation on a connection whose word has one of `flag::ENDED_BY_SERVER`.
+/// The error of a read or a write on a connection whose word has one of the flags
+/// `ENDED_BY_SERVER`.
 pub(crate) fn ended_by_server(word: u64) -> io::Error {
     if word & flag::ABORT != 0 {
         aborted()
@@ -13,6 +14,7 @@ pub(crate) fn ended_by_server(word: u64) -> io::Error {
     }
 }
 
+/// The error of an operation on a connection that was aborted.
 pub(crate) fn aborted() -> io::Error {
     io::Error::new(
         io::ErrorKind::ConnectionAborted,
@@ -20,6 +22,7 @@ pub(crate) fn aborted() -> io::Error {
     )
 }
 
+/// The error of an operation on a connection that a limit of time has ended.
 pub(crate) fn expired() -> io::Error {
     io::Error::new(
         io::ErrorKind::TimedOut,

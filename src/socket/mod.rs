@@ -1,4 +1,4 @@
-//! One connection's socket, below everything that serves it.
+//! One connection's socket, and what can be asked of it without waiting.
 
 use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
@@ -55,14 +55,16 @@ pub struct Credentials {
     pub gid: u32,
 }
 
-/// A peer's connection as its listener gives it, before an engine watches it.
+/// A peer's connection as its listener gives it, before it is registered with a reactor or a
+/// poller.
 pub(crate) enum Incoming {
     /// In non-blocking mode.
     Socket(Socket),
+    /// What a listener of the user's own gave.
     Custom(Box<Mutex<dyn Stream>>),
 }
 
-/// A transport of the user's own.
+/// A stream of the user's own, without its type.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
@@ -84,19 +86,20 @@ impl Socket {
 }
 
 impl SocketRef<'_> {
-    /// Ends one direction, or both.
+    /// `shutdown(2)`: ends one direction, or both.
     pub(crate) fn shutdown(self, how: Shutdown) -> io::Result<()> {
         let done = match self {
             Self::Tcp(socket) => socket.shutdown(how),
             Self::Unix(socket) => socket.shutdown(how),
         };
         match done {
-            // The peer was faster: nobody is left to be told.
+            // The peer has reset the connection already, so both directions are ended.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             done => done,
         }
     }
 
+    /// Reads once; `WouldBlock` where the kernel has nothing.
     pub(crate) fn read(self, buf: &mut [u8]) -> io::Result<usize> {
         uninterrupted(|| match self {
             Self::Tcp(mut socket) => socket.read(buf),
@@ -141,13 +144,14 @@ impl SocketRef<'_> {
             Self::Tcp(socket) => output_queue(socket),
             #[cfg(not(target_os = "linux"))]
             Self::Tcp(_) => None,
-            // What was written to a Unix socket is in the peer's own queue, closed or not.
+            // What was written to a Unix socket is in the peer's receive queue, and stays there
+            // when this end is closed.
             Self::Unix(_) => Some(0),
         }
     }
 }
 
-/// Calls again for as long as a signal breaks the call.
+/// Calls a system call again for as long as a signal breaks it.
 pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
@@ -157,6 +161,7 @@ pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::R
     }
 }
 
+/// How many bytes of a socket's output are not acknowledged, the FIN counted as one.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
 fn output_queue(socket: &TcpStream) -> Option<usize> {

@@ -2,7 +2,7 @@
 //! concerns.
 //!
 //! ```text
-//! bit  0 … 26   flags: what was asked of the connection and what has become of it (`flag`)
+//! bit  0 … 29   flags: what was asked of the connection and what has become of it (`flag`)
 //! bit 32        READ_CLOSED     the peer has ended, or the connection is broken
 //! bit 33        WRITE_BLOCKED   the last write found no room
 //! bit 34        WRITE_INTEREST  the driver reports room to write
@@ -43,10 +43,10 @@ pub(crate) mod flag {
     pub(crate) const DRAIN_ENDED: u64 = 1 << 8;
     /// Our end was sent.
     pub(crate) const FINISHED: u64 = 1 << 9;
-    /// The handler watches for the drain itself; reads never end early.
-    pub(crate) const MANUAL: u64 = 1 << 10;
-    /// A busy guard has been taken once: from then on guards are what counts.
-    pub(crate) const GUARDED: u64 = 1 << 11;
+    /// Declared: never idle, so reads never end early.
+    pub(crate) const NEVER_IDLE: u64 = 1 << 10;
+    /// Declared: idle when no busy guard lives and all input is consumed.
+    pub(crate) const UNGUARDED: u64 = 1 << 11;
     /// The task was last polled with another waker than its first.
     pub(crate) const TASK_OTHER_WAKER: u64 = 1 << 12;
     /// The handler has taken the socket out of the server.
@@ -78,6 +78,12 @@ pub(crate) mod flag {
     pub(crate) const WRITER_OTHER_WAKER: u64 = 1 << 25;
     /// The peer's IPv4 address came as one of IPv6, as to a dual-stack listener.
     pub(crate) const MAPPED: u64 = 1 << 26;
+    /// Declared: idle when no byte has moved for a while.
+    pub(crate) const QUIET: u64 = 1 << 27;
+    /// When the connection is idle was declared, or need not be.
+    pub(crate) const DECLARED: u64 = 1 << 28;
+    /// When a byte moves is recorded.
+    pub(crate) const WATCHED: u64 = 1 << 29;
 
     /// Operations fail: the server has ended the connection.
     pub(crate) const ENDED_BY_SERVER: u64 = ABORT | EXPIRED;
@@ -292,6 +298,8 @@ impl HalfState {
     /// `answered` was raised for a write that has not completed (it waits, or it failed), so the
     /// connection is still busy.
     pub(crate) const UNANSWERED: u8 = 1 << 3;
+    /// The write half is dropped because it becomes a part of the whole again.
+    pub(crate) const REUNITED: u8 = 1 << 4;
 
     #[inline]
     pub(crate) fn has(&self, bits: u8) -> bool {

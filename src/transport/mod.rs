@@ -17,7 +17,7 @@ use async_io::Async;
 use crate::address::Address;
 use crate::socket::readiness::{HalfState, Readiness};
 use crate::socket::{Credentials, Incoming, Socket, SocketRef, Stream};
-use crate::sync::lock;
+use crate::sync::lock_for_user;
 #[cfg(target_os = "linux")]
 use crate::workers::{Poller, Registration};
 
@@ -92,7 +92,7 @@ impl Transport {
             Self::Unix(socket) => reactor::poll_read(socket, reader, cx, buf, look),
             #[cfg(target_os = "linux")]
             Self::Driven(registration) => registration.poll_read(word, buf, look),
-            Self::Custom(io) => Pin::new(&mut *lock(io)).poll_read(cx, buf),
+            Self::Custom(io) => Pin::new(&mut *lock_for_user(io)).poll_read(cx, buf),
         }
     }
 
@@ -111,15 +111,15 @@ impl Transport {
             #[cfg(target_os = "linux")]
             Self::Driven(registration) => registration.poll_write(readiness, bufs),
             Self::Custom(io) => match bufs {
-                [buf] => Pin::new(&mut *lock(io)).poll_write(cx, buf),
-                bufs => Pin::new(&mut *lock(io)).poll_write_vectored(cx, bufs),
+                [buf] => Pin::new(&mut *lock_for_user(io)).poll_write(cx, buf),
+                bufs => Pin::new(&mut *lock_for_user(io)).poll_write_vectored(cx, bufs),
             },
         }
     }
 
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Custom(io) => Pin::new(&mut *lock(io)).poll_flush(cx),
+            Self::Custom(io) => Pin::new(&mut *lock_for_user(io)).poll_flush(cx),
             // What the kernel took needs no flush.
             _ => Poll::Ready(Ok(())),
         }
@@ -165,16 +165,6 @@ impl Transport {
         }
     }
 
-    /// Whether this task may go on reading, or has used its budget up.
-    #[inline]
-    pub(crate) fn has_budget(&self) -> bool {
-        match self {
-            #[cfg(target_os = "linux")]
-            Self::Driven(_) => crate::socket::budget::is_left(),
-            _ => true,
-        }
-    }
-
     /// Begins to report events to `connection`, whose transport this is.
     pub(crate) fn register(&self, connection: Arc<dyn Any + Send + Sync>) -> io::Result<()> {
         match self {
@@ -195,7 +185,7 @@ impl Transport {
     /// Ends our side of the conversation: the peer reads to the end and sees it.
     pub(crate) fn poll_finish(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Custom(io) => Pin::new(&mut *lock(io)).poll_close(cx),
+            Self::Custom(io) => Pin::new(&mut *lock_for_user(io)).poll_close(cx),
             _ => Poll::Ready(self.shutdown(Shutdown::Write)),
         }
     }

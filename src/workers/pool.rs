@@ -17,7 +17,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::task::{Context, Poll};
 use std::thread::Thread;
 use std::time::Duration;
@@ -29,7 +29,7 @@ use pin_project_lite::pin_project;
 use super::driver::Poller;
 use super::spin::cores;
 use super::worker::Worker;
-use crate::sync::lock;
+use crate::sync::{lock, read, write};
 
 /// A task that can be run, with its pool's number: the scheduler has no pool of its own, which would
 /// have to be kept alive, with two locked instructions, whenever it is called.
@@ -94,7 +94,7 @@ impl Pool {
         spin: Duration,
         pinned: bool,
     ) -> Arc<Self> {
-        let mut pools = POOLS.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = write(&POOLS);
         let last = pools.last_key_value().map_or(0, |(id, _)| id.0.get());
         // Only the pools that are there need to differ: a pool is gone after its last task.
         let id = PoolId(NonZeroU32::MIN.saturating_add(last));
@@ -218,14 +218,14 @@ impl Drop for Pool {
         while !self.injector.is_empty() {
             let _never_run = self.injector.steal();
         }
-        let mut pools = POOLS.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = write(&POOLS);
         pools.remove(&self.id);
     }
 }
 
 impl PoolId {
     fn pool(self) -> Option<Arc<Pool>> {
-        let pools = POOLS.read().unwrap_or_else(PoisonError::into_inner);
+        let pools = read(&POOLS);
         pools.get(&self)?.upgrade()
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::pool::Pool;
 use super::worker::Worker;
+use crate::log;
 use crate::sync::lock;
 
 /// How often the workers are looked at while there is any task.

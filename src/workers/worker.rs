@@ -14,12 +14,13 @@ use crossbeam_deque::{Steal, Stealer, Worker as Queue};
 use super::driver::Batch;
 use super::pool::{Job, LOCAL, Local, Pool};
 use super::spin::{AdaptiveSpin, TaskTime};
-use crate::socket::budget::{self, READ_BUDGET};
+use crate::socket::budget;
 use crate::sync::lock;
 
-/// How many tasks run between two looks at the sockets; a task that has used its read budget up
-/// counts as many times as it has read.
+/// How many tasks run between two looks at the sockets, and how many of them may use up their turn:
+/// that takes many times as long as most tasks do.
 const TASKS_PER_TICK: usize = 256;
+const TURNS_PER_TICK: u32 = 8;
 
 /// A thread of a pool, as the other threads see it.
 pub(super) struct Worker {
@@ -38,27 +39,24 @@ impl Worker {
         }
     }
 
-    /// Runs one task. Returns what it cost of the tick's budget: 1, or `READ_BUDGET` if it used its
-    /// read budget up.
-    fn run(&self, job: Job) -> usize {
+    fn run(&self, job: Job) {
         let steps = self.task_steps.load(Relaxed);
         self.task_steps.store(steps + 1, Relaxed);
-        let used_up = budget::with_budget(|| {
-            // A panic here is not a handler's: those are caught where handlers are polled.
-            let _caught = catch_unwind(AssertUnwindSafe(|| job.run()));
-        });
+        // A panic here is not a handler's: those are caught where handlers are polled.
+        let _caught = catch_unwind(AssertUnwindSafe(|| job.run()));
         self.task_steps.store(steps + 2, Relaxed);
-        if used_up { READ_BUDGET as usize } else { 1 }
     }
 
-    /// Runs what is in this thread's queue, up to a tick's budget; gives the number of tasks.
+    /// Runs what is in this thread's queue, for a tick at most; gives the number of tasks.
     fn run_queue(&self, queue: &Queue<Job>) -> usize {
-        let (mut ran, mut spent) = (0, 0);
-        while spent < TASKS_PER_TICK {
+        let before = budget::turns_used_up();
+        let turns = || budget::turns_used_up().wrapping_sub(before);
+        let mut ran = 0;
+        while ran < TASKS_PER_TICK && turns() < TURNS_PER_TICK {
             let Some(job) = queue.pop() else {
                 break;
             };
-            spent += self.run(job);
+            self.run(job);
             ran += 1;
         }
         ran

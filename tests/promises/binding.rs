@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use gracious::{Address, Adopted, Connection, Reason, Socket};
@@ -34,7 +36,11 @@ crate::on_every_runtime!(
     a_blocking_listener_made_elsewhere_is_served_and_stops,
     an_adopted_listener_that_others_hold_stays_open_for_them,
     an_adopted_listener_that_somebody_else_shuts_stops_the_server,
-    an_adopted_unix_listener_keeps_its_path
+    an_adopted_unix_listener_keeps_its_path,
+    an_adopted_listener_is_not_inherited_by_programs,
+    a_descriptor_from_elsewhere_is_adopted_for_what_it_is,
+    a_descriptor_that_cannot_be_adopted_is_named,
+    a_port_alone_is_every_address_of_this_machine,
 );
 
 fn tcp(address: &Address) -> SocketAddr {
@@ -178,7 +184,7 @@ async fn an_address_in_use_is_named(runtime: TestRuntime) {
 }
 
 async fn an_address_this_machine_does_not_have_is_named(runtime: TestRuntime) {
-    // TEST-NET-1, which nobody has.
+    // TEST-NET-1, which no machine has.
     let server = crate::support::server(runtime).listen("192.0.2.1:0");
     let error = server.bind().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
@@ -269,7 +275,7 @@ async fn ipv6_leaves_an_ipv4_port_that_is_asked_for_alone(runtime: TestRuntime) 
             .listen(format!("[::]:{port}"))
             .listen(format!("0.0.0.0:{port}"));
         let server = match server.bind().await {
-            // Somebody else has taken that port meanwhile.
+            // Another process has taken that port meanwhile.
             Err(_) if TcpListener::bind(("::", port)).is_err() => continue,
             server => server.unwrap(),
         };
@@ -321,7 +327,7 @@ async fn one_port_can_be_shared(runtime: TestRuntime) {
         .bind()
         .await
         .unwrap();
-    // Who has not asked for it gets none of it.
+    // A server that has not asked for it gets none of it.
     let third = crate::support::server(runtime).listen(address.clone());
     assert_eq!(third.bind().await.unwrap_err().kind(), ErrorKind::AddrInUse);
     let (first, second) = (first.spawn(echo), second.spawn(echo));
@@ -396,7 +402,7 @@ async fn an_adopted_listener_that_others_hold_stays_open_for_them(runtime: TestR
     assert_eq!(Client::of(&running).ask("hello"), "hello");
     running.handle().shutdown();
     settled(running.await);
-    // Neither shut nor filtered: who comes now is the next server's.
+    // Neither shut nor filtered: a peer that comes now is the next server's.
     let waiting = TcpStream::connect(address).unwrap();
     let server = crate::support::server(runtime).adopt(ours);
     let running = server.bind().await.unwrap().spawn(echo);
@@ -431,7 +437,7 @@ async fn an_adopted_listener_that_somebody_else_shuts_stops_the_server(runtime: 
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
         let report = handle.closed().await;
         assert!(matches!(report.reason, Reason::Listener(_)), "{report}");
-        // Who was inside is drained as ever.
+        // The open connection is drained as ever.
         assert_eq!((client.rest(), report.completed), (String::new(), 1));
     }
     std::fs::remove_file(path).unwrap();
@@ -456,4 +462,85 @@ async fn an_adopted_unix_listener_keeps_its_path(runtime: TestRuntime) {
     running.handle().shutdown();
     settled(running.await);
     std::fs::remove_file(path).unwrap();
+}
+
+async fn an_adopted_listener_is_not_inherited_by_programs(runtime: TestRuntime) {
+    use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let watched = listener.as_raw_fd();
+    fcntl_setfd(&listener, FdFlags::empty()).unwrap();
+    let server = crate::support::server(runtime).adopt(listener);
+    let server = server.bind().await.unwrap();
+    // The descriptor that the server has by now, as another owner would see it.
+    let flags = std::fs::read_to_string(format!("/proc/self/fdinfo/{watched}")).unwrap();
+    let flags = flags.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = u32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+    assert_ne!(flags & libc::O_CLOEXEC as u32, 0);
+    assert!(fcntl_getfd(std::io::stdin()).is_ok());
+    drop(server);
+}
+
+async fn a_descriptor_from_elsewhere_is_adopted_for_what_it_is(runtime: TestRuntime) {
+    let path = unix_path();
+    let listeners: [OwnedFd; 2] = [
+        TcpListener::bind("127.0.0.1:0").unwrap().into(),
+        UnixListener::bind(&path).unwrap().into(),
+    ];
+    for listener in listeners {
+        let adopted = Adopted::try_from(listener).unwrap();
+        let server = crate::support::server(runtime.clone()).adopt(adopted);
+        let running = server.bind().await.unwrap().spawn(echo);
+        assert_eq!(Client::of(&running).ask("hello"), "hello");
+        running.shutdown().await.unwrap();
+    }
+    std::fs::remove_file(path).unwrap();
+}
+
+async fn a_descriptor_that_cannot_be_adopted_is_named(_runtime: TestRuntime) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let others: [(OwnedFd, &str); 3] = [
+        (
+            std::fs::File::open("/dev/null").unwrap().into(),
+            "no socket",
+        ),
+        (
+            UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+            "another type",
+        ),
+        (stream.into(), "does not listen"),
+    ];
+    for (fd, found) in others {
+        let error = Adopted::try_from(fd).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        let text = error.to_string();
+        assert!(text.contains(found) && text.contains("expected"), "{text}");
+    }
+}
+
+async fn a_port_alone_is_every_address_of_this_machine(runtime: TestRuntime) {
+    let server = crate::support::server(runtime)
+        .listen(":0")
+        .bind()
+        .await
+        .unwrap();
+    let addresses = server.local_addrs().to_vec();
+    let port = tcp(&addresses[0]).port();
+    assert!(
+        addresses
+            .iter()
+            .all(|it| tcp(it).ip().is_unspecified() && tcp(it).port() == port)
+    );
+    let running = server.spawn(echo);
+    let address = Address::Tcp(([127, 0, 0, 1], port).into());
+    assert_eq!(Client::connect(&address).unwrap().ask("hello"), "hello");
+    if has_ipv6() {
+        let address = Address::Tcp(([0, 0, 0, 0, 0, 0, 0, 1], port).into());
+        assert_eq!(Client::connect(&address).unwrap().ask("hello"), "hello");
+    }
+    // And for clients.
+    let asked: Address = format!(":{port}").parse().unwrap();
+    drop(TcpStream::connect(asked).unwrap());
+    assert!(TcpStream::connect(Address::Unnamed).is_err());
+    running.shutdown().await.unwrap();
 }

@@ -1,18 +1,23 @@
 //! What a server tells of itself: addresses, states, counts, connections and events.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::process::{ExitCode, Termination};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Wake, Waker};
+use std::thread;
 use std::time::Duration;
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use gracious::{Address, Cause, Connection, EndedBy, ServerEvent, State, Waiting};
 
-use crate::support::TestRuntime;
 use crate::support::client::{
     Client, echo, eventually, handing_over, read_in, taken_in, unix_path,
 };
 use crate::support::peer::{at_home, cause_of, is_cut, loopback, settled};
+use crate::support::{DEADLINE, TestRuntime};
 
 crate::on_every_runtime!(
     a_server_shows_its_state_and_its_addresses,
@@ -27,6 +32,8 @@ crate::on_every_runtime!(
     who_comes_late_is_told_what_happens_from_then_on,
     what_a_slow_receiver_misses_is_counted,
     a_receiver_that_is_dropped_costs_nothing,
+    a_receivers_waker_may_ask_the_server,
+    who_subscribes_while_others_are_told_is_told_the_rest,
     events_end_with_the_server,
     a_report_is_a_readable_paragraph,
     the_exit_status_says_whether_anything_was_aborted,
@@ -478,4 +485,95 @@ async fn everything_has_a_debug_form(runtime: TestRuntime) {
     running.handle().shutdown();
     let report = settled(running.await);
     assert!(format!("{report:?}").contains("Requested"));
+}
+
+/// A waker that asks the server of whatever it is woken for.
+struct Asking<F: Fn() + Send + Sync>(F);
+
+impl<F: Fn() + Send + Sync> Wake for Asking<F> {
+    fn wake(self: Arc<Self>) {
+        (self.0)();
+    }
+}
+
+async fn a_receivers_waker_may_ask_the_server(runtime: TestRuntime) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let events = handle.events();
+    let (asked, has_asked) = mpsc::channel();
+    let asking = handle.clone();
+    let waker = Waker::from(Arc::new(Asking(move || {
+        let told = asking.events();
+        drop((asking.stats(), asking.listeners(), asking.connections()));
+        // Is told to this receiver, too, while it is being told of something else.
+        asking.pause();
+        asking.resume();
+        asked.send(told).unwrap();
+    })));
+    let mut waits = pin!(events.recv());
+    assert!(
+        waits
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
+    let running = server.spawn(echo);
+    let inside = has_asked.recv_timeout(DEADLINE).unwrap();
+    handle.shutdown();
+    settled(running.await);
+    let told = [waits.await.unwrap()];
+    let mut told = told.to_vec();
+    while let Ok(event) = events.recv().await {
+        told.push(event);
+    }
+    use State::{Closed, Draining, Paused, Serving};
+    let states = [Serving, Paused, Serving, Draining, Closed];
+    assert_eq!(told, states.map(ServerEvent::State));
+    // The one that was made meanwhile is told what came after it.
+    let mut later = Vec::new();
+    while let Ok(event) = inside.recv().await {
+        later.push(event);
+    }
+    assert_eq!(later, told[1..]);
+}
+
+async fn who_subscribes_while_others_are_told_is_told_the_rest(runtime: TestRuntime) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let events = handle.events();
+    let (told, is_told) = mpsc::channel();
+    let (go_on, goes_on) = mpsc::channel::<()>();
+    let goes_on = Mutex::new(goes_on);
+    let waker = Waker::from(Arc::new(Asking(move || {
+        told.send(()).unwrap();
+        // Until the other end is dropped.
+        let _dropped = goes_on.lock().unwrap().recv();
+    })));
+    let mut waits = pin!(events.recv());
+    assert!(
+        waits
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
+    let pausing = handle.clone();
+    let (before, mut between) = (thread::spawn(move || pausing.shutdown()), Vec::new());
+    is_told.recv_timeout(DEADLINE).unwrap();
+    // One thread is in a receiver's waker; nobody else has to wait for it.
+    for _ in 0..2 {
+        between.push(handle.events());
+        assert_eq!(handle.stats().accepted, 0);
+    }
+    drop(server);
+    between.push(handle.events());
+    drop(go_on);
+    before.join().unwrap();
+    for (index, receiver) in between.into_iter().enumerate() {
+        let mut told = Vec::new();
+        while let Ok(event) = receiver.recv().await {
+            told.push(event);
+        }
+        let closed = [ServerEvent::State(State::Closed)];
+        assert_eq!(told, closed[..usize::from(index < 2)], "{index}");
+    }
 }

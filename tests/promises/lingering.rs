@@ -4,11 +4,10 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use futures_lite::{AsyncWriteExt, future};
 use gracious::{Connection, ServerEvent};
 
 use crate::support::TestRuntime;
-use crate::support::client::{Client, tcp};
+use crate::support::client::{Client, tcp, write_now};
 
 crate::on_every_runtime!(
     a_peer_that_takes_nothing_more_is_left_after_the_linger,
@@ -21,7 +20,7 @@ const SPAN: Duration = Duration::from_millis(300);
 /// Writes as much as the kernel takes, and leaves.
 async fn fill(mut conn: Connection) -> io::Result<()> {
     let chunk = [0; 65536];
-    while let Some(written) = future::poll_once(conn.write(&chunk)).await {
+    while let Some(written) = write_now(&mut conn, &chunk).await {
         written?;
     }
     Ok(())

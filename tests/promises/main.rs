@@ -5,6 +5,9 @@ mod support;
 
 mod binding;
 mod control;
+mod declared;
+#[cfg(feature = "http")]
+mod http;
 mod introspection;
 mod limits;
 mod lingering;
@@ -24,6 +27,7 @@ mod p12_accept;
 mod p13_back_pressure;
 mod p14_dropping;
 mod p15_account;
+mod p17_fairness;
 mod scope;
 mod sets;
 mod told_live;

@@ -2,22 +2,25 @@
 //! a listener that fails as it is told shows what becomes of each failure (promise 12).
 
 use std::collections::VecDeque;
-use std::future::pending;
+use std::future::{Future, pending, poll_fn};
 use std::hint;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread;
+use std::time::Duration;
 
 use async_channel::{Receiver, Sender};
 use futures_lite::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use gracious::{Address, Builder, Connection, EndedBy, Listener, Reason, State};
+use gracious::{Address, Builder, Connection, EndedBy, Handle, Listener, Reason, State};
 
 use crate::support::TestRuntime;
-use crate::support::client::{Client, HOUR, echo, eventually, refuses, rounds, taken_in, waits};
-use crate::support::peer::{at_home, settled};
+use crate::support::client::{
+    Client, HOUR, echo, eventually, refuses, rounds, taken_in, unix_address, waits,
+};
+use crate::support::peer::{ask_for_everything, at_home, is_cut, logged, on_log, passes, settled};
 
 crate::on_every_runtime!(
     a_transport_in_memory_is_served_as_a_socket_is,
@@ -39,7 +42,13 @@ crate::on_every_runtime!(
     a_dead_listener_does_not_cut_those_inside,
     a_dead_listener_at_a_stop_changes_nothing,
     a_listener_that_panics_stops_the_server,
-    a_listener_without_an_address_cannot_be_bound
+    a_listener_without_an_address_cannot_be_bound,
+    a_listener_may_ask_its_server_wherever_it_is_called,
+    a_listener_that_blocks_keeps_nobody_else_waiting
+);
+
+crate::on_every_runtime_in_a_process!(
+    a_logger_may_ask_the_server_that_logs: a_logger_that_asks, passes;
 );
 
 /// One end of a connection in memory.
@@ -671,4 +680,163 @@ async fn a_listener_without_an_address_cannot_be_bound(runtime: TestRuntime) {
     let server = crate::support::server(runtime).listener(listener);
     let error = server.bind().await.unwrap_err();
     assert!(error.to_string().contains("it has no name"), "{error}");
+}
+
+/// A listener whose own code asks the server that it is a listener of.
+struct Curious {
+    memory: Memory,
+    server: Arc<OnceLock<Handle>>,
+}
+
+impl Curious {
+    fn ask(&self) {
+        self.server.get().into_iter().for_each(ask_for_everything);
+    }
+}
+
+impl Listener for Curious {
+    type Io = Pipe;
+
+    async fn accept(&mut self) -> io::Result<(Pipe, Address)> {
+        let server = self.server.clone();
+        let mut accept = pin!(self.memory.accept());
+        poll_fn(|cx| {
+            server.get().into_iter().for_each(ask_for_everything);
+            accept.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    fn local_addr(&self) -> io::Result<Address> {
+        self.memory.local_addr()
+    }
+
+    fn shut(&mut self) {
+        self.ask();
+        self.memory.shut();
+    }
+}
+
+impl Drop for Curious {
+    fn drop(&mut self) {
+        self.ask();
+    }
+}
+
+async fn a_listener_may_ask_its_server_wherever_it_is_called(runtime: TestRuntime) {
+    let (door, memory) = memory();
+    let asked = Arc::new(OnceLock::new());
+    let server = asked.clone();
+    let listener = Curious { memory, server };
+    let server = at_home(&runtime).listener(listener).bind().await.unwrap();
+    assert!(asked.set(server.handle()).is_ok());
+    let running = server.spawn(echo);
+    let mut pipe = door.enter();
+    ask(&mut pipe, "hello").await;
+    // One that is swept.
+    let mut last = door.enter();
+    last.write_all(b"bye\n").await.unwrap();
+    let report = settled(running.shutdown().await);
+    assert_eq!(rest(&mut last).await, "bye\n");
+    assert_eq!((report.accepted, report.completed), (2, 2));
+}
+
+/// A listener that blocks the thread which polls it, until it is told to go on.
+struct Blocking {
+    begun: Sender<()>,
+    go_on: mpsc::Receiver<()>,
+}
+
+impl Listener for Blocking {
+    type Io = Pipe;
+
+    async fn accept(&mut self) -> io::Result<(Pipe, Address)> {
+        self.begun.send(()).await.unwrap();
+        // Until the other end is dropped.
+        let _dropped = self.go_on.recv();
+        Ok((pipe().1, Address::Custom("too late".into())))
+    }
+
+    fn local_addr(&self) -> io::Result<Address> {
+        Ok(Address::Custom("blocking".into()))
+    }
+
+    fn shut(&mut self) {}
+}
+
+async fn a_listener_that_blocks_keeps_nobody_else_waiting(runtime: TestRuntime) {
+    let (begin, begun) = async_channel::bounded(1);
+    let (unblock, go_on) = mpsc::channel();
+    let listener = Blocking {
+        begun: begin,
+        go_on,
+    };
+    // Else a thread of the runtime that all tests share would be blocked, with their tasks.
+    let builder = crate::support::server(runtime.elsewhere()).listener(listener);
+    let running = builder.bind().await.unwrap().spawn(echo);
+    let handle = running.handle();
+    begun.recv().await.unwrap();
+    ask_for_everything(&handle);
+    assert_eq!(handle.listeners().len(), 1);
+    // The server's own task is in that listener: who waits for the end does its work.
+    handle.shutdown_within(Duration::ZERO);
+    let report = settled(Ok(handle.closed().await));
+    assert!(handle.listeners().is_empty());
+    drop(unblock);
+    // A peer that it gives now is no longer served.
+    eventually("it is dropped", || begun.is_closed());
+    assert_eq!((report.accepted, handle.stats().accepted), (0, 0));
+}
+
+/// Serves one line a connection: echoes it, or does what it says.
+async fn obey(mut conn: Connection) -> io::Result<()> {
+    let mut order = String::new();
+    conn.read_line(&mut order).await?;
+    match order.as_str() {
+        "panic\n" => panic!("as the test wants it"),
+        "fail\n" => Err(io::Error::other("as the test wants it")),
+        "stay\n" => pending().await,
+        _ => conn.write_all(order.as_bytes()).await,
+    }
+}
+
+/// Most that is ever logged is logged here, by a server whose logger asks it for everything.
+async fn a_logger_that_asks(runtime: TestRuntime) {
+    let (door, memory) = memory();
+    let builder = at_home(&runtime).listen(unix_address()).listener(memory);
+    let server = builder.bind().await.unwrap();
+    let handle = server.handle();
+    let asked = handle.clone();
+    on_log(move || ask_for_everything(&asked));
+    let running = server.spawn(obey);
+    for order in ["hello\n", "panic\n", "fail\n"] {
+        let mut client = Client::of(&running);
+        client.send(order);
+        assert_eq!(client.rest(), if order == "hello\n" { order } else { "" });
+    }
+    door.fail(libc::ECONNABORTED);
+    door.fail(libc::EMFILE);
+    let mut pipe = door.enter();
+    pipe.write_all(b"hello\n").await.unwrap();
+    assert_eq!(rest(&mut pipe).await, "hello\n");
+    let mut straggler = Client::of(&running);
+    straggler.send("stay\n");
+    crate::support::client::read_in(&handle, 28);
+    door.say(Accept::Panic);
+    eventually("a stop", || handle.state() == State::Draining);
+    handle.abort();
+    let error = running.await.unwrap_err();
+    is_cut(&mut straggler);
+    let report = settled(Ok(handle.closed().await));
+    assert_eq!((report.accepted, report.aborted), (5, 1));
+    let logged = logged();
+    for line in [
+        "WARN cannot accept",
+        &format!("ERROR a listener failed: {error}"),
+        "WARN cannot shut a listener",
+        "WARN aborted connection 5",
+    ] {
+        let is_there = logged.iter().any(|it| it.starts_with(line));
+        assert!(is_there, "{line:?} is not in {logged:?}");
+    }
 }

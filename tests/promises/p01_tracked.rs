@@ -1,5 +1,5 @@
-//! Promise 1. **Tracked from the system call.** From `accept` on, a connection is in the group; none
-//! is served after `Closed`.
+//! Promise 1. **Tracked from the system call.** From `accept` on, a connection is in the group;
+//! none is served after `Closed`.
 
 use std::future::pending;
 use std::io;
@@ -11,7 +11,7 @@ use std::thread;
 use async_channel::{Receiver, Sender};
 use async_io::Async;
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use gracious::{Address, Connection, Handle, Listener, Socket, State};
+use gracious::{Address, Connection, Handle, IdleWhen, Listener, Socket, State};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
@@ -135,7 +135,7 @@ async fn a_connection_that_has_sent_nothing_is_waited_for(runtime: TestRuntime) 
     let server = tcp(runtime).bind().await.unwrap();
     let (told, is_told) = async_channel::bounded(1);
     let mut running = server.spawn(async move |mut conn: Connection| {
-        conn.manual_drain();
+        conn.idle_when(IdleWhen::Never);
         conn.shutdown_requested().await;
         told.send(()).await.unwrap();
         let mut line = String::new();
@@ -157,7 +157,7 @@ async fn nothing_is_answered_after_the_return(runtime: TestRuntime) {
     let server = server.bind().await.unwrap();
     let (inside, is_inside) = async_channel::bounded(1);
     let running = server.spawn(async move |mut conn: Connection| {
-        conn.manual_drain();
+        conn.idle_when(IdleWhen::Never);
         inside.send(()).await.unwrap();
         let mut line = String::new();
         conn.read_line(&mut line).await?;
@@ -168,7 +168,7 @@ async fn nothing_is_answered_after_the_return(runtime: TestRuntime) {
     let report = running.shutdown().await.unwrap();
     assert_eq!((report.accepted, report.aborted), (1, 1));
     use std::io::{Read, Write};
-    // Neither has to succeed: nobody is there.
+    // Neither has to succeed: the peer is gone.
     let _gone = client.write_all(b"hello\n");
     let mut reply = String::new();
     let _gone = client.read_to_string(&mut reply);
@@ -247,7 +247,7 @@ async fn a_peer_that_comes_between_the_stop_and_the_door_is_served(runtime: Test
     assert_eq!((report.accepted, report.completed), (1, 1));
 }
 
-/// A peer of this kind cut 4.4 % of such runs.
+/// Another server of this kind lost the connection in 4.4 % of such runs.
 async fn a_stop_raced_against_accept_loses_nobody(runtime: TestRuntime) {
     const CLIENTS: usize = 32;
     for round in 0..rounds(10) {

@@ -1,6 +1,6 @@
 //! Promise 2. **One stop.** `shutdown` is idempotent, never blocks, never fails, may come before
-//! `serve`, from a handler, a thread, a signal task, twice, from many at once. A request that finds
-//! nobody listening is not lost.
+//! `serve`, from a handler, a thread, a signal task, twice, from many at once. A request that comes
+//! while nothing waits for one is not lost.
 
 use std::io;
 use std::sync::{Arc, Barrier};
@@ -66,7 +66,8 @@ async fn a_stop_before_serve_serves_whoever_is_queued(runtime: TestRuntime) {
     }
 }
 
-/// The deadline runs from the door; the time between the request and `serve` is not part of it.
+/// The deadline runs from the shutting of the listeners; the time between the request and `serve`
+/// is not part of it.
 async fn a_stop_long_before_serve_leaves_the_drain_its_whole_time(runtime: TestRuntime) {
     let server = tcp(runtime.clone()).deadline(std::time::Duration::from_secs(60));
     let server = server.bind().await.unwrap();
@@ -109,7 +110,7 @@ async fn many_threads_can_stop_a_server_at_once(runtime: TestRuntime) {
                 })
             })
             .collect();
-        // A stop waits for nobody: all have asked, and the connection is still there.
+        // A request waits for nothing: all threads have asked, and the connection is still there.
         threads.into_iter().for_each(|it| it.join().unwrap());
         conn.shutdown_requested().await;
         assert_eq!(running.handle().state(), State::Draining);

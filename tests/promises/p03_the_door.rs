@@ -1,6 +1,6 @@
-//! Promise 3. **The door is shut first.** A connect after the listeners closed is refused at once,
-//! while the drain goes on; the port can be bound again at once; nobody is told to leave while the
-//! door is open.
+//! Promise 3. **The door is shut first.** A connect after the listeners were shut is refused at
+//! once, while the drain goes on; the port can be bound again when they are closed; no connection
+//! is asked to end while a listener takes new peers.
 
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
@@ -41,7 +41,7 @@ async fn a_connect_during_the_drain_is_refused(runtime: TestRuntime) {
     });
     let client = TcpStream::connect(address).unwrap();
     running.handle().shutdown();
-    // The connection is told after the door was shut, and still there.
+    // The connection was asked to end after the door was shut, and is still there.
     is_told.recv().await.unwrap();
     assert_eq!(
         TcpStream::connect(address).unwrap_err().kind(),
@@ -86,7 +86,7 @@ async fn whoever_is_told_finds_every_door_shut(runtime: TestRuntime) {
     let running = server.spawn(async move |conn: Connection| {
         inside.send(()).await.unwrap();
         conn.shutdown_requested().await;
-        // Where the handler runs, with nobody else's doing in between.
+        // On the handler's own thread, with nothing that the test does in between.
         let refused = conn.handle().local_addrs().iter().all(refuses);
         assert!(refused && conn.is_shutting_down());
     });
@@ -145,7 +145,7 @@ async fn a_path_is_gone_during_the_drain_and_can_be_bound_again(runtime: TestRun
         ErrorKind::NotFound
     );
     assert!(!path.exists());
-    // Anybody may have the name now, and keeps it.
+    // Another program may take the path now, and keeps it.
     std::fs::write(&path, "somebody else's").unwrap();
     drop(conn);
     running.await.unwrap();
@@ -165,7 +165,7 @@ async fn a_lame_duck_takes_peers_and_tells_nobody(runtime: TestRuntime) {
     assert!(!handle.is_serving());
     assert_eq!(handle.state(), State::Draining);
 
-    // The door is open, and nobody is told.
+    // The door is open, and no connection is asked to end.
     let mut late = Client::connect(&address).unwrap();
     let mut late_conn = connections.recv().await.unwrap();
     for (client, conn) in [(&mut early, &mut conn), (&mut late, &mut late_conn)] {

@@ -1,9 +1,8 @@
-//! Promise 4. **Nobody in the queue is reset**, on TCP and on Unix. The sweep heeds no limit: whom
-//! the limit keeps out is held without a handler, gets a permit as others end, and at the deadline a
-//! clean close (`rejected`). The queue is what has finished its handshake; one whose last ACK is on
-//! the way is reset, unless `sweep(d)` keeps the door so for a round trip, beside the drain, or
-//! `lame_duck` let the balancer look away. Without descriptors (EMFILE) the sweep waits for one
-//! until the deadline.
+//! Promise 4. **Nobody who was let in is reset**, on TCP and on Unix: here, the peers in the
+//! kernel's queue. The sweep heeds no limit: a peer over the limit is queued without a handler,
+//! gets a permit as other connections end, and at the deadline a clean close (`rejected`).
+//! Handshakes under way are waited for, for `handshake_grace` at most. Without descriptors (EMFILE)
+//! the sweep waits for one until the deadline.
 
 use std::future::pending;
 use std::io;
@@ -115,12 +114,12 @@ async fn who_waits_at_a_paused_server_is_served_at_a_stop(runtime: TestRuntime) 
     }
 }
 
-/// A server with one place, which is taken, and a queue of others; asked to stop.
-async fn one_inside_and_others_queued(
+/// A server with one permit, which is in use, and a queue of peers; asked to stop.
+async fn one_served_and_others_queued(
     runtime: TestRuntime,
     address: &str,
     deadline: Option<Duration>,
-) -> (Running, Inside, Vec<Client>) {
+) -> (Running, Served, Vec<Client>) {
     let server = on(address, runtime).max_connections(1).deadline(deadline);
     let (running, connections) = handing_over(server.bind().await.unwrap());
     let client = Client::of(&running);
@@ -132,15 +131,15 @@ async fn one_inside_and_others_queued(
     assert_eq!(running.handle().stats().accepted, 1);
     running.handle().shutdown();
     conn.shutdown_requested().await;
-    let inside = Inside {
+    let served = Served {
         client,
         conn,
         connections,
     };
-    (running, inside, queued)
+    (running, served, queued)
 }
 
-struct Inside {
+struct Served {
     client: Client,
     conn: Connection,
     connections: async_channel::Receiver<Connection>,
@@ -148,24 +147,24 @@ struct Inside {
 
 async fn who_waits_behind_the_limit_is_served_as_others_end(runtime: TestRuntime) {
     for address in transports() {
-        let (running, inside, mut queued) =
-            one_inside_and_others_queued(runtime.clone(), &address, None).await;
+        let (running, served, mut queued) =
+            one_served_and_others_queued(runtime.clone(), &address, None).await;
         let handle = running.handle();
-        // All are in, and none of them has a handler.
+        // All are accepted, and none of them has a handler.
         assert_eq!(handle.stats().accepted, 51);
-        let held = handle.connections().split_off(1);
+        let without = handle.connections().split_off(1);
         assert!(
-            held.iter().all(|it| it.waiting == Waiting::Limit),
-            "{held:?}"
+            without.iter().all(|it| it.waiting == Waiting::Limit),
+            "{without:?}"
         );
-        assert!(inside.connections.is_empty());
-        drop(inside.conn);
-        let mut first = inside.client;
+        assert!(served.connections.is_empty());
+        drop(served.conn);
+        let mut first = served.client;
         assert_eq!(first.rest(), "");
         for _ in &queued {
-            let conn = inside.connections.recv().await.unwrap();
-            // One place: nobody else got one.
-            assert!(inside.connections.is_empty());
+            let conn = served.connections.recv().await.unwrap();
+            // There is one permit, and no other connection got one.
+            assert!(served.connections.is_empty());
             answer_once(conn).await.unwrap();
         }
         for client in &mut queued {
@@ -180,7 +179,7 @@ async fn who_waits_behind_the_limit_is_closed_cleanly_at_the_deadline(runtime: T
     for address in transports() {
         let deadline = Some(Duration::from_millis(100));
         let (running, _inside, mut queued) =
-            one_inside_and_others_queued(runtime.clone(), &address, deadline).await;
+            one_served_and_others_queued(runtime.clone(), &address, deadline).await;
         let report = running.await.unwrap();
         assert_eq!(report.accepted, 51);
         assert_eq!((report.aborted, report.rejected), (1, 50), "{report}");
@@ -243,7 +242,7 @@ async fn a_kept_sweep_ends_by_itself(runtime: TestRuntime) {
             builder = builder.listen(address);
         }
         let server = builder
-            .sweep(Duration::from_millis(20))
+            .handshake_grace(Duration::from_millis(20))
             .bind()
             .await
             .unwrap();
@@ -289,7 +288,9 @@ impl Listener for Gone {
 
 async fn a_listener_that_fails_once_it_is_shut_does_not_hold_up_the_stop(runtime: TestRuntime) {
     for sweep in [Duration::ZERO, Duration::from_millis(20)] {
-        let server = tcp(runtime.clone()).listener(Gone(false)).sweep(sweep);
+        let server = tcp(runtime.clone())
+            .listener(Gone(false))
+            .handshake_grace(sweep);
         let running = server.bind().await.unwrap().spawn(echo);
         running.shutdown().await.unwrap();
     }
@@ -332,7 +333,7 @@ async fn a_kept_sweep_without_descriptors_waits_for_one(runtime: TestRuntime) {
 }
 
 async fn waits_for_a_descriptor(address: &str, sweep: Duration, runtime: TestRuntime) {
-    let builder = on(address, runtime.clone()).sweep(sweep);
+    let builder = on(address, runtime.clone()).handshake_grace(sweep);
     let server = builder.bind().await.unwrap();
     let handle = server.handle();
     let mut queued: Vec<_> = (0..5).map(|_| Client::to(&server)).collect();

@@ -1,7 +1,7 @@
 //! Promise 5. **Every byte a handler wrote arrives**, unread input or not, unless the peer resets,
 //! the deadline passes or it is aborted. A client that reads to the end sees the end, not a reset.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 #[cfg(target_os = "linux")]
 use std::net::TcpStream;
 #[cfg(target_os = "linux")]
@@ -20,6 +20,7 @@ use crate::support::client::{
 };
 
 crate::on_every_runtime!(
+    a_write_of_thousands_of_slices_arrives_whole,
     a_slow_reader_gets_a_large_reply_whole,
     a_slow_reader_gets_a_large_reply_whole_at_a_stop,
     a_client_that_has_ended_its_side_gets_the_whole_reply,
@@ -417,4 +418,28 @@ async fn a_handler_may_go_on_after_a_connection_that_was_slow_to_close(runtime: 
     handle.shutdown();
     let report = running.await.unwrap();
     assert_eq!((report.accepted, report.completed), (1, 1));
+}
+
+/// One system call takes 1024 at most.
+async fn a_write_of_thousands_of_slices_arrives_whole(runtime: TestRuntime) {
+    const SLICES: usize = 5000;
+    for address in transports() {
+        let server = patient(&address, runtime.clone()).bind().await.unwrap();
+        let running = server.spawn(async |mut conn: Connection| {
+            let mut slices = vec![IoSlice::new(b"x"); SLICES];
+            // Those that are empty are passed over.
+            slices[..2000].fill(IoSlice::new(b""));
+            let mut slices = &mut slices[..];
+            while !slices.is_empty() {
+                let written = conn.write_vectored(slices).await?;
+                assert!(written > 0);
+                IoSlice::advance_slices(&mut slices, written);
+            }
+            io::Result::Ok(())
+        });
+        let reply = Client::of(&running).rest();
+        assert_eq!(reply.len(), SLICES - 2000);
+        let report = running.shutdown().await.unwrap();
+        assert_eq!((report.completed, report.failed), (1, 0));
+    }
 }

@@ -4,8 +4,9 @@
 //! drain a read ends (`Ok(0)`, and stays so) when the connection is idle and the kernel says EAGAIN
 //! *after* the stop; input received is always delivered first. A line that `read_line` holds half of
 //! is taken and unanswered: busy. Who treats the end of input as "complete" asks `ended_by()`.
-//! Declared: `busy()` gives an owned guard, and from the first one on only guards and unread input
-//! count; `manual_drain()`: reads never end early, the handler watches `shutdown_requested`.
+//! A living `busy()` guard and a write that waits make any connection busy. Declared by `idle_when`:
+//! `Unguarded`: guards and unread input alone count; `Quiet`: idle when no byte has moved for a while;
+//! `Never`: reads never end early, the handler watches `shutdown_requested`.
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -15,13 +16,13 @@ use std::thread;
 use std::time::Duration;
 
 use async_channel::Receiver;
-use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, future};
-use gracious::{Connection, EndedBy, ReadHalf, Running};
+use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use gracious::{Connection, EndedBy, IdleWhen, ReadHalf, Running};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
     Client, HOUR, echo, fill, handing_over, on, rounds, saying_when_it_waits, tcp, transports,
-    unix_address, waits,
+    unix_address, waits, write_now,
 };
 use crate::support::peer::settled;
 
@@ -42,7 +43,7 @@ crate::on_every_runtime!(
     a_write_that_came_to_nothing_is_no_answer,
     a_write_of_no_bytes_is_no_answer,
     a_guard_keeps_a_read_from_ending,
-    only_guards_and_unread_input_count_once_there_was_a_guard,
+    declared_unguarded_only_guards_and_unread_input_count,
     a_manual_drain_leaves_the_end_to_the_handler,
     the_answer_of_another_task_ends_the_reader,
     an_answer_raced_against_the_stop_ends_the_reader,
@@ -269,7 +270,7 @@ async fn half_a_line_that_is_held_elsewhere_is_busy(runtime: TestRuntime) {
         let (reader, mut writer) = conn.split();
         let mut lines = reader.lines();
         // The guard is gone again: what is unread counts, and so does half a line.
-        drop(writer.busy());
+        writer.idle_when(IdleWhen::Unguarded);
         client.send("hel");
         // Polled until it holds what has come.
         while running.handle().stats().bytes_in < 3 {
@@ -428,7 +429,7 @@ async fn a_write_of_no_bytes_is_no_answer(runtime: TestRuntime) {
 
 /// Whether a write completes at once.
 async fn write_once(writer: &mut (impl AsyncWrite + Unpin)) -> Option<io::Result<usize>> {
-    future::poll_once(writer.write(&[b'.'; 4096])).await
+    write_now(writer, &[b'.'; 4096]).await
 }
 
 async fn a_guard_keeps_a_read_from_ending(runtime: TestRuntime) {
@@ -455,9 +456,10 @@ async fn a_guard_keeps_a_read_from_ending(runtime: TestRuntime) {
 }
 
 /// What protocols need that answer nothing, or answer later.
-async fn only_guards_and_unread_input_count_once_there_was_a_guard(runtime: TestRuntime) {
+async fn declared_unguarded_only_guards_and_unread_input_count(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
+        pair.conn.idle_when(IdleWhen::Unguarded);
         let guard = pair.conn.busy();
         pair.client.send("news\n");
         let mut line = String::new();
@@ -482,7 +484,7 @@ async fn only_guards_and_unread_input_count_once_there_was_a_guard(runtime: Test
 async fn a_manual_drain_leaves_the_end_to_the_handler(runtime: TestRuntime) {
     for address in transports() {
         let mut pair = Pair::on(&address, runtime.clone()).await;
-        pair.conn.manual_drain();
+        pair.conn.idle_when(IdleWhen::Never);
         pair.stop().await;
         let mut line = String::new();
         assert!(read_waits(&mut pair.conn).await);

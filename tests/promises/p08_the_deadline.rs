@@ -10,11 +10,12 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncBufReadExt, AsyncWriteExt};
-use gracious::{Connection, State, Waiting};
+use gracious::{Connection, IdleWhen, State, Waiting};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
     Client, HOUR, assert_balance, echo, handing_over, on, read_in, refuses, tcp, transports, waits,
+    write_now,
 };
 
 crate::on_every_runtime!(
@@ -133,7 +134,7 @@ async fn a_close_that_takes_its_time_ends_at_the_deadline(runtime: TestRuntime) 
         .spawn(async |mut conn: Connection| {
             // As much as the kernel takes without a wait, and the handler is done.
             let chunk = [b'.'; 64 * 1024];
-            while let Some(written) = futures_lite::future::poll_once(conn.write(&chunk)).await {
+            while let Some(written) = write_now(&mut conn, &chunk).await {
                 written?;
             }
             Ok::<_, io::Error>(())
@@ -174,7 +175,7 @@ async fn a_deadline_of_zero_cuts_at_once(runtime: TestRuntime) {
     let (running, connections) = handing_over(server);
     let mut client = Client::of(&running);
     let mut conn = connections.recv().await.unwrap();
-    conn.manual_drain();
+    conn.idle_when(IdleWhen::Never);
     let report = running.shutdown().await.unwrap();
     assert_eq!((report.accepted, report.aborted), (1, 1));
     assert_eq!(client.rest(), "");

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
+use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use gracious::{Connection, Reason, State};
 
 use crate::support::TestRuntime;
-use crate::support::client::{Client, echo, eventually, handing_over, refuses, waits};
+use crate::support::client::{Client, echo, eventually, handing_over, refuses, waits, write_now};
 use crate::support::peer::{Counted, OnDrop, at_home, hears_nothing, is_cut, settled};
 
 crate::on_every_runtime!(
@@ -279,7 +279,7 @@ async fn an_abort_ends_a_close_that_lingers(runtime: TestRuntime) {
     let client = Client::of(&running);
     let mut conn = connections.recv().await.unwrap();
     // More than the client's kernel takes: its close waits for a client that does not read.
-    while future::poll_once(conn.write(&[0; 65536])).await.is_some() {}
+    while write_now(&mut conn, &[0; 65536]).await.is_some() {}
     drop(conn);
     handle.shutdown();
     handle.shutdown_requested().await;

@@ -9,10 +9,10 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
-use gracious::Address;
+use gracious::{Address, Connection};
 
 use crate::support::TestRuntime;
-use crate::support::client::{Client, Visit, echo, eventually, visit};
+use crate::support::client::{Client, Visit, echo, eventually, taken_in, visit};
 use crate::support::peer::at_home;
 use crate::support::peer::{Process, passes, settled};
 
@@ -68,12 +68,20 @@ async fn shut_doors(runtime: TestRuntime) {
         assert!(used < A_WHILE / 3, "{what}: it used {used:?}");
     };
 
-    // By ourselves, and kept for those whose handshake is under way.
-    let server = on(&unix_address(), runtime.clone()).sweep(20 * A_WHILE);
-    let running = server.bind().await.unwrap().spawn(echo);
-    assert_eq!(Client::of(&running).ask("hello"), "hello");
+    // By ourselves, while a handler goes on.
+    let server = on(&unix_address(), runtime.clone());
+    let running = server
+        .bind()
+        .await
+        .unwrap()
+        .spawn(async |conn: Connection| {
+            let _busy = conn.busy();
+            std::future::pending::<()>().await;
+        });
+    let _client = Client::of(&running);
+    taken_in(&running.handle(), 1);
     running.handle().shutdown();
-    takes_little("a sweep").await;
+    takes_little("a drain").await;
     running.handle().abort();
     settled(running.await);
 

@@ -1,7 +1,7 @@
 //! Promise 13. **A limit is back-pressure**: one permit, then the accepts of all listeners raced
 //! together, in turn (a permit waiting at one quiet listener would starve the others); the surplus
-//! waits in the kernel; raised or lowered live (those inside stay); a shutdown wins over a wait for
-//! a permit; permits survive panics, errors, aborts.
+//! waits in the kernel; raised or lowered live (open connections stay); a shutdown wins over a wait
+//! for a permit; permits survive panics, errors, aborts.
 
 use std::collections::VecDeque;
 use std::future::pending;
@@ -54,22 +54,22 @@ async fn the_eleventh_of_ten_waits_and_is_served_when_one_leaves(runtime: TestRu
     let server = at_home(&runtime).max_connections(10).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(echo);
-    let mut inside: Vec<_> = (0..10).map(|_| Client::of(&running)).collect();
-    for client in &mut inside {
+    let mut served: Vec<_> = (0..10).map(|_| Client::of(&running)).collect();
+    for client in &mut served {
         assert_eq!(client.ask("hello"), "hello");
     }
     let mut eleventh = Client::of(&running);
     eleventh.send("me\n");
-    assert_eq!(inside[9].ask("still"), "still");
+    assert_eq!(served[9].ask("still"), "still");
     hears_nothing(&mut eleventh);
     assert_eq!(running.handle().stats().accepted, 10);
-    drop(inside.remove(3));
+    drop(served.remove(3));
     assert_eq!(eleventh.line(), "me");
     let history = history(&events, 12).await;
     assert_eq!(history[..10], Vec::from_iter(1..=10));
     assert!((-10..0).contains(&history[10]), "{history:?}");
     assert_eq!(history[11], 11);
-    drop((inside, eleventh));
+    drop((served, eleventh));
     running.handle().shutdown();
     let report = settled(running.await);
     assert_eq!((report.completed, report.peak), (11, 10));
@@ -77,8 +77,8 @@ async fn the_eleventh_of_ten_waits_and_is_served_when_one_leaves(runtime: TestRu
 
 async fn there_are_never_more_than_the_limit(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(3).bind().await.unwrap();
-    let (inside, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (now, highest) = (inside.clone(), most.clone());
+    let (served, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (now, highest) = (served.clone(), most.clone());
     let running = server.spawn(async move |conn: Connection| {
         highest.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
         let _leaves = OnDrop(|| _ = now.fetch_sub(1, SeqCst));
@@ -132,7 +132,7 @@ async fn a_place_is_given_back_however_a_connection_ends(runtime: TestRuntime) {
     let handle = running.handle();
     let mut clients = Vec::new();
     for order in ["p", "e", "s", "d", "t"] {
-        // The one before gave its place back, or this one were never served.
+        // The one before gave its permit back, or this one would never be served.
         let mut client = Client::of(&running);
         client.send(order);
         if order == "s" {
@@ -183,10 +183,10 @@ async fn a_place_is_given_back_once(runtime: TestRuntime) {
     let _detached = conn.detach();
     handle.abort_connection(1);
     let _second = Client::of(&running);
-    let inside = connections.recv().await.unwrap();
+    let served = connections.recv().await.unwrap();
     let _third = Client::of(&running);
-    // Two places, had the first given back two.
-    drop(inside);
+    // There would be two permits, had the first connection given back two.
+    drop(served);
     drop(connections.recv().await.unwrap());
     assert_eq!(history(&events, 5).await, [1, -1, 2, -2, 3]);
     handle.shutdown();
@@ -228,7 +228,7 @@ async fn the_limit_can_be_lowered_and_those_inside_stay(runtime: TestRuntime) {
     for client in &mut clients {
         assert_eq!(client.ask("still"), "still");
     }
-    // Two may leave before there is a place.
+    // Two connections end before there is a permit.
     for _ in 0..3 {
         hears_nothing(&mut last);
         clients.pop_front();
@@ -245,14 +245,14 @@ async fn a_lower_limit_takes_hold_of_a_loop_that_waits_for_a_peer(runtime: TestR
     let server = at_home(&runtime).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(echo);
-    let mut inside = Client::of(&running);
-    assert_eq!(inside.ask("hello"), "hello");
+    let mut served = Client::of(&running);
+    assert_eq!(served.ask("hello"), "hello");
     running.handle().set_max_connections(1).unwrap();
     let mut outside = Client::of(&running);
     outside.send("me\n");
-    assert_eq!(inside.ask("still"), "still");
+    assert_eq!(served.ask("still"), "still");
     hears_nothing(&mut outside);
-    drop(inside);
+    drop(served);
     assert_eq!(outside.line(), "me");
     assert_eq!(history(&events, 3).await, [1, -1, 2]);
     running.handle().shutdown();
@@ -283,15 +283,15 @@ async fn a_shutdown_wins_over_a_wait_for_a_place(runtime: TestRuntime) {
         conn.read_exact(&mut [0]).await?;
         conn.write_all(b"done").await
     });
-    let mut inside = Client::of(&running);
-    eventually("the first is inside", || running.handle().active() == 1);
+    let mut served = Client::of(&running);
+    eventually("the first is served", || running.handle().active() == 1);
     let mut waiting = Client::of(&running);
     running.handle().shutdown();
-    // The one inside is told although the loop was waiting for its place.
+    // The connection is asked to end although the accept loop was waiting for its permit.
     is_told.recv().await.unwrap();
-    inside.send("x");
-    assert_eq!(inside.rest(), "done");
-    // And the other has its turn: it was in the queue when the door was shut.
+    served.send("x");
+    assert_eq!(served.rest(), "done");
+    // And the other client has its turn: it was in the queue when the door was shut.
     waiting.send("x");
     assert_eq!(waiting.rest(), "done");
     let report = settled(running.await);
@@ -316,14 +316,14 @@ async fn listeners_share_one_limit(runtime: TestRuntime) {
             client
         })
         .collect();
-    // One of them is inside; as each leaves, another comes in.
+    // One of them is served; as each ends, another is accepted.
     while !clients.is_empty() {
-        let mut inside = None;
-        eventually("somebody is inside", || {
-            inside = clients.iter().position(has_something_to_read);
-            inside.is_some()
+        let mut served = None;
+        eventually("one of them is served", || {
+            served = clients.iter().position(has_something_to_read);
+            served.is_some()
         });
-        assert_eq!(clients.remove(inside.unwrap()).line(), "me");
+        assert_eq!(clients.remove(served.unwrap()).line(), "me");
     }
     running.handle().shutdown();
     let report = settled(running.await);

@@ -1,8 +1,8 @@
-//! Promise 14. **Dropping is stopping.** Loop, drain and deadline are tasks of the server; `serve`'s
-//! future and `Running` only wait. Dropping them is `shutdown_because(Dropped)`, and the stop goes on
-//! in the runtime, deadline included. A `Server` never served closes the same way. A runtime that is
-//! dropped takes the handlers with it (`aborted`); the door is closed and `closed()` resolves all the
-//! same.
+//! Promise 14. **Dropping is stopping.** Loop, drain and deadline are tasks of the server;
+//! `serve`'s future and `Running` only wait. Dropping them is `shutdown_because(Dropped)`, and the
+//! stop goes on in the runtime, deadline included. A `Server` never served closes the same way. A
+//! runtime that is dropped takes the handlers with it (`aborted`); the listeners are closed and
+//! `closed()` resolves all the same.
 
 use std::future::{Future, pending};
 use std::sync::Arc;
@@ -114,7 +114,7 @@ async fn a_dropped_running_has_a_deadline_nobody_waits_for(runtime: TestRuntime)
     has_begun.recv().await.unwrap();
     drop(running);
     is_cut(&mut client);
-    // Nobody asked before the end of it, and the report is there.
+    // No one asked before the end of the drain, and the report is there.
     let report = settled(Ok(handle.closed().await));
     assert_eq!((report.aborted, dropped.load(SeqCst)), (1, 1));
 }
@@ -315,7 +315,7 @@ mod on_an_executor_that_is_dropped {
             (runtime, owner)
         }
 
-        /// Nobody drives the tasks from here on; they are there still.
+        /// No thread runs the tasks from here on; they are there still.
         fn halt(&mut self) {
             self.stop.close();
             for thread in self.threads.drain(..) {

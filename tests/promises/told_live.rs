@@ -1,4 +1,4 @@
-//! What a server tells about itself while it serves and while it drains.
+//! What can be seen of a server while it serves and while it drains.
 
 use std::time::Duration;
 

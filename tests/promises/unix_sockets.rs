@@ -1,5 +1,5 @@
-//! Unix sockets: a path belongs to whoever made it, is there as long as somebody answers behind it,
-//! and is made in place of one that nobody answers behind.
+//! Unix sockets: a path belongs to the server that made it, is there as long as that server
+//! listens, and is made in place of one behind which no process listens any more.
 
 use std::ffi::OsString;
 use std::fs;
@@ -300,7 +300,7 @@ async fn a_successor_on_the_same_path_keeps_it(runtime: TestRuntime) {
     let mut conn = connections.recv().await.unwrap();
     running.handle().shutdown();
     conn.shutdown_requested().await;
-    // The path is gone as soon as anybody is told, so it can be bound.
+    // The path is gone before any connection is asked to end, so it can be bound.
     let successor = on(&runtime, &path).bind().await.unwrap().spawn(echo);
     conn.write_all(b"old\n").await.unwrap();
     drop(conn);

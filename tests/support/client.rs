@@ -260,6 +260,18 @@ pub fn handing_over<R: Runtime>(server: Server<R>) -> (Running, Receiver<Connect
     (running, given)
 }
 
+/// Writes what the kernel takes without a wait; `None` where it takes nothing. A write that only gives
+/// up its turn is polled again.
+pub async fn write_now(
+    writer: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+) -> Option<io::Result<usize>> {
+    match future::poll_once(writer.write(bytes)).await {
+        None => future::poll_once(writer.write(bytes)).await,
+        written => written,
+    }
+}
+
 /// Writes until a write waits; says how much went out.
 pub async fn fill(writer: &mut (impl AsyncWrite + Unpin)) -> usize {
     let chunk = vec![b'.'; 64 * 1024];

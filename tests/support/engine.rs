@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use gracious::{Builder, Runtime, Server};
 
-/// Who runs a test's servers, and their handlers.
+/// What runs a test's servers, and their handlers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
     #[cfg(feature = "async-std")]
@@ -95,7 +95,7 @@ impl TestRuntime {
         }
     }
 
-    /// Puts its clock forward, for all who have a clone of it.
+    /// Puts its clock forward, for all of its clones.
     pub fn put_forward(&self, time: Duration) {
         self.ahead.fetch_add(time.as_secs(), SeqCst);
     }

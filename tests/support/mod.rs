@@ -11,6 +11,7 @@ use gracious::Builder;
 
 pub mod client;
 pub mod engine;
+pub mod flood;
 pub mod peer;
 
 pub use engine::{Engine, TestRuntime};

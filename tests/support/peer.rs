@@ -6,18 +6,18 @@ use std::net::Ipv4Addr;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use async_channel::Receiver;
-use gracious::{Address, Builder, Cause, Report, ServerEvent};
+use gracious::{Address, Builder, Cause, Handle, Report, ServerEvent};
 
 use super::client::{Client, HOUR, assert_balance};
 use super::{Body, Engine, TestRuntime};
 
-/// An address of its own for each server, where the system has more than one: nobody else can bind
-/// its port after it, so what is refused there is refused by nobody else's doing.
+/// An address of its own for each server, where the system has more than one: no other process can
+/// bind its port after it, so what is refused there is refused by this server alone.
 pub fn loopback() -> String {
     if cfg!(not(target_os = "linux")) {
         return "127.0.0.1:0".into();
@@ -43,6 +43,15 @@ pub fn settled(report: io::Result<Report>) -> Report {
     assert_balance(&report);
     assert_eq!((report.active, report.tracked), (0, 0), "{report}");
     report
+}
+
+/// Asks for all that takes a lock of the server's: from where code of the user's is called.
+#[track_caller]
+pub fn ask_for_everything(handle: &Handle) {
+    let (listeners, connections) = (handle.listeners(), handle.connections());
+    assert!(listeners.len() <= handle.local_addrs().len());
+    assert!(connections.len() as u64 <= handle.stats().accepted);
+    drop((handle.events(), handle.to_string()));
 }
 
 /// Why the connection `id` ended, from a receiver of events.
@@ -291,7 +300,15 @@ pub fn logged() -> Vec<String> {
     LOG.0.lock().unwrap().clone()
 }
 
+/// Has a child's logger call this for whatever its server logs, on every level.
+pub fn on_log(call: impl Fn() + Send + Sync + 'static) {
+    assert!(ON_LOG.set(Box::new(call)).is_ok());
+    log::set_max_level(log::LevelFilter::Trace);
+}
+
 static LOG: Log = Log(Mutex::new(Vec::new()));
+
+static ON_LOG: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 
 struct Log(Mutex<Vec<String>>);
 
@@ -301,6 +318,9 @@ impl log::Log for Log {
     }
 
     fn log(&self, record: &log::Record<'_>) {
+        if record.target() == "gracious" {
+            ON_LOG.get().into_iter().for_each(|call| call());
+        }
         if self.enabled(record.metadata()) {
             let line = format!("{} {}", record.level(), record.args());
             self.0.lock().unwrap().push(line);

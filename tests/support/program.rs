@@ -128,7 +128,8 @@ impl Program {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits for its end: of its output, and of whoever has inherited that, too.
+    /// Waits for its end, and for the end of its output: also in processes that have inherited
+    /// that.
     #[track_caller]
     pub fn end(mut self) -> Ended {
         self.close_stdin();

@@ -11,6 +11,7 @@ use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, future};
 use gracious::{Connection, Running, Waiting};
 
 use crate::support::client::{Client, eventually, waits};
+use crate::support::flood::ReadyPeers;
 use crate::support::peer::{logged, settled};
 use crate::{on_workers, on_workers_in_a_process, with_workers};
 
@@ -27,6 +28,7 @@ on_workers_in_a_process!(
     as_many_as_there_are_workers_may_block,
     the_threads_that_take_over_are_used_again,
     who_only_works_is_not_named,
+    who_never_pauses_is_not_named,
 );
 
 /// Answers lines, and at the line `block` blocks its thread until the test lets it go.
@@ -271,4 +273,50 @@ async fn who_only_works_is_not_named(workers: usize) {
     }
     running.handle().shutdown();
     assert_eq!(settled(running.await).completed, 2);
+}
+
+/// It goes round: its handler is left and entered again, however much input there is.
+async fn who_never_pauses_is_not_named(workers: usize) {
+    let server = with_workers(workers).listener(ReadyPeers(1));
+    let server = server.deadline(Duration::ZERO).bind().await.unwrap();
+    let handle = server.handle();
+    let (go, is_over) = async_channel::bounded::<()>(1);
+    let (blocks, blocked) = async_channel::bounded(1);
+    let held_up = Arc::new(AtomicBool::new(false));
+    let was_held_up = held_up.clone();
+    let running = server.spawn(async move |mut conn: Connection| {
+        let mut line = String::new();
+        let mut last = Instant::now();
+        while conn.read_line(&mut line).await? > 0 {
+            if line == "block\n" {
+                blocks.send(()).await.unwrap();
+                let _over = is_over.recv_blocking();
+            }
+            conn.write_all(line.as_bytes()).await?;
+            line.clear();
+            if last.elapsed() > Duration::from_millis(40) {
+                // Somebody else has had this thread's core all the while.
+                was_held_up.store(true, SeqCst);
+            }
+            last = Instant::now();
+        }
+        io::Result::Ok(())
+    });
+    eventually("one that never pauses is in", || handle.active() == 1);
+    let mut client = Client::of(&running);
+    client.send("block\n");
+    blocked.recv().await.unwrap();
+    eventually("one is named", || !named().is_empty());
+    // Another look or two at the threads.
+    thread::sleep(Duration::from_millis(200));
+    go.close();
+    assert_eq!(client.line(), "block");
+    let named = named();
+    if !held_up.load(SeqCst) {
+        assert_eq!(named.len(), 1, "{named:?}");
+        assert!(named[0].contains("connection 2 "), "{named:?}");
+    }
+    drop(client);
+    handle.shutdown();
+    settled(running.await);
 }

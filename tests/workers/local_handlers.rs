@@ -14,6 +14,7 @@ use gracious::{Builder, Connection, Reason, Server};
 
 use crate::plain;
 use crate::support::client::{Client, HOUR, eventually, taken_in, unix_address};
+use crate::support::flood::{Flood, write_when_asked};
 use crate::support::peer::{OnDrop, is_cut, loopback, settled};
 use crate::support::{TestRuntime, within};
 
@@ -221,6 +222,25 @@ fn a_panic_is_one_connections_end() {
         }
         let report = settled(running.shutdown().await);
         assert_eq!((report.panicked, report.completed), (4, 4));
+    });
+}
+
+#[test]
+fn who_writes_without_a_pause_leaves_the_others_their_turn() {
+    on_every_kind(async |server| {
+        let running = server.spawn_local(|| write_when_asked);
+        let mut known = [(); 4].map(|()| Client::of(&running));
+        for client in &mut known {
+            assert_eq!(client.ask("hello"), "hello");
+        }
+        let floods = [(); 4].map(|()| Flood::of_replies(Client::of(&running)));
+        for client in &mut known {
+            assert_eq!(client.ask("still"), "still");
+            assert_eq!(Client::of(&running).ask("new"), "new");
+        }
+        floods.iter().for_each(Flood::goes_on);
+        drop((floods, known));
+        settled(running.shutdown().await);
     });
 }
 

@@ -2,18 +2,19 @@
 //! with those, on every engine; here is what is special about them.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
-use gracious::{Address, Connection, Handle, Server};
+use gracious::{Address, Connection, Handle, Listener, Server};
 
 use crate::plain;
 use crate::support::client::{Client, answer_once, echo, eventually, unix_address};
 use crate::support::peer::{loopback, settled};
-use crate::support::{TestRuntime, within};
+use crate::support::{DEADLINE, TestRuntime, within};
 
 /// How many sockets of this machine listen on `address`.
 fn listening_on(address: &Address) -> usize {
@@ -26,12 +27,16 @@ fn listening_on(address: &Address) -> usize {
         u32::from_ne_bytes(address.ip().octets()),
         address.port()
     );
-    let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
-    let is_meant = |line: &&str| {
+    let sockets = BufReader::new(File::open("/proc/net/tcp").unwrap()).lines();
+    // Those that listen come first. Behind them are all that were connected of late: other tests
+    // leave tens of thousands.
+    let listening = sockets.skip(1).map_while(|line| {
+        let line = line.unwrap();
         let mut columns = line.split_whitespace().skip(1);
-        columns.next() == Some(&hexadecimal) && columns.nth(1) == Some(LISTEN)
-    };
-    sockets.lines().filter(is_meant).count()
+        let address = columns.next().unwrap().to_owned();
+        (columns.nth(1) == Some(LISTEN)).then_some(address)
+    });
+    listening.filter(|address| *address == hexadecimal).count()
 }
 
 fn shards(count: usize) -> gracious::Builder<TestRuntime> {
@@ -215,7 +220,7 @@ fn shards_need_workers() {
     });
 }
 
-/// Without that, the shard that hears of a free place first would serve its own queue for ever.
+/// Without that, the shard that hears of a free permit first would serve its own queue for ever.
 #[test]
 fn a_limit_starves_no_shard() {
     const QUEUED: usize = 200;
@@ -241,5 +246,138 @@ fn a_limit_starves_no_shard() {
         // In turn as long as both have somebody queued, which is long: the kernel deals out evenly.
         let turns = order.windows(2).filter(|pair| pair[0] != pair[1]).count();
         assert!(turns > QUEUED / 4, "{turns} changes in {order:?}");
+    });
+}
+
+/// Calls its function when it is cloned, as a handler is for each connection.
+struct OnClone<F>(F);
+
+impl<F: Fn() + Clone> Clone for OnClone<F> {
+    fn clone(&self) -> Self {
+        (self.0)();
+        Self(self.0.clone())
+    }
+}
+
+/// What a handler does before it comes to its future is done on the thread of an accept loop, and so
+/// is its clone. One that blocks there keeps the peers of that loop waiting, and no others.
+#[test]
+fn a_handler_that_is_slow_to_begin_stops_its_own_shard_alone() {
+    const OTHERS: usize = 32;
+    for blocks_at_clone in [true, false] {
+        test(async move || {
+            let server = shards(2).listen(loopback()).bind().await.unwrap();
+            let (begin, begun) = mpsc::channel();
+            let (unblock, blocked) = mpsc::channel::<()>();
+            // The first connection takes it.
+            let once = Arc::new(Mutex::new(None));
+            let first = once.clone();
+            let block = move || {
+                let taken: Option<(mpsc::Sender<()>, mpsc::Receiver<()>)> =
+                    first.lock().unwrap().take();
+                if let Some((begin, blocked)) = taken {
+                    begin.send(()).unwrap();
+                    // Until the other end is dropped.
+                    let _dropped = blocked.recv();
+                }
+            };
+            let at_clone = OnClone(block.clone());
+            let running = server.spawn(move |conn| {
+                let _with_the_handler = &at_clone;
+                if !blocks_at_clone {
+                    block();
+                }
+                answer_once(conn)
+            });
+            // From here on; that a handler is also cloned at the start is nobody's concern.
+            *once.lock().unwrap() = Some((begin, blocked));
+            let mut clients = vec![Client::of(&running)];
+            clients[0].send("hello\n");
+            begun.recv_timeout(DEADLINE).unwrap();
+            // The kernel deals half of them out to each shard.
+            for _ in 0..OTHERS {
+                let mut client = Client::of(&running);
+                client.send("hello\n");
+                clients.push(client);
+            }
+            let handle = running.handle();
+            eventually("the other shard serves", || handle.stats().completed > 0);
+            drop(unblock);
+            for client in &mut clients {
+                assert_eq!(client.rest(), "hello\n");
+            }
+            let report = settled(running.shutdown().await);
+            assert_eq!(report.completed, OTHERS as u64 + 1);
+        });
+    }
+}
+
+/// Each shard has a handler to clone; where there cannot be one there is no server.
+#[test]
+fn a_handler_that_cannot_be_cloned_for_each_shard_ends_the_server_with_an_error() {
+    test(async || {
+        let server = shards(2).listen(loopback()).bind().await.unwrap();
+        let mut client = Client::to(&server);
+        let cannot = || assert!(thread::panicking(), "as the test wants it");
+        let at_clone = OnClone(cannot);
+        let running = server.spawn(move |conn| {
+            let _with_the_handler = &at_clone;
+            answer_once(conn)
+        });
+        let handle = running.handle();
+        let error = running.await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the handler's clone panicked: as the test wants it"
+        );
+        // Cleanly, whoever had come.
+        assert_eq!(client.rest(), "");
+        assert_eq!(settled(Ok(handle.closed().await)).rejected, 1);
+    });
+}
+
+/// A listener of the user's own, which gives the peers that the test sends it.
+struct Sent(async_channel::Receiver<UnixStream>);
+
+impl Listener for Sent {
+    type Io = smol::Async<UnixStream>;
+
+    async fn accept(&mut self) -> io::Result<(Self::Io, Address)> {
+        match self.0.recv().await {
+            Ok(peer) => Ok((smol::Async::new(peer)?, Address::Unnamed)),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Address> {
+        Ok(Address::Custom("sent".into()))
+    }
+
+    fn shut(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Under a limit each accept loop looks at the listeners of all. The loop that waits at one of the
+/// user's own is to hear of its next peer all the same.
+#[test]
+fn a_listener_that_another_loop_has_looked_at_is_still_waited_for() {
+    test(async || {
+        let (send, sent) = async_channel::unbounded();
+        let builder = shards(2).listen(loopback()).listener(Sent(sent));
+        let server = builder.max_connections(100).bind().await.unwrap();
+        let running = server.spawn(answer_once);
+        for _ in 0..50 {
+            // Through the socket of either shard: its loop then looks at the other's.
+            let mut client = Client::of(&running);
+            client.send("hello\n");
+            assert_eq!(client.rest(), "hello\n");
+            let (client, peer) = UnixStream::pair().unwrap();
+            send.try_send(peer).unwrap();
+            let mut client = Client::Unix(client);
+            client.send("hello\n");
+            assert_eq!(client.rest(), "hello\n");
+        }
+        assert_eq!(settled(running.shutdown().await).completed, 100);
     });
 }

@@ -387,7 +387,8 @@ async fn a_socket_is_registered_once_and_for_writing_when_there_is_no_room(worke
     settled(running.await);
 }
 
-/// What happens to the old socket wakes nobody, and the new tenant of its place least of all.
+/// What happens to the old socket wakes no future, and least of all one of the connection that has
+/// its slot by now.
 async fn a_duplicate_that_outlives_its_connection_concerns_nobody(workers: usize) {
     let server = with_workers(workers).bind().await.unwrap();
     let before = sockets();
@@ -550,7 +551,8 @@ async fn sockets_are_closed_in_children(workers: usize) {
     settled(running.await);
 }
 
-/// Waits until the engine has noted all that has come so far: who came after it is in.
+/// Waits until the engine has noted all that has come so far: a peer that came after it was
+/// accepted.
 async fn note_what_has_come(running: &Running, connections: &Receiver<Connection>) {
     let _later = Client::of(running);
     connections.recv().await.unwrap();
@@ -577,7 +579,7 @@ async fn read_to_end(reader: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
 /// Edge-triggered, which other pollers of this process are not.
 const EDGES: u32 = 1 << 31;
 
-/// Who is registered with an edge-triggered poller of this process, and for what.
+/// What is registered with an edge-triggered poller of this process, and for which events.
 fn registered() -> Vec<(u32, u32)> {
     let mut all = Vec::new();
     for descriptor in descriptors() {

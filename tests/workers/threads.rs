@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::future::poll_fn;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 use std::thread;
@@ -69,20 +70,26 @@ async fn work_at_hand_is_done_by_as_many_threads_as_there_are_workers(workers: u
     const CLIENTS: usize = 32;
     let server = with_workers(workers).bind().await.unwrap();
     let seen = Arc::new(Mutex::new(BTreeSet::new()));
-    let see = seen.clone();
+    let held_up = Arc::new(AtomicBool::new(false));
+    let (see, was_held_up) = (seen.clone(), held_up.clone());
     let running = server.spawn(async move |mut conn: Connection| {
         let mut line = String::new();
         while conn.read_line(&mut line).await? > 0 {
+            let begun = Instant::now();
             see.lock().unwrap().insert(worker().unwrap());
             // Work, and much more of it than a wake-up is.
-            let begun = Instant::now();
             while begun.elapsed() < Duration::from_millis(1) {}
             conn.write_all(line.as_bytes()).await?;
+            if begun.elapsed() > Duration::from_millis(40) {
+                // Somebody else has had this thread's core, and another thread may take over.
+                was_held_up.store(true, SeqCst);
+            }
             line.clear();
         }
         io::Result::Ok(())
     });
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| Client::of(&running)).collect();
+    let mut all = BTreeSet::new();
     eventually("all have worked", || {
         for client in &mut clients {
             client.send("work\n");
@@ -90,8 +97,14 @@ async fn work_at_hand_is_done_by_as_many_threads_as_there_are_workers(workers: u
         for client in &mut clients {
             assert_eq!(client.line(), "work");
         }
-        seen.lock().unwrap().len() == workers
+        // By the answers to these, and not by what took over for another before.
+        let now = std::mem::take(&mut *seen.lock().unwrap());
+        all.extend(now.iter().cloned());
+        now.len() == workers
     });
+    if !held_up.load(SeqCst) {
+        assert_eq!(all.len(), workers, "{all:?}");
+    }
     drop(clients);
     running.handle().shutdown();
     assert_eq!(settled(running.await).completed, CLIENTS as u64);
@@ -130,7 +143,7 @@ fn test(body: impl Future<Output = ()> + Send + 'static) {
     within(DEADLINE, || async_io::block_on(body));
 }
 
-/// There is nobody who could, and it is no error.
+/// There is no other thread that could, and it is no error.
 #[test]
 fn without_workers_nobody_spins() {
     test(async {
@@ -192,7 +205,7 @@ async fn two_servers_with_workers_serve_side_by_side(workers: usize) {
     assert_eq!(settled(second.await).completed, 1);
 }
 
-/// Whoever waits sleeps in the poller, and no socket has news for it.
+/// The driver sleeps in the poller, and no socket has an event for it.
 async fn an_idle_server_answers_who_wakes_it_from_elsewhere(workers: usize) {
     let server = with_workers(workers).bind().await.unwrap();
     let (running, connections) = handing_over(server);
@@ -320,7 +333,7 @@ async fn the_threads_stay_for_a_handler_that_has_detached_its_connection(workers
     eventually("no thread is left", || own_threads().is_empty());
 }
 
-/// Whoever sleeps is woken once, and whoever is awake not at all.
+/// A thread that sleeps is woken once, and one that is awake not at all.
 async fn many_wakes_from_elsewhere_cost_few_writes(workers: usize) {
     const HANDLERS: usize = 100;
     const WAKES: usize = 100;
@@ -341,7 +354,7 @@ async fn many_wakes_from_elsewhere_cost_few_writes(workers: usize) {
             Poll::Pending
         })
         .await;
-        // Whoever is woken first keeps its thread until all are.
+        // The task that is woken first keeps its thread until all are.
         let _over = blocked.recv_blocking();
         conn.write_all(b"woken\n").await
     });

@@ -15,8 +15,13 @@ pub(super) fn serve() -> io::Result<()> {
     exit_on_stop();
     let listener = listener()?;
     let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-    let door = EventData::new_u64(LISTENER);
-    epoll::add(&epoll, &listener, door, EventFlags::IN | EventFlags::ET)?;
+    let listening = EventData::new_u64(LISTENER);
+    epoll::add(
+        &epoll,
+        &listener,
+        listening,
+        EventFlags::IN | EventFlags::ET,
+    )?;
     let mut connections: Vec<Option<Connection>> = Vec::new();
     let mut events = Vec::with_capacity(1024);
     loop {

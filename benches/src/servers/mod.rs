@@ -198,7 +198,7 @@ fn listener() -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Calls `stop` when whoever started this process has closed its input, or is gone.
+/// Calls `stop` when the process that started this one has closed its input, or is gone.
 fn on_stop(stop: impl FnOnce() + Send + 'static) {
     thread::spawn(|| {
         // An input that cannot be read any more has ended, too.

@@ -2,13 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker, ready};
 
 use rustix::event::epoll::EventFlags;
 
 use super::Poller;
-use crate::sync::lock;
+use crate::sync::{MutexGuard, lock};
 
 /// How many peers may be expected at once.
 const MOST_EXPECTED: u32 = 64;

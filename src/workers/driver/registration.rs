@@ -20,17 +20,17 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::Poller;
+use crate::socket::Socket;
 use crate::socket::readiness::{
     READ_CLOSED, Readiness, WRITE_INTEREST, Waiter, is_write_blocked, ticks,
 };
-use crate::socket::{Socket, budget};
 use crate::sync::lock;
 
 /// A connection, as a poller knows it.
 pub(crate) trait Registered: fmt::Debug + Send + Sync + 'static {
     fn readiness(&self) -> &Readiness;
 
-    /// The waker of a waiter that is registered with another than the task's first.
+    /// Takes the waker of a waiter that is registered with another than the task's first.
     fn other_waker(&self, waiter: Waiter) -> Option<Waker>;
 }
 
@@ -224,7 +224,6 @@ impl Registration {
         loop {
             match rustix::net::recv(&self.socket, &mut *buf, RecvFlags::empty()) {
                 Ok((n, _)) => {
-                    budget::spend();
                     // A short read has emptied a TCP socket; what comes later is an event. Not so
                     // at an end, which is no event of its own if it came with data, and not a Unix
                     // socket, where a read stops after a message that carries descriptors.

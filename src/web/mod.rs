@@ -1,0 +1,175 @@
+//! HTTP on top of a server: hyper's protocols, this crate's stop (feature `http`).
+//!
+//! ```no_run
+//! use gracious::{Server, web};
+//!
+//! async fn hello(request: web::Request) -> web::Response<String> {
+//!     web::Response::new(format!("hello from {}\n", request.uri().path()))
+//! }
+//!
+//! # #[cfg(feature = "async-std")]
+//! #[async_std::main]
+//! async fn main() -> std::io::Result<gracious::Report> {
+//!     let server = Server::bind("127.0.0.1:8080").await?;
+//!     server.serve(web::serve(hello)).await
+//! }
+//! # #[cfg(not(feature = "async-std"))]
+//! # fn main() {}
+//! ```
+//!
+//! HTTP/1.1 and HTTP/2 (by prior knowledge: the client begins with HTTP/2's preface) on one port, on
+//! every engine. Requests and responses are those of the crate `http`, bodies those of `http-body`, so
+//! everything that is made for hyper will do: [`service`] takes a hyper `Service`.
+//!
+//! # At a shutdown
+//! From the request to stop on, the lame duck's time included, the next response of an HTTP/1
+//! connection says `Connection: close`, and an HTTP/2 connection is sent GOAWAY with its next request:
+//! so no client loses a request that it sends on a connection which is just being closed. When the
+//! connections are told, idle ones end; a request whose head has begun to arrive is answered, and every
+//! response goes to the end of its body, within the [deadline](crate::Builder::deadline).
+//!
+//! # Limits
+//! [`first_byte_timeout`](crate::Builder::first_byte_timeout) ends connections that say nothing,
+//! [`idle_timeout`](crate::Builder::idle_timeout) those on which no byte moves, in a head or in a body,
+//! too, and [`max_age`](crate::Builder::max_age) those that are old.
+
+use std::error::Error;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use hyper::body::{Body, Incoming};
+use hyper::service::Service;
+use pin_project_lite::pin_project;
+
+use crate::connection::Connection;
+
+mod io;
+mod serving;
+mod streams;
+mod tracked;
+
+pub use self::serving::Serving;
+pub use self::tracked::upgrade;
+
+/// A request, with its body as it comes in.
+pub type Request = hyper::Request<Incoming>;
+
+pub use hyper::{Response, StatusCode};
+
+type BoxedError = Box<dyn Error + Send + Sync>;
+
+/// Makes a connection's handler of a function that answers a request: an `async fn(Request)` that
+/// returns a [`Response`] or a `Result` of one.
+///
+/// It is cloned for each connection; what it shares belongs in an `Arc`. An error of its own ends the
+/// connection, which then counts as failed.
+pub fn serve<F, Fut>(
+    function: F,
+) -> impl FnOnce(Connection) -> Serving<Function<F>> + Clone + Send + 'static
+where
+    F: Fn(Request) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output: Reply> + Send + 'static,
+{
+    service(Function(function))
+}
+
+/// As [`serve`], of a hyper `Service`.
+pub fn service<S>(service: S) -> impl FnOnce(Connection) -> Serving<S> + Clone + Send + 'static
+where
+    S: Answering + Clone + Send + 'static,
+{
+    move |connection| Serving::new(connection, service)
+}
+
+/// A hyper `Service` that answers requests: what can be [served](service).
+pub trait Answering:
+    Service<Request, Response = Response<Self::Body>, Error: Into<BoxedError>, Future: Send + 'static>
+{
+    /// The responses' body.
+    type Body: Body<Data: Send, Error: Into<BoxedError>> + Send + 'static;
+}
+
+impl<S, B> Answering for S
+where
+    S: Service<Request, Response = Response<B>, Error: Into<BoxedError>, Future: Send + 'static>,
+    B: Body<Data: Send, Error: Into<BoxedError>> + Send + 'static,
+{
+    type Body = B;
+}
+
+/// What a function that answers a request may return: a [`Response`], or a `Result` of one.
+pub trait Reply: sealed::Sealed {
+    /// The response's body.
+    type Body: Body<Data: Send, Error: Into<BoxedError>> + Send + 'static;
+
+    #[doc(hidden)]
+    fn into_result(self) -> Result<Response<Self::Body>, BoxedError>;
+}
+
+impl<B> Reply for Response<B>
+where
+    B: Body<Data: Send, Error: Into<BoxedError>> + Send + 'static,
+{
+    type Body = B;
+
+    fn into_result(self) -> Result<Self, BoxedError> {
+        Ok(self)
+    }
+}
+
+impl<B, E> Reply for Result<Response<B>, E>
+where
+    B: Body<Data: Send, Error: Into<BoxedError>> + Send + 'static,
+    E: Into<BoxedError>,
+{
+    type Body = B;
+
+    fn into_result(self) -> Result<Response<B>, BoxedError> {
+        self.map_err(Into::into)
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl<B> Sealed for super::Response<B> {}
+    impl<B, E> Sealed for Result<super::Response<B>, E> {}
+}
+
+/// The service that [`serve`] makes of a function.
+#[derive(Clone, Debug)]
+pub struct Function<F>(F);
+
+impl<F, Fut> Service<Request> for Function<F>
+where
+    F: Fn(Request) -> Fut,
+    Fut: Future<Output: Reply>,
+{
+    type Response = Response<<Fut::Output as Reply>::Body>;
+    type Error = BoxedError;
+    type Future = Replying<Fut>;
+
+    fn call(&self, request: Request) -> Replying<Fut> {
+        Replying {
+            future: (self.0)(request),
+        }
+    }
+}
+
+pin_project! {
+    /// The future of a function's reply.
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Replying<Fut> {
+        #[pin]
+        future: Fut,
+    }
+}
+
+impl<Fut: Future<Output: Reply>> Future for Replying<Fut> {
+    type Output = Result<Response<<Fut::Output as Reply>::Body>, BoxedError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(ready!(self.project().future.poll(cx)).into_result())
+    }
+}
