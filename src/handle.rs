@@ -181,7 +181,7 @@ impl Handle {
     /// The counts as of now.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.shared.registry.stats()
+        self.shared.stats()
     }
 
     /// The open connections, in the order they came.

@@ -18,6 +18,7 @@ use crate::socket::readiness::{Waiter, flag};
 use crate::socket::{Credentials, Socket};
 
 pub(crate) mod close;
+pub(crate) mod closer;
 mod control;
 mod lines;
 mod read;

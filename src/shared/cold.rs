@@ -2,8 +2,6 @@
 //! pay one pointer for it.
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Waker;
@@ -56,8 +54,6 @@ pub(crate) struct TaskCold {
     pub(crate) quiet_since: Option<Duration>,
     /// The limit that has ended this connection.
     pub(crate) limit_met: Option<Cause>,
-    /// The orderly close under way.
-    pub(crate) lingering: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// What the handler failed with.
     pub(crate) error: String,
 }

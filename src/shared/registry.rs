@@ -80,7 +80,8 @@ impl Registry {
             bytes_in: connection.received.load(Relaxed),
             bytes_out: connection.sent.load(Relaxed),
             accepted: connection.accepted(),
-            has_permit: word & flag::QUEUED == 0,
+            has_permit: word & (flag::QUEUED | flag::APART) == 0,
+            is_apart: word & flag::APART != 0,
             is_self_waiter: word & flag::SELF_WAITER != 0,
             peer_permit: has_peer_permit.then(|| connection.peer().ip()).flatten(),
         };
@@ -136,6 +137,42 @@ impl Registry {
             connection.set(flag::HAS_PEER_PERMIT);
         }
         has_permit
+    }
+
+    /// Gives the permit of a peer's address back before the connection ends.
+    pub(super) fn release_peer_permit(&self, connection: &ConnectionState) {
+        let Some(ip) = connection.peer().ip() else {
+            return;
+        };
+        let mut inner = self.inner();
+        if connection.has(flag::COUNTED) {
+            return;
+        }
+        if connection.clear(flag::HAS_PEER_PERMIT) & flag::HAS_PEER_PERMIT != 0 {
+            inner.ledger.release_peer_permit(ip);
+        }
+    }
+
+    /// Takes that permit again, also above the limit.
+    pub(super) fn take_peer_permit_back(&self, connection: &ConnectionState) {
+        let Some(ip) = connection.peer().ip() else {
+            return;
+        };
+        let mut inner = self.inner();
+        if !connection.has(flag::COUNTED) {
+            connection.set(flag::HAS_PEER_PERMIT);
+            inner.ledger.take_peer_permit_back(ip);
+        }
+    }
+
+    /// A connection was closed although its peer had not everything, or still sent.
+    pub(crate) fn count_lingered_out(&self) {
+        self.inner().ledger.lingered_out += 1;
+    }
+
+    /// A connection that a drain has ended was sent something afterwards.
+    pub(crate) fn count_unserved_input(&self) {
+        self.inner().ledger.unserved_input += 1;
     }
 }
 

@@ -84,6 +84,8 @@ pub(crate) mod flag {
     pub(crate) const DECLARED: u64 = 1 << 28;
     /// When a byte moves is recorded.
     pub(crate) const WATCHED: u64 = 1 << 29;
+    /// The connection is being closed and has given its permit to another.
+    pub(crate) const APART: u64 = 1 << 30;
 
     /// Operations fail: the server has ended the connection.
     pub(crate) const ENDED_BY_SERVER: u64 = ABORT | EXPIRED;

@@ -16,7 +16,7 @@ use gracious::{Builder, Connection, Waiting};
 use crate::support::TestRuntime;
 use crate::support::client::{
     Client, HOUR, answer_once, echo, eventually, fill, handing_over, on, rounds, tcp, transports,
-    unix_address, waits,
+    waits,
 };
 
 crate::on_every_runtime!(
@@ -32,7 +32,6 @@ crate::on_every_runtime!(
     a_client_that_writes_after_the_end_reads_to_the_end,
     a_client_that_writes_as_the_end_comes_reads_to_the_end,
     clients_that_never_hang_up_are_not_waited_for,
-    clients_that_sent_more_before_the_end_and_never_hang_up_are_not_waited_for,
     a_dropped_write_half_sends_the_end_and_leaves_the_other_side_open,
     a_handler_may_go_on_after_its_connection,
     a_handler_may_go_on_after_a_connection_that_was_slow_to_close,
@@ -224,8 +223,7 @@ async fn a_client_that_writes_before_it_reads_gets_the_whole_reply(runtime: Test
             left.iter().all(|it| it.waiting == Waiting::Close)
         });
         for _ in 0..3 {
-            // On a Unix socket all has arrived, and nobody is there any more.
-            let _unwanted = client.write_all(b"go on\n");
+            client.send("go on\n");
             thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(client.rest().len(), written);
@@ -321,27 +319,6 @@ async fn clients_that_never_hang_up_are_not_waited_for(runtime: TestRuntime) {
             assert_eq!(client.rest(), "");
         }
     }
-}
-
-/// What came before our end is no sign of a client that goes on in spite of it, even where the last
-/// read found nothing.
-async fn clients_that_sent_more_before_the_end_and_never_hang_up_are_not_waited_for(
-    runtime: TestRuntime,
-) {
-    // On a Unix socket what is sent has arrived.
-    let server = on(&unix_address(), runtime).linger(HOUR).linger_total(HOUR);
-    let (running, connections) = handing_over(server.bind().await.unwrap());
-    let mut client = Client::of(&running);
-    client.send("hello\n");
-    let mut conn = connections.recv().await.unwrap();
-    let mut line = String::new();
-    conn.read_line(&mut line).await.unwrap();
-    client.send("one more thing\n");
-    conn.write_all(line.as_bytes()).await.unwrap();
-    drop(conn);
-    let report = running.shutdown().await.unwrap();
-    assert_eq!((report.accepted, report.completed), (1, 1));
-    assert_eq!(client.rest(), "hello\n");
 }
 
 async fn a_dropped_write_half_sends_the_end_and_leaves_the_other_side_open(runtime: TestRuntime) {
