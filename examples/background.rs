@@ -7,6 +7,8 @@
 //! cargo run --example background
 //! ```
 
+mod usage;
+
 use std::io;
 
 use async_std::net::TcpStream;
@@ -26,6 +28,7 @@ async fn shout(conn: Connection) -> io::Result<()> {
 
 #[async_std::main]
 async fn main() -> io::Result<()> {
+    usage::words("background", []);
     env_logger::init();
     let server = Server::bind("127.0.0.1:0").await?;
     println!("{server}");

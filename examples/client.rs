@@ -10,6 +10,8 @@
 //! printf 'hello\nquit\n' | cargo run --example client -- localhost:8888
 //! ```
 
+mod usage;
+
 use std::io;
 use std::net::Shutdown;
 use std::process::ExitCode;
@@ -34,8 +36,7 @@ async fn converse(address: &str) -> io::Result<()> {
 
 #[async_std::main]
 async fn main() -> ExitCode {
-    let address = std::env::args().nth(1);
-    let address = address.as_deref().unwrap_or("127.0.0.1:8888");
+    let address = &*usage::words("client [ADDRESS]", ["127.0.0.1:8888"])[0];
     match converse(address).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -7,8 +7,10 @@
 //! for i in $(seq 20); do (echo $i; cat) | nc 127.0.0.1 8888 & done
 //! ```
 
+mod usage;
+
 use std::io;
-use std::process::{ExitCode, Termination};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use async_std::task;
@@ -48,6 +50,7 @@ async fn show(handle: Handle) {
 
 #[async_std::main]
 async fn main() -> io::Result<ExitCode> {
+    usage::words("drain", []);
     let server = Server::builder()
         .listen("127.0.0.1:8888")
         .deadline(Duration::from_secs(30))
@@ -59,5 +62,5 @@ async fn main() -> io::Result<ExitCode> {
     let report = server.serve(work).await?;
     shown.await;
     println!("{report}");
-    Ok(report.report())
+    Ok(report.exit_code())
 }

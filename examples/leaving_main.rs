@@ -8,7 +8,9 @@
 //! cargo run --example leaving_main -- end     # or: early, error, drop, forget
 //! ```
 
-use std::{env, io, net::TcpStream, os::fd::OwnedFd, process::Command, time::Duration};
+mod usage;
+
+use std::{io, net::TcpStream, os::fd::OwnedFd, process::Command, time::Duration};
 
 use async_std::{channel, task};
 use futures_lite::AsyncWriteExt;
@@ -22,7 +24,7 @@ async fn answer(mut conn: Connection, begun: channel::Sender<()>) -> io::Result<
 
 #[async_std::main]
 async fn main() -> io::Result<()> {
-    let mode = env::args().nth(1).unwrap_or("end".into());
+    let mode = &*usage::words("leaving_main [end|early|error|drop|forget]", ["end"])[0];
     let server = Server::bind("127.0.0.1:0").await?;
     let handle = server.handle();
     let client = TcpStream::connect(handle.local_addrs()[0].to_string())?;
@@ -37,7 +39,7 @@ async fn main() -> io::Result<()> {
     let handler = |conn| answer(conn, begins);
     let work = async {
         begun.recv().await.map_err(io::Error::other)?;
-        match &*mode {
+        match mode {
             "early" => return Ok(()),
             "error" => return Err(io::Error::other("main returns this")),
             _ => println!("main: at its end"),

@@ -11,7 +11,9 @@
 //! printf 'hello\nquit\n' | nc 127.0.0.1 8888
 //! ```
 
-use std::process::{ExitCode, Termination};
+mod usage;
+
+use std::process::ExitCode;
 use std::{io, time::Duration};
 
 use futures_lite::AsyncWriteExt;
@@ -47,14 +49,11 @@ async fn serve(addresses: &[String]) -> io::Result<Report> {
 #[async_std::main]
 async fn main() -> ExitCode {
     env_logger::init();
-    let mut addresses: Vec<_> = std::env::args().skip(1).collect();
-    if addresses.is_empty() {
-        addresses.push("127.0.0.1:8888".into());
-    }
+    let addresses = usage::words("quit [ADDRESS]...", ["127.0.0.1:8888"]);
     let served = serve(&addresses).await;
     match &served {
         Ok(report) => println!("{report}"),
         Err(error) => eprintln!("quit: {error}"),
     }
-    served.map_or(ExitCode::from(2), Report::report)
+    served.map_or(ExitCode::from(2), |report| report.exit_code())
 }

@@ -9,7 +9,9 @@
 //! cargo run --example scope -- wait           # it goes on, and Ctrl-C ends it
 //! ```
 
-use std::{env, io, time::Duration};
+mod usage;
+
+use std::{io, time::Duration};
 
 use async_std::{fs::File, future::timeout, net::TcpStream, task};
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
@@ -33,7 +35,7 @@ async fn work(mode: &str, mut client: TcpStream) -> io::Result<u32> {
 #[async_std::main]
 async fn main() -> io::Result<()> {
     env_logger::init();
-    let mode = env::args().nth(1).unwrap_or("value".into());
+    let mode = &*usage::words("scope [value|error|cancel|wait]", ["value"])[0];
     let builder = Server::builder().listen("127.0.0.1:0").stop_on_signals();
     // After Ctrl-C the work may go on for so long.
     let server = builder.deadline(Duration::from_secs(1)).bind().await?;
@@ -41,7 +43,7 @@ async fn main() -> io::Result<()> {
     let handle = server.handle();
     let mut client = TcpStream::connect(handle.local_addrs()[0].to_string()).await?;
 
-    let serving = server.serve_until(answer, work(&mode, client.clone()));
+    let serving = server.serve_until(answer, work(mode, client.clone()));
     let patience = (mode == "cancel").then_some(Duration::from_millis(100));
     let ended = timeout(patience.unwrap_or(Duration::MAX), serving).await;
     println!("{}", handle.closed().await);

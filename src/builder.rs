@@ -1,4 +1,5 @@
-//! How a server is configured, and made.
+//! How a server is configured, and made. Most of this file is the documentation of the settings;
+//! the defaults, with their reasons, are in [`config`](crate::config).
 
 use std::fmt;
 use std::io;
@@ -57,8 +58,8 @@ impl<R: Runtime> Builder<R> {
     /// left out if another can be bound. Port 0 is a free port, the same for all addresses of one
     /// name. IPv6 takes IPv4 peers, too, unless the IPv4 port is asked for as well.
     ///
-    /// A Unix path on which nobody answers any more is replaced; one on which somebody does, and a
-    /// file that is no socket, are errors of [`bind`](Self::bind).
+    /// A Unix path behind which no process listens any more is replaced; one behind which a process
+    /// does, and a file that is no socket, are errors of [`bind`](Self::bind).
     pub fn listen(mut self, target: impl Into<Target>) -> Self {
         self.sources.push(Source::Target(target.into()));
         self
@@ -67,8 +68,11 @@ impl<R: Runtime> Builder<R> {
     /// Takes over a socket that listens already: a `std::net::TcpListener` or a
     /// `std::os::unix::net::UnixListener`, blocking or not.
     ///
-    /// Others may hold the same socket. So at a shutdown what is queued is accepted and our
-    /// descriptor closed, and nothing else: no filter, no `shutdown(2)`, no path removed.
+    /// Other processes may have descriptors of the same socket. So at a shutdown nothing is done to
+    /// the socket, which would be done to them, too: it is not shut, and no path is removed. As
+    /// many peers as [`backlog`](Self::backlog) says are accepted from its queue, then this
+    /// server's descriptor is closed. If that is the last one, peers that are queued by then are
+    /// reset.
     pub fn adopt(mut self, listener: impl Into<Adopted>) -> Self {
         self.sources.push(Source::Adopted(listener.into()));
         self
@@ -83,8 +87,10 @@ impl<R: Runtime> Builder<R> {
     /// At most so many connections at once; no limit by default, since only the application knows
     /// what one costs.
     ///
-    /// The surplus waits in the kernel's queue. A connection holds its place until its socket is
-    /// closed. See [`Handle::set_max_connections`](crate::Handle::set_max_connections) and
+    /// The surplus waits in the kernel's queue. A connection keeps its permit until its socket is
+    /// closed. A limit that the process has not descriptors enough for, by RLIMIT_NOFILE and what
+    /// is open at [`bind`](Self::bind), is a warning in the log, which names the numbers. See
+    /// [`Handle::set_max_connections`](crate::Handle::set_max_connections) and
     /// [`reject_with`](Self::reject_with).
     pub fn max_connections(mut self, limit: impl Into<Option<usize>>) -> Self {
         self.config.max_connections = limit.into();
@@ -135,40 +141,68 @@ impl<R: Runtime> Builder<R> {
         self
     }
 
-    /// How long, after a shutdown was asked for, peers are still taken and served as ever, while
+    /// How long, after a shutdown was asked for, peers are still accepted and served as ever, while
     /// [`Handle::is_serving`](crate::Handle::is_serving) is `false` already and a load balancer has
-    /// time to look away; 0 by default. The deadline runs after it.
+    /// time to look elsewhere; 0 by default. The deadline runs after it.
     pub fn lame_duck(mut self, span: impl Into<Option<Duration>>) -> Self {
         self.config.lame_duck = span.into().unwrap_or_default();
         self
     }
 
-    /// How long at most a listener that is shut is kept, beside the drain, for peers whose handshake
-    /// was under way when it was shut; 3.5 s by default, which is two retransmissions and a round
-    /// trip. Such a peer believes to be connected, and would be reset.
+    /// How long at most a listener that is shut is kept, beside the drain, for peers whose
+    /// handshake was under way when it was shut; 3.5 s by default, which is two retransmissions and
+    /// a round trip. Such a peer believes to be connected, and would be reset by the close.
     ///
-    /// The listener is closed as soon as there is none of them any more, which is mostly at once, and
-    /// at the [`deadline`](Self::deadline) in any case. Until then new peers are refused, and the port
-    /// cannot be bound again. `None` does not wait. It has an effect on TCP on Linux, where the kernel
-    /// tells of handshakes under way (not of those by SYN cookie), and on listeners that can be shut:
-    /// not [adopted](Self::adopt) ones.
+    /// The listener is closed as soon as there are no such handshakes any more, which is mostly at
+    /// once, and at the [`deadline`](Self::deadline) in any case. Until then new peers are refused,
+    /// and the port cannot be bound again. `None` does not wait.
+    ///
+    /// It has an effect on TCP on Linux. There a listener is shut by binding it to an interface
+    /// that does not exist, which takes no privilege and Linux 5.7, or else by a filter, which
+    /// takes CAP_NET_ADMIN and drops the repeated SYN of a client whose SYN-ACK was lost. Where
+    /// neither can be done `bind` says so in the log: the listener is swept and closed, as on other
+    /// systems. The kernel does not tell of handshakes by SYN cookie, so they are not waited for;
+    /// [adopted](Self::adopt) listeners are not shut.
     pub fn handshake_grace(mut self, grace: impl Into<Option<Duration>>) -> Self {
         self.config.handshake_grace = grace.into().unwrap_or_default();
         self
     }
 
-    /// Declares when connections are idle, for all of this server: see [`IdleWhen`]. A connection may
-    /// [declare](crate::Connection::idle_when) otherwise for itself.
+    /// Declares when connections are idle, for all of this server: see [`IdleWhen`]. A connection
+    /// may [declare](crate::Connection::idle_when) otherwise for itself.
     pub fn idle_when(mut self, when: IdleWhen) -> Self {
         self.config.idle_when = Some(when);
         self
     }
 
-    /// Ends a connection on which a read or a write has waited this long and no byte moved either
-    /// way: both fail with `TimedOut`. None by default. A handler at work is not timed; a read that
-    /// was dropped while it waited counts as waiting until the next one.
+    /// Asks a connection to come to an end on which a read or a write has waited this long and no
+    /// byte moved either way; none by default.
+    ///
+    /// It is asked as a drain would ask it: the reads of an idle one see the end of their input, so
+    /// that its handler can say goodbye, and
+    /// [`shutdown_requested`](crate::Connection::shutdown_requested) resolves. If it still waits a
+    /// [`linger`](Self::linger) later, with no byte moved since, its reads and writes fail with
+    /// `TimedOut`: half a message and then silence ends so, and a write that the peer does not
+    /// take. Either is counted by what its handler returns, the first mostly as `completed`, the
+    /// second as `failed`, and has the cause [`IdleTimeout`](crate::Cause::IdleTimeout).
+    ///
+    /// A handler at work is not timed, neither before it is asked nor after; a read that was
+    /// dropped while it waited counts as waiting until the next one.
     pub fn idle_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.config.idle_timeout = limit.into();
+        self
+    }
+
+    /// The span over which idle connections are asked to end by a drain; 0 by default, which asks
+    /// all at once.
+    ///
+    /// Clients whose connections end in one instant come back in one instant, all to the same
+    /// successor. With a span they are asked one after the other instead, evenly, oldest first.
+    /// Until its turn comes a connection is served as ever; busy ones are asked at once, and end as
+    /// they are done. The span is three quarters of the time that is left until the deadline at
+    /// most, so that the last can end cleanly, and is over when no connection is left.
+    pub fn spread(mut self, span: impl Into<Option<Duration>>) -> Self {
+        self.config.spread = span.into().unwrap_or_default();
         self
     }
 
@@ -213,7 +247,30 @@ impl<R: Runtime> Builder<R> {
         self
     }
 
-    /// `SO_REUSEPORT`, for several processes on one port; off by default.
+    /// TCP_USER_TIMEOUT: how long what was sent may stay unacknowledged, or unsent for want of room
+    /// at the peer, until the connection fails with `TimedOut`; none by default, which leaves it to
+    /// the system's retransmissions, some 15 minutes.
+    ///
+    /// It finds out a peer that has vanished while something is on its way to it, which
+    /// [`keepalive`](Self::keepalive) does not probe. It also ends the connection of a reader that
+    /// merely pauses for so long, so it is not set by default; and while it is set it is what ends
+    /// a silent connection whose keep-alive probes are not answered. In milliseconds, rounded up.
+    /// Set on the listener and inherited by its connections; [adopted](Self::adopt) listeners keep
+    /// their own. Available on Linux.
+    #[cfg(target_os = "linux")]
+    pub fn user_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.config.user_timeout = limit.into();
+        self
+    }
+
+    /// `SO_REUSEPORT`, for several servers on one port, of one process or of several; off by
+    /// default.
+    ///
+    /// A server that takes over from another should bind the port after the stop of the other has
+    /// begun: it then gets all new peers. If it has bound it before, the kernel goes on dealing
+    /// some new peers to the sockets of the server that stops, and drops their connects until these
+    /// sockets are closed (see [`handshake_grace`](Self::handshake_grace)); their clients' kernels
+    /// try again a second later.
     pub fn reuse_port(mut self, on: bool) -> Self {
         self.config.reuse_port = on;
         self
@@ -222,14 +279,14 @@ impl<R: Runtime> Builder<R> {
     /// Serves with so many threads of the server's own, instead of the runtime's; none by default.
     ///
     /// The same handlers, with the same promises, for less processor time a request: sockets are
-    /// registered once, with a poller of the server's own. One thread drives; the others sleep until
-    /// what there is to run would take it more than a quarter of a millisecond: measured, that is as
-    /// good as anything between 0.1 and 1 ms. Handlers that only move bytes are best served by one
-    /// worker, those that compute by one a core.
+    /// registered once, with a poller of the server's own. One thread drives; the others sleep
+    /// until what there is to run would take it more than a quarter of a millisecond: measured,
+    /// that is as good as anything between 0.1 and 1 ms. Handlers that only move bytes are best
+    /// served by one worker, those that compute by one a core.
     ///
     /// A handler that blocks its thread is noticed within a tenth of a second: another thread takes
-    /// over, and the log names the connection. Timers, files and channels of async-std and smol work
-    /// in handlers as before. Available on Linux.
+    /// over, and the log names the connection. Timers, files and channels of async-std and smol
+    /// work in handlers as before. Available on Linux.
     #[cfg(target_os = "linux")]
     pub fn workers(mut self, threads: impl Into<Option<usize>>) -> Self {
         self.config.workers = threads.into();
@@ -239,12 +296,12 @@ impl<R: Runtime> Builder<R> {
     /// Shards the server: each [worker](Self::workers) has a listening socket (`SO_REUSEPORT`), a
     /// poller, and connections of its own, and shares nothing with the others.
     ///
-    /// The kernel deals connections out by a hash, not by who is idle. So this is for many cores
-    /// that are idle otherwise; on few, or busy, cores workers that share their work do better.
-    /// Connections of a Unix socket, of an [adopted](Self::adopt) one and of a transport of one's
-    /// own, of which there is one, are dealt out in turn. A port on which somebody listens already
-    /// is an error as ever, unless [`reuse_port`](Self::reuse_port) is set. The handler is cloned for
-    /// each worker when serving begins, and from there for every connection.
+    /// The kernel deals connections out by a hash, not to the worker that is idle. So this is for
+    /// many cores that are idle otherwise; on few, or busy, cores workers that share their work do
+    /// better. Connections of a Unix socket, of an [adopted](Self::adopt) one and of a transport of
+    /// one's own, of which there is one, are dealt out in turn. A port on which another server
+    /// listens is an error as ever, unless [`reuse_port`](Self::reuse_port) is set. The handler is
+    /// cloned for each worker when serving begins, and from there for every connection.
     #[cfg(target_os = "linux")]
     pub fn sharded(mut self, yes: bool) -> Self {
         self.config.sharded = yes;
@@ -253,9 +310,10 @@ impl<R: Runtime> Builder<R> {
 
     /// How long a [worker](Self::workers) looks for events before it sleeps; 0 by default.
     ///
-    /// Some 50 µs spare a few clients the time that an idle core takes to wake up, and cost the core
-    /// meanwhile: one client is answered more than three times as often where it and the server have
-    /// a core each. It leaves off by itself while that finds nothing or the core is wanted elsewhere.
+    /// Some 50 µs spare a few clients the time that an idle core takes to wake up, and cost the
+    /// core meanwhile: one client is answered more than three times as often where it and the
+    /// server have a core each. It leaves off by itself while that finds nothing or the core is
+    /// wanted elsewhere.
     #[cfg(target_os = "linux")]
     pub fn spin(mut self, span: impl Into<Option<Duration>>) -> Self {
         self.config.spin = span.into().unwrap_or_default();
@@ -283,7 +341,13 @@ impl<R: Runtime> Builder<R> {
     /// Lets SIGTERM and SIGINT stop this server: the first drains it, the next aborts it.
     ///
     /// They are heard from [`bind`](Self::bind) on, once for all servers of the process that asked
-    /// for it. When the last of those is closed, the signals do again what they do by default.
+    /// for it. Signals that are delivered within 200 ms of the first are one: `timeout` and shells
+    /// signal a process and its group. When the last of those servers is closed, the signals do
+    /// again what they do by default. So does the second signal where only servers are left that
+    /// are not served, and the third where one cannot be aborted.
+    ///
+    /// A process that was forked from this one does not stop it: there the signals do what they do
+    /// by default, until it binds a server of its own.
     #[cfg(feature = "signals")]
     pub fn stop_on_signals(mut self) -> Self {
         self.config.signals = true;

@@ -1,9 +1,13 @@
 //! Every default of a server in one place, with its reason and its unit.
 
+use std::fs;
 use std::io;
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit};
+
 use crate::idle::IdleWhen;
+use crate::log;
 
 /// Docker and most supervisors kill ten seconds after the signal; two are left for the rest.
 const DEADLINE: Duration = Duration::from_secs(8);
@@ -38,6 +42,7 @@ pub(crate) struct Config {
     pub(crate) linger_total: Duration,
     pub(crate) lame_duck: Duration,
     pub(crate) handshake_grace: Duration,
+    pub(crate) spread: Duration,
     /// `None` where nothing was declared, which is `Answered`.
     pub(crate) idle_when: Option<IdleWhen>,
     pub(crate) idle_timeout: Option<Duration>,
@@ -47,6 +52,8 @@ pub(crate) struct Config {
     pub(crate) backlog: u32,
     pub(crate) nodelay: bool,
     pub(crate) keepalive: Option<Duration>,
+    #[cfg(target_os = "linux")]
+    pub(crate) user_timeout: Option<Duration>,
     pub(crate) reuse_port: bool,
     #[cfg(target_os = "linux")]
     pub(crate) workers: Option<usize>,
@@ -72,6 +79,7 @@ impl Default for Config {
             linger_total: LINGER_TOTAL,
             lame_duck: Duration::ZERO,
             handshake_grace: HANDSHAKE_GRACE,
+            spread: Duration::ZERO,
             idle_when: None,
             idle_timeout: None,
             first_byte_timeout: None,
@@ -80,6 +88,8 @@ impl Default for Config {
             backlog: BACKLOG,
             nodelay: true,
             keepalive: Some(KEEPALIVE),
+            #[cfg(target_os = "linux")]
+            user_timeout: None,
             reuse_port: false,
             #[cfg(target_os = "linux")]
             workers: None,
@@ -124,6 +134,8 @@ impl Config {
             ("idle_timeout", self.idle_timeout),
             ("first_byte_timeout", self.first_byte_timeout),
             ("max_age", self.max_age),
+            #[cfg(target_os = "linux")]
+            ("user_timeout", self.user_timeout),
         ];
         for (name, time) in times {
             if time == Some(Duration::ZERO) {
@@ -146,4 +158,27 @@ pub(crate) fn zero(name: &str) -> io::Error {
         io::ErrorKind::InvalidInput,
         format!("{name} is 0: expected something above it, or `None` for no limit"),
     )
+}
+
+/// Says in the log, if it is so, that there are fewer descriptors than `max_connections` needs. To raise
+/// the limit is the program's affair.
+pub(crate) fn warn_of_few_descriptors(max_connections: usize) {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let open = open_descriptors();
+    if (max_connections as u64).saturating_add(open) <= limit {
+        return;
+    }
+    log::warn!(
+        target: "gracious",
+        "max_connections is {max_connections}, but the limit of open files (RLIMIT_NOFILE) is {limit}, \
+         and {open} are open already: raise it (`ulimit -n`, systemd's `LimitNOFILE=`) or lower \
+         max_connections",
+    );
+}
+
+/// How many descriptors this process has open, as far as the system tells.
+fn open_descriptors() -> u64 {
+    // One of them reads the directory.
+    let counted = |open: fs::ReadDir| open.count().saturating_sub(1) as u64;
+    fs::read_dir("/dev/fd").map_or(0, counted)
 }

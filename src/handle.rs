@@ -1,25 +1,25 @@
 //! The way to a server from everywhere else: handlers, threads, signal tasks.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_channel::Receiver;
-use futures_lite::future;
 
 use crate::address::Address;
-use crate::config::zero;
+use crate::config::{warn_of_few_descriptors, zero};
 use crate::connection::{Connection, Control, ReadHalf, WriteHalf};
 use crate::drain;
 use crate::lifecycle::{Phase, Reason, State};
 use crate::progress::DrainProgress;
 use crate::report::{ConnectionInfo, ListenerInfo, Report, Stats};
-use crate::shared::Shared;
 use crate::shared::connection::ConnectionState;
 use crate::shared::events::ServerEvent;
-use crate::sync::notify;
+use crate::shared::{Name, Shared};
 use crate::track::Tracked;
 
 /// A server's handle: stops it, watches it, and tells about it.
@@ -99,6 +99,16 @@ impl Handle {
         self.shared.registry.drain_open(self.shared.uptime());
     }
 
+    /// Asks one connection to come to an end, as [`close_connections`](Self::close_connections) asks
+    /// all; `false` if there is none of this id.
+    pub fn close_connection(&self, id: u64) -> bool {
+        let found = self.shared.registry.find(id);
+        if let Some(connection) = &found {
+            connection.notify_drain(self.shared.uptime());
+        }
+        found.is_some()
+    }
+
     /// Cuts the connections that are open now; serving goes on.
     pub fn abort_connections(&self) {
         self.shared.registry.abort_open();
@@ -113,7 +123,8 @@ impl Handle {
         found.is_some()
     }
 
-    /// Changes [`max_connections`](crate::Builder::max_connections); those inside stay.
+    /// Changes [`max_connections`](crate::Builder::max_connections); those inside stay. A limit above
+    /// what the system allows is a warning in the log, as it is at `bind`.
     ///
     /// # Errors
     /// `InvalidInput` for a limit of 0: to take nobody, [`pause`](Self::pause).
@@ -121,6 +132,9 @@ impl Handle {
         let limit = limit.into();
         if limit == Some(0) {
             return Err(zero("max_connections"));
+        }
+        if let Some(limit) = limit {
+            warn_of_few_descriptors(limit);
         }
         self.shared.permits.set_max(limit);
         Ok(())
@@ -132,11 +146,14 @@ impl Handle {
         self.shared.state()
     }
 
-    /// Whether the server takes new peers and means to go on: it is `false` from the first request
-    /// to stop, before the door is shut. What a readiness probe wants to know.
+    /// Whether the server takes new peers and means to go on: what a readiness probe wants to know.
+    ///
+    /// It is `false` from the first request to stop, before the door is shut; while the server is
+    /// paused; and, although its [`state`](Self::state) is `Serving`, while it cannot accept for want of
+    /// descriptors or memory ([`Stats::shortage`]), and for two seconds after it last met that.
     #[must_use]
     pub fn is_serving(&self) -> bool {
-        self.state() == State::Serving
+        self.state() == State::Serving && !self.shared.is_short()
     }
 
     /// Waits until somebody asks the server to stop.
@@ -149,21 +166,14 @@ impl Handle {
 
     /// Waits until the server is closed. It does not ask for it.
     ///
-    /// In a handler, on the handle that its connection gave, it waits for all connections but those
-    /// whose handlers wait likewise, which the report then counts as `active`; so it does not wait
-    /// for itself.
+    /// From inside the server it does not wait for itself: in a handler, on the handle that its
+    /// connection gave, and in [tracked](Self::track) work, on any handle, it waits for all but those
+    /// who wait likewise, which the report then counts as `active` and `tracked`. (That tracked work
+    /// waits is seen where this future is polled in it, not in a task that it spawned.)
     ///
     /// The future is owned and can be dropped at any time; the server goes on.
     pub fn closed(&self) -> impl Future<Output = Report> + Send + 'static + use<> {
-        let shared = self.shared.clone();
-        let connection = self.connection;
-        async move {
-            let connection = connection.and_then(|id| shared.registry.find(id));
-            match connection.and_then(|connection| SelfWaiter::new(&connection)) {
-                Some(waiter) => waiter.wait(&shared).await,
-                None => drain::fallback::closed(shared).await,
-            }
-        }
+        drain::fallback::closed(self.shared.clone(), self.connection)
     }
 
     /// The addresses the server was bound to, for as long as the handle lives.
@@ -200,13 +210,20 @@ impl Handle {
     /// How the drain goes: how many are left, and how much time.
     ///
     /// The stream begins with the drain, has an item whenever the number changes and at least ten
-    /// times a second, and ends, with one of 0, when the server is closed.
+    /// times a second, and ends, with one of 0, when the server is closed. In [tracked](Self::track)
+    /// work it ends as soon as nothing is left but what waits for the server's end, with the number of
+    /// those.
     pub fn drain_progress(&self) -> DrainProgress {
         DrainProgress::new(self.shared.clone())
     }
 
     /// What happens from now on. Every receiver is told everything; the server never waits for one,
     /// and tells a slow one how many events it missed. The channel ends when the server is closed.
+    ///
+    /// A drain waits for [tracked](Self::track) work, and tracked work that reads events waits for the
+    /// end of the channel. So a channel that is read in tracked work ends, with the event of the closed
+    /// state, as soon as nothing is left but work that waits for the server's end. That it reads is
+    /// known of work that called this method, or that an event has woken.
     #[must_use]
     pub fn events(&self) -> Receiver<ServerEvent> {
         if self.state() == State::Closed {
@@ -220,9 +237,35 @@ impl Handle {
     ///
     /// It runs where it is polled: awaited in place, or spawned. It is counted as
     /// [`tracked`](Stats::tracked) from this call until it has ended or is dropped, apart from the
-    /// connections.
+    /// connections. A stop that waited for it, or dropped it, says so in the log, while it waits, and
+    /// in the [report](Report::tracked_work), by the place of this call;
+    /// [`track_as`](Self::track_as) gives it a name.
+    ///
+    /// Work that is dropped at the deadline, by an abort, or with the runtime is counted as
+    /// [`dropped`](Stats::dropped), and the report is not [clean](Report::is_clean). An owner who drops
+    /// the future of this method before that does not want it any more; that is not counted.
+    #[track_caller]
     pub fn track<F: Future>(&self, future: F) -> Tracked<F> {
-        Tracked::new(&self.shared, future)
+        Tracked::new(&self.shared, Name::At(Location::caller()), future)
+    }
+
+    /// [`track`](Self::track), under a name for the log and the report.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> { async_std::task::block_on(async {
+    /// # async fn flush() {}
+    /// use gracious::Server;
+    ///
+    /// let server = Server::bind("127.0.0.1:0").await?;
+    /// let handle = server.handle();
+    /// let flushing = async_std::task::spawn(handle.track_as("flush", flush()));
+    /// handle.shutdown();
+    /// let report = server.serve(async |_conn| {}).await?; // not before `flush` is done
+    /// assert!(report.is_clean() && flushing.await.is_some());
+    /// # Ok(()) }) }
+    /// ```
+    pub fn track_as<F: Future>(&self, name: impl Into<Cow<'static, str>>, future: F) -> Tracked<F> {
+        Tracked::new(&self.shared, Name::Given(name.into()), future)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -272,51 +315,3 @@ impl Control {
 handle!(Connection, self => self.state());
 handle!(ReadHalf, self => self.state());
 handle!(WriteHalf, self => self.state());
-
-/// A handler that waits for its own server.
-struct SelfWaiter {
-    server: Arc<Shared>,
-    id: u64,
-}
-
-impl SelfWaiter {
-    /// `None` where the connection's end is counted already.
-    fn new(connection: &ConnectionState) -> Option<Self> {
-        let server = connection.server.clone();
-        server.registry.begin_self_wait(connection).then(|| Self {
-            id: connection.id(),
-            server,
-        })
-    }
-
-    /// Waits until no connection is left but those whose handlers wait for that.
-    async fn wait(&self, shared: &Shared) -> Report {
-        loop {
-            let empty = shared.registry.empty.listen();
-            let changed = shared.latch.listen();
-            if shared.latch.phase() == Phase::Closed {
-                return shared.report();
-            }
-            // Once only they are left it stays so: no peer is accepted any more. So all are told the
-            // same.
-            if shared.is_closed_to_peers() && shared.registry.only_self_waiters() {
-                // Built first: the clock is code of others, which may wait for the same report.
-                let report = shared.build_report();
-                let _is_first = shared.report_for_self_waiters.set(report);
-                notify(&shared.registry.empty);
-            }
-            if let Some(report) = shared.report_for_self_waiters.get() {
-                return report.clone();
-            }
-            future::or(empty, changed).await;
-        }
-    }
-}
-
-impl Drop for SelfWaiter {
-    fn drop(&mut self) {
-        if let Some(connection) = self.server.registry.find(self.id) {
-            self.server.registry.end_self_wait(&connection);
-        }
-    }
-}

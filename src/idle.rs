@@ -6,7 +6,7 @@ use std::time::Duration;
 /// [`Connection::idle_when`](crate::Connection::idle_when), for all of a server by
 /// [`Builder::idle_when`](crate::Builder::idle_when).
 ///
-/// Whatever is declared, a connection is busy while a [`busy`](crate::Connection::busy) guard lives
+/// With each of these a connection is busy while a [`busy`](crate::Connection::busy) guard lives
 /// or a write waits for its peer.
 ///
 /// | protocol | declare |

@@ -156,14 +156,15 @@ pub use lifecycle::{Reason, State};
 pub use listener::{Adopted, Listener};
 pub use progress::{DrainProgress, Progress};
 pub use report::{
-    AcceptErrors, Cause, ConnectionInfo, Limited, ListenerInfo, Report, Stats, Straggler, Waiting,
+    AcceptErrors, Cause, ConnectionInfo, Limited, ListenerInfo, Report, Stats, Straggler,
+    TrackedWork, Waiting,
 };
 #[cfg(feature = "async-std")]
 pub use runtime::AsyncStd;
 pub use runtime::Runtime;
 #[cfg(feature = "smol")]
 pub use runtime::Smol;
-pub use server::{Running, Server};
+pub use server::{Running, Serve, Server};
 pub use server_set::ServerSet;
 pub use shared::events::ServerEvent;
 pub use socket::{Credentials, Socket};
@@ -173,3 +174,8 @@ pub use track::Tracked;
 #[cfg(all(doctest, feature = "async-std", feature = "signals"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// So do the handlers of this page.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/which-drain.md")]
+struct WhichDrain;

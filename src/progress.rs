@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_lite::{Stream, future, stream};
 
 use crate::lifecycle::Phase;
-use crate::shared::Shared;
+use crate::shared::{SelfWait, Shared};
 
 /// How long after one item the next comes, where the number of what is left does not change.
 const TICK: Duration = Duration::from_millis(100);
@@ -30,21 +30,23 @@ pub struct DrainProgress(Pin<Box<dyn Stream<Item = Progress> + Send>>);
 
 impl DrainProgress {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let wait = SelfWait::new(&shared, None);
         Self(Box::pin(stream::unfold(
-            Some((shared, None)),
+            Some((shared, wait, None)),
             |state| async {
-                let (shared, last) = state?;
-                let (progress, over) = next(&shared, last).await;
-                let rest = (!over).then_some((shared, Some(progress.left)));
+                let (shared, mut wait, last) = state?;
+                let over = wait.race(next(&shared, last)).await.unwrap_or(true);
+                let progress = progress(&shared);
+                let rest = (!over).then_some((shared, wait, Some(progress.left)));
                 Some((progress, rest))
             },
         )))
     }
 }
 
-/// Waits for the item after one whose number was `last`, if there was one; gives with it whether it
-/// is the final one.
-async fn next(shared: &Shared, last: Option<u64>) -> (Progress, bool) {
+/// Waits for the item after one whose number was `last`, if there was one; gives whether it is the
+/// final one.
+async fn next(shared: &Shared, last: Option<u64>) -> bool {
     shared.latch.reached(Phase::Draining).await;
     let tick = async {
         // The first item comes at once.
@@ -64,17 +66,19 @@ async fn next(shared: &Shared, last: Option<u64>) -> (Progress, bool) {
         }
     };
     future::or(changed, tick).await;
-    // The phase is loaded before the number: once the phase is `Closed` the number is 0. Swapped,
-    // the final item could say that some are left.
-    let over = shared.latch.phase() == Phase::Closed;
+    // The phase is loaded before the number: once the phase is `Closed` the number is 0. Swapped, the
+    // final item could say that some are left.
+    shared.latch.phase() == Phase::Closed
+}
+
+fn progress(shared: &Shared) -> Progress {
+    // The deadline first: it may be set in between, and the time left would be more than there is.
+    let deadline = shared.deadline();
     let now = shared.clock.now();
-    let progress = Progress {
+    Progress {
         left: shared.registry.left(),
-        time: shared
-            .deadline()
-            .map(|deadline| deadline.saturating_duration_since(now)),
-    };
-    (progress, over)
+        time: deadline.map(|deadline| deadline.saturating_duration_since(now)),
+    }
 }
 
 impl Stream for DrainProgress {

@@ -38,10 +38,17 @@ pub struct Stats {
     /// Futures given to [`Handle::track`](crate::Handle::track) that have not ended; counted apart
     /// from the connections.
     pub tracked: u64,
+    /// Tracked futures that a stop dropped before they were done: at the deadline, by an abort, or
+    /// with the runtime. Futures that no task polled any more, and that it gave up, are among them.
+    pub dropped: u64,
     /// Failed calls of accept; a shortage counts every time it was met.
     pub accept_errors: u64,
     /// The same by whose fault they were.
     pub accept_errors_by: AcceptErrors,
+    /// The server serves and cannot accept, for want of descriptors or memory: it met the shortage
+    /// within the last two seconds. Peers wait in the kernel's queue meanwhile, and
+    /// [`Handle::is_serving`](crate::Handle::is_serving) is `false`.
+    pub shortage: bool,
     /// Connections of those above that a limit ended, by the limit.
     pub limited: Limited,
     /// Connections of those above that were closed while their peers had not everything, or still
@@ -82,8 +89,8 @@ pub struct Limited {
 
 /// The account of a server's life.
 ///
-/// Its `Display` is one readable paragraph. As the value of `main` it is exit status 0 when nothing
-/// was aborted, else 1.
+/// Its `Display` is one readable paragraph. As the value of `main` it is exit status 0 where it
+/// [is clean](Self::is_clean), else 1.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Report {
@@ -96,8 +103,20 @@ pub struct Report {
     pub elapsed: Duration,
     /// From the first request to stop to the end.
     pub drain: Duration,
-    /// Who had to be aborted when the drain was cut short.
+    /// The connections that had to be aborted, at the deadline or by an abort.
     pub stragglers: Vec<Straggler>,
+    /// Tracked work that was not done when the drain began: what the stop waited for, and what it
+    /// dropped, by name. What it waited for longest comes first.
+    pub tracked_work: Vec<TrackedWork>,
+}
+
+impl Report {
+    /// Whether everything came to its own end: no connection was aborted, and no tracked work was
+    /// dropped. Handlers that failed or panicked ended by themselves.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.aborted == 0 && self.dropped == 0
+    }
 }
 
 impl std::ops::Deref for Report {
@@ -135,19 +154,28 @@ impl fmt::Display for Report {
         }
         write!(f, "; the drain took {:.1?}", self.drain)?;
         for (i, straggler) in self.stragglers.iter().enumerate() {
-            f.write_str(if i == 0 { "; cut off: " } else { ", " })?;
+            f.write_str(if i == 0 { "; aborted: " } else { ", " })?;
             straggler.fmt(f)?;
         }
-        Ok(())
+        let listed = |f: &mut fmt::Formatter<'_>, title: &str, count: fn(&TrackedWork) -> u64| {
+            let mut separator = title;
+            for work in self.tracked_work.iter().filter(|work| count(work) > 0) {
+                f.write_str(std::mem::replace(&mut separator, ", "))?;
+                work.write(f, count(work))?;
+            }
+            Ok(())
+        };
+        listed(f, "; waited for ", |work| work.count - work.dropped)?;
+        listed(f, "; dropped ", |work| work.dropped)
     }
 }
 
 impl Report {
-    /// The exit status that this report stands for as the value of `main`: 0 when nothing was aborted,
-    /// else 1. For a `main` with more to say.
+    /// The exit status that this report stands for as the value of `main`: 0 when nothing was
+    /// aborted or dropped, else 1. For a `main` with more to say.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
-        if self.stats.aborted == 0 {
+        if self.is_clean() {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
@@ -161,7 +189,7 @@ impl Termination for Report {
     }
 }
 
-/// A connection that was still there when the drain was cut short.
+/// A connection that was still open at the deadline, or when the drain was ended by an abort.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Straggler {
@@ -185,6 +213,37 @@ impl fmt::Display for Straggler {
             "{} ({busy}, {:.1?} old, {})",
             self.peer, self.age, self.waiting
         )
+    }
+}
+
+/// Tracked work of one name that was not done when a drain began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TrackedWork {
+    /// The name that [`Handle::track_as`](crate::Handle::track_as) was given, or else where
+    /// [`Handle::track`](crate::Handle::track) was called (`src/main.rs:40:9`).
+    pub name: String,
+    /// How many futures of this name there were.
+    pub count: u64,
+    /// How many of them were dropped before they were done.
+    pub dropped: u64,
+    /// How long after the drain had begun the last of them ended, or was dropped.
+    pub waited: Duration,
+}
+
+impl TrackedWork {
+    /// Names `count` futures of this name.
+    fn write(&self, f: &mut fmt::Formatter<'_>, count: u64) -> fmt::Result {
+        match count {
+            1 => write!(f, "{} ({:.1?})", self.name, self.waited),
+            _ => write!(f, "{} ({count} of them, {:.1?})", self.name, self.waited),
+        }
+    }
+}
+
+impl fmt::Display for TrackedWork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, self.count)
     }
 }
 
@@ -233,9 +292,9 @@ pub enum Cause {
     Error(String),
     /// Its handler panicked.
     Panic,
-    /// It was cut: at the deadline, by an abort, or with the runtime.
+    /// It was aborted: at the deadline, by an abort, or with the runtime.
     Aborted,
-    /// [`Builder::idle_timeout`](crate::Builder::idle_timeout).
+    /// It had been asked to end by [`Builder::idle_timeout`](crate::Builder::idle_timeout).
     IdleTimeout,
     /// [`Builder::first_byte_timeout`](crate::Builder::first_byte_timeout).
     FirstByteTimeout,

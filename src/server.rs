@@ -14,7 +14,7 @@ use futures_lite::future;
 use crate::accept::spawn::LocalLauncher;
 use crate::accept::spawn::{Executor, Launcher, SendLauncher};
 use crate::address::Address;
-use crate::config::Config;
+use crate::config::{Config, warn_of_few_descriptors};
 use crate::connection::Connection;
 use crate::drain::{self, abort, fallback};
 use crate::handle::Handle;
@@ -42,13 +42,14 @@ use crate::workers::{self, Poller, WorkerOptions, WorkerPools};
 /// # Ok(()) }
 /// ```
 ///
-/// A server that is dropped without having been served closes its door; those who were queued are
-/// closed cleanly, and counted as rejected.
-#[must_use = "a server takes nobody in until it is served"]
+/// A server that is dropped without having been served closes its listeners; peers that were queued
+/// are closed cleanly, and counted as rejected.
+#[must_use = "a server accepts no peer until it is served"]
 pub struct Server<R: Runtime> {
     shared: Arc<Shared>,
     runtime: R,
-    /// One a shard; none where the runtime's own reactor does.
+    /// A poller for each shard, with which the listeners are registered; none where the runtime's
+    /// reactor is the engine.
     #[cfg(target_os = "linux")]
     pollers: Vec<Arc<Poller>>,
 }
@@ -72,10 +73,13 @@ impl<R: Runtime> Server<R> {
         };
         let listeners = bind::bind(sources, &config, &engines).await?;
         let shared = Arc::new(Shared::new(&runtime, config, listeners)?);
-        // The first timer brings descriptors of its reactor's with it, and may otherwise be the one
-        // that is needed because there are none left.
+        // The first timer of a process has its reactor open descriptors. Without this it could be the
+        // timer of a pause because there are none left.
         let _timer = future::poll_once(shared.clock.sleep(Duration::from_secs(1))).await;
-        // From here on a failure drops a server, which ends what has been started.
+        if let Some(limit) = shared.config.max_connections {
+            warn_of_few_descriptors(limit);
+        }
+        // From here on a failure drops the server, which closes its listeners.
         let server = Self {
             shared,
             runtime,
@@ -103,14 +107,17 @@ impl<R: Runtime> Server<R> {
 
     /// Serves until a shutdown, and gives the account of every connection.
     ///
-    /// `handler` is cloned for every connection. The accept loop, the handlers and the drain are
-    /// tasks of the runtime; this future only waits for them. Dropping it shuts the server down:
-    /// the stop goes on in the runtime, deadline included.
+    /// `handler` is cloned for every connection, so state that connections share belongs in an `Arc`
+    /// that it captures. A type that implements [`Handler`] goes to [`serve_with`](Self::serve_with).
+    ///
+    /// The accept loop, the handlers and the drain are tasks of the runtime; this future only waits
+    /// for them. Dropping it shuts the server down: the stop goes on in the runtime, deadline
+    /// included.
     ///
     /// # Errors
     /// That of a listener that could not go on, after an ordinary drain; the report is then at
-    /// [`Handle::closed`]. Also that of a handler that panicked when it was cloned for the workers of
-    /// a [sharded](crate::Builder::sharded) server, before it served.
+    /// [`Handle::closed`]. Also that of a handler that panicked when it was cloned for the workers
+    /// of a [sharded](crate::Builder::sharded) server, before it served.
     ///
     /// ```
     /// # fn main() -> std::io::Result<()> { async_std::task::block_on(async {
@@ -133,30 +140,30 @@ impl<R: Runtime> Server<R> {
     /// server.serve(|_conn| async {}); // never awaited
     /// # }
     /// ```
-    pub async fn serve<F, Fut>(self, handler: F) -> io::Result<Report>
+    pub fn serve<F, Fut>(self, handler: F) -> Serve
     where
-        F: FnOnce(Connection) -> Fut + Clone + Send + 'static,
+        F: FnOnce(Connection) -> Fut + Clone + Send + 'static, // a type that is a `Handler`: `serve_with`
         Fut: Future<Output: Outcome> + Send + 'static,
     {
-        self.spawn_with(handler).await
+        Serve(Box::pin(async move { self.spawn_with(handler).await }))
     }
 
     /// [`serve`](Self::serve), with a [`Handler`] of a type of one's own.
     ///
     /// # Errors
     /// As `serve`.
-    pub async fn serve_with(self, handler: impl Handler) -> io::Result<Report> {
-        self.spawn_with(handler).await
+    pub fn serve_with(self, handler: impl Handler) -> Serve {
+        Serve(Box::pin(async move { self.spawn_with(handler).await }))
     }
 
     /// Serves with handlers that need not be `Send`: what they hold over an await may be an `Rc`.
     ///
-    /// `factory` is called once on each [worker](crate::Builder::workers), and the handler that it makes
-    /// there is cloned for every connection of that worker, none of which ever leaves its thread.
-    /// So it implies [`sharded`](crate::Builder::sharded): workers that were not bound so have the
-    /// connections of their one listening socket dealt out in turn, as has a server without
-    /// workers, which gets one a core. A handler that blocks its thread stops the others of that
-    /// worker; it is named in the log. Available on Linux.
+    /// `factory` is called once on each [worker](crate::Builder::workers), and the handler that it
+    /// makes there is cloned for every connection of that worker, none of which ever leaves its
+    /// thread. So it implies [`sharded`](crate::Builder::sharded): workers that were not bound so
+    /// have the connections of their one listening socket dealt out in turn, as has a server
+    /// without workers, which gets one a core. A handler that blocks its thread stops the others of
+    /// that worker; it is named in the log. Available on Linux.
     ///
     /// # Errors
     /// As [`serve`](Self::serve); and that of a factory that panicked, or of a thread that could
@@ -185,13 +192,13 @@ impl<R: Runtime> Server<R> {
     /// # Ok(()) }) }
     /// ```
     #[cfg(target_os = "linux")]
-    pub async fn serve_local<F, H, Fut>(self, factory: F) -> io::Result<Report>
+    pub fn serve_local<F, H, Fut>(self, factory: F) -> Serve
     where
         F: FnOnce() -> H + Clone + Send + 'static,
         H: FnOnce(Connection) -> Fut + Clone + 'static,
         Fut: Future<Output: Outcome> + 'static,
     {
-        self.spawn_local(factory).await
+        Serve(Box::pin(async move { self.spawn_local(factory).await }))
     }
 
     /// [`serve_local`](Self::serve_local), in the background.
@@ -241,7 +248,7 @@ impl<R: Runtime> Server<R> {
             abort::fail_start(shared, error);
         }
         Running {
-            closed: Box::pin(fallback::closed(shared.clone())),
+            closed: Box::pin(fallback::closed(shared.clone(), None)),
             handle: self.handle(),
         }
     }
@@ -259,19 +266,28 @@ impl<R: Runtime> Server<R> {
         let Some(pools) = WorkerPools::new::<ConnectionState>(&self.pollers, options)? else {
             return Ok(());
         };
-        // Before the threads are started: where one cannot be, the end of the server ends the others.
+        // Given to the server before the threads are started: where one cannot be, the end of the
+        // server stops the others.
         self.shared.set_pools(pools.clone());
-        let server = Arc::downgrade(&self.shared);
+        let (server, failing) = (Arc::downgrade(&self.shared), Arc::downgrade(&self.shared));
         // The connections whose handlers a thread was in at the last look.
         let mut inside = Vec::new();
-        pools.start(move |is_blocked| {
+        let on_look = move |is_blocked: bool| {
             if !is_blocked {
                 inside.clear();
             } else if let Some(server) = server.upgrade() {
                 server.registry.log_blocked(&inside);
                 inside = server.registry.in_handlers();
             }
-        })
+        };
+        // No listener is reported any more: the server stops as one does whose listener is dead.
+        let on_failure = move |error: io::Error| {
+            if let Some(server) = failing.upgrade() {
+                let message = format!("cannot wait for events: {error}");
+                server.fail(io::Error::new(error.kind(), message));
+            }
+        };
+        pools.start(on_look, on_failure)
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -299,7 +315,7 @@ impl<R: Runtime> Server<R> {
         W: Future,
     {
         let handle = self.handle();
-        let work = handle.track(work);
+        let work = handle.track_as("the work of `serve_until`", work);
         let running = self.spawn_with(handler);
         let value = work.await;
         handle.shutdown_because(Reason::WorkEnded);
@@ -328,6 +344,29 @@ impl<R: Runtime> fmt::Debug for Server<R> {
 impl<R: Runtime> fmt::Display for Server<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.shared.fmt(f)
+    }
+}
+
+/// The future of [`Server::serve`]: it serves from its first poll on.
+///
+/// Dropping it shuts the server down: the stop goes on in the runtime, deadline included.
+// A type that knows no handler: rustc repeats an error of a handler wherever a type has it in it, and
+// so at the call, at its value, and at its `.await`. It prints the lines of the bounds, too, and with
+// them where a type of the user's own belongs.
+#[must_use = "a server takes nobody in until it is served"]
+pub struct Serve(Pin<Box<dyn Future<Output = io::Result<Report>> + Send>>);
+
+impl Future for Serve {
+    type Output = io::Result<Report>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Report>> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Serve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serve").finish_non_exhaustive()
     }
 }
 
@@ -373,7 +412,7 @@ impl Future for Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Nothing where it is closed already.
+        // This does nothing where the server is closed already.
         self.handle.shutdown_because(Reason::Dropped);
     }
 }

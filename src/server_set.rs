@@ -10,9 +10,9 @@ use crate::report::Report;
 /// Servers that stop as one, on one runtime or on several.
 ///
 /// From [`new`](Self::new) on, whatever asks one of them to stop asks all, with the same reason and
-/// the longest [`lame_duck`](crate::Builder::lame_duck) among them, and every door of all is shut
-/// before any connection of one is told. Each has its own deadline and its own report; an abort of
-/// one leaves the others to their drains. The set may be dropped: they stay together.
+/// the longest [`lame_duck`](crate::Builder::lame_duck) among them, and every listener of all is
+/// shut before any connection of one is asked to end. Each has its own deadline and its own report;
+/// an abort of one leaves the others to their drains. The set may be dropped: they stay together.
 ///
 /// ```
 /// # fn main() -> std::io::Result<()> { async_std::task::block_on(async {

@@ -1,15 +1,24 @@
 //! SIGTERM and SIGINT, for all servers of the process that asked for it.
 //!
-//! One thread hears them, from the first such server on: it needs no runtime, so a second signal
-//! aborts even where handlers block all threads of one. Once installed, a signal handler cannot be
-//! taken back safely; so when the last of these servers is closed, the thread does what the signal
-//! does by default.
+//! A signal handler sends the signal, and the time of its delivery, through a socket to a thread,
+//! which acts on it. Both are there from the first such server on. The thread needs no runtime, so
+//! a second signal aborts even where connection handlers block all threads of one. Once installed,
+//! a signal handler cannot be taken back safely; so where no server is left to be stopped, the
+//! thread does what the signal does by default.
+//!
+//! A forked process inherits the signal handler, and the socket to the thread of the process that
+//! installed it. So the signal handler looks which process it is in.
 
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::os::fd::IntoRawFd;
+use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicI32, AtomicU32};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
-use async_signal::{Signal, Signals};
-use futures_lite::{StreamExt, future};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::low_level::emulate_default_handler;
 
 use crate::drain::abort;
 use crate::lifecycle::{Phase, Reason};
@@ -17,55 +26,122 @@ use crate::log;
 use crate::shared::Shared;
 use crate::sync::lock;
 
+/// Signals that are delivered within this time of the first are one: GNU `timeout` and shells
+/// signal a process and its group, and mean one thing by it.
+const ONE_INTENTION: Duration = Duration::from_millis(200);
+
+/// The id of the process whose thread acts on signals; 0 before there is one.
+static LISTENER: AtomicU32 = AtomicU32::new(0);
+/// The signal handler's end of the socket to the thread.
+static SOCKET: AtomicI32 = AtomicI32::new(-1);
+
 /// The servers that a signal stops.
 static SERVERS: Mutex<Vec<Enlisted>> = Mutex::new(Vec::new());
 
+/// A server that signals stop.
 struct Enlisted {
     server: Weak<Shared>,
-    /// It has heard a signal already.
-    signalled: bool,
+    /// How many signals have come since it was enlisted.
+    heard: u32,
 }
 
 /// Lets signals stop `server`.
 pub(crate) fn enlist(server: &Arc<Shared>) -> io::Result<()> {
-    listen()?;
     let mut servers = lock(&SERVERS);
+    if LISTENER.load(SeqCst) != std::process::id() {
+        // The servers in the list are those of the process that this one was forked from.
+        servers.clear();
+        listen()?;
+    }
     servers.retain(Enlisted::is_open);
     servers.push(Enlisted {
         server: Arc::downgrade(server),
-        signalled: false,
+        heard: 0,
     });
     Ok(())
 }
 
-/// Installs the handlers and starts the thread, once.
+/// Starts the thread and installs the signal handlers, once in a process.
 fn listen() -> io::Result<()> {
-    static LISTENING: OnceLock<Result<(), (io::ErrorKind, String)>> = OnceLock::new();
-    let started = LISTENING.get_or_init(|| {
-        let start = || {
-            let mut signals = Signals::new([Signal::Term, Signal::Int])?;
-            std::thread::Builder::new()
-                .name("gracious-signals".into())
-                .spawn(move || {
-                    future::block_on(async {
-                        while let Some(Ok(signal)) = signals.next().await {
-                            hear(signal);
-                        }
-                    });
-                })?;
-            Ok(())
-        };
-        start().map_err(|error: io::Error| (error.kind(), error.to_string()))
-    });
-    started
-        .clone()
-        .map_err(|(kind, message)| io::Error::new(kind, message))
+    let (handlers, thread) = UnixDatagram::pair()?;
+    // A signal handler does not wait: a signal that comes while ten of them are unread is lost.
+    handlers.set_nonblocking(true)?;
+    std::thread::Builder::new()
+        .name("gracious-signals".into())
+        .spawn(move || act(&thread))?;
+    // The socket stays open for as long as the process lives, as the signal handlers stay
+    // installed.
+    SOCKET.store(handlers.into_raw_fd(), SeqCst);
+    if LISTENER.load(SeqCst) == 0 {
+        for signal in [SIGTERM, SIGINT] {
+            register(signal)?;
+        }
+    }
+    // `LISTENER` is stored after `SOCKET`, and a signal handler loads it before `SOCKET` (all
+    // `SeqCst`). Swapped on either side, the signal handler of a forked process could send to the
+    // thread of the process that it was forked from.
+    LISTENER.store(std::process::id(), SeqCst);
+    Ok(())
 }
 
-fn hear(signal: Signal) {
-    let name = match signal {
-        Signal::Int => "SIGINT",
-        _ => "SIGTERM",
+/// Installs the handler of a signal, which stays.
+#[allow(unsafe_code)]
+fn register(signal: i32) -> io::Result<()> {
+    let handler = move || {
+        if LISTENER.load(SeqCst) != std::process::id() {
+            // A process that was forked from the one that listens has no thread to act.
+            let _ignored = emulate_default_handler(signal);
+            return;
+        }
+        let mut now = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: `now` is valid for writes. Where the call fails it stays as it is.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+        let delivered = [signal as u64, now.tv_sec as u64, now.tv_nsec as u64];
+        let length = size_of_val(&delivered);
+        // SAFETY: `delivered` is valid for reads of its size until the call returns. The descriptor
+        // is open: its owner gave it up for the life of the process.
+        unsafe { libc::send(SOCKET.load(SeqCst), delivered.as_ptr().cast(), length, 0) };
+    };
+    // SAFETY: what runs in a signal handler must be async-signal-safe, and must not panic. This
+    // handler loads atomics and calls `getpid`, `clock_gettime` and `send`, which POSIX lists as
+    // safe, and `emulate_default_handler`, which says so of itself. It takes no lock, allocates
+    // nothing, and has no operation that panics. The registry restores `errno`.
+    unsafe { signal_hook::low_level::register(signal, handler) }?;
+    Ok(())
+}
+
+/// The thread's life: acts on the signals that the signal handlers send it.
+fn act(socket: &UnixDatagram) {
+    let mut first: Option<Duration> = None;
+    loop {
+        let mut delivered = [[0; 8]; 3];
+        match socket.recv(delivered.as_flattened_mut()) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // Not met: the other end of the socket stays open.
+            Err(_) => return,
+        }
+        let [signal, seconds, nanos] = delivered.map(u64::from_ne_bytes);
+        let at = Duration::new(seconds, nanos as u32);
+        // Judged by the time of delivery: this thread may have been kept from running meanwhile.
+        let is_same = |first: Duration| at.saturating_sub(first) < ONE_INTENTION;
+        if !first.is_some_and(is_same) {
+            first = Some(at);
+            hear(signal as i32);
+        }
+    }
+}
+
+/// Acts on one signal: drains the servers that it is the first for, and aborts those that it is the
+/// second for.
+fn hear(signal: i32) {
+    let name = if signal == SIGINT {
+        "SIGINT"
+    } else {
+        "SIGTERM"
     };
     let (mut first, mut again) = (Vec::new(), Vec::new());
     {
@@ -75,20 +151,24 @@ fn hear(signal: Signal) {
             let Some(server) = enlisted.server.upgrade() else {
                 continue;
             };
-            if std::mem::replace(&mut enlisted.signalled, true) {
-                again.push(server);
-            } else {
-                first.push(server);
+            match enlisted.heard {
+                0 => first.push(server),
+                1 if server.serving_since().is_some() => again.push(server),
+                // A server that is never served, or that could not be aborted by the second signal.
+                // It may stay so for ever, and does not keep the signal from what it does by
+                // default.
+                _ => {}
             }
+            enlisted.heard += 1;
         }
     }
     if first.is_empty() && again.is_empty() {
-        // It ends the process, as it would have without us.
-        let _ignored = signal_hook::low_level::emulate_default_handler(signal as i32);
+        // This ends the process, as the signal would have done without this crate.
+        let _ignored = emulate_default_handler(signal);
         return;
     }
     for server in first {
-        // A drain that is under way is left alone.
+        // A drain that is under way goes on as it is.
         server.shutdown(Reason::Signal(name), None);
     }
     for server in again {
@@ -98,6 +178,7 @@ fn hear(signal: Signal) {
 }
 
 impl Enlisted {
+    /// Whether the server is not closed yet.
     fn is_open(&self) -> bool {
         self.server
             .upgrade()

@@ -1,10 +1,11 @@
 //! Locks, events and wakers, as the whole crate uses them.
 //!
-//! No code of others runs under a lock of this crate: such code may call this crate, which would wait
-//! for a lock that its own thread holds, and such code may block, and with it all threads that want
-//! the lock. Code of others are handlers, wakers, loggers, a user's runtime with its clock, a user's
-//! listeners, and all of their destructors. In debug builds a machine checks this: each thread counts
-//! the locks that it holds, and [`assert_unlocked`] stands wherever code of others is about to run.
+//! No code of others runs under a lock of this crate: such code may call this crate, which would
+//! wait for a lock that its own thread holds, and such code may block, and with it all threads that
+//! want the lock. Code of others are handlers, wakers, loggers, a user's runtime with its clock, a
+//! user's listeners, and all of their destructors. In debug builds a machine checks this: each
+//! thread counts the locks that it holds, and [`assert_unlocked`] stands wherever code of others is
+//! about to run.
 
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,44 +16,45 @@ use std::time::Duration;
 
 use event_listener::Event;
 
-/// A lock that this thread holds, and counts in debug builds.
+/// The guard of a lock, which is counted in debug builds.
 #[derive(Debug)]
-pub(crate) struct Held<G> {
+pub(crate) struct Guard<G> {
     guard: G,
     _counted: Counted,
 }
 
-pub(crate) type MutexGuard<'a, T> = Held<std::sync::MutexGuard<'a, T>>;
+pub(crate) type MutexGuard<'a, T> = Guard<std::sync::MutexGuard<'a, T>>;
 
-/// Locks, whether or not a thread panicked under this lock before: nothing that this crate guards is
-/// left half changed by a panic.
+/// Locks, whether or not a thread panicked under this lock before: nothing that this crate guards
+/// is left half changed by a panic.
 #[inline]
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    Held::new(mutex.lock().unwrap_or_else(PoisonError::into_inner))
+    Guard::new(mutex.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// As [`lock`], of a lock that many may read under at once.
 #[inline]
-pub(crate) fn read<T: ?Sized>(lock: &RwLock<T>) -> Held<RwLockReadGuard<'_, T>> {
-    Held::new(lock.read().unwrap_or_else(PoisonError::into_inner))
+pub(crate) fn read<T: ?Sized>(lock: &RwLock<T>) -> Guard<RwLockReadGuard<'_, T>> {
+    Guard::new(lock.read().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// As [`lock`], of a lock that many may read under at once.
 #[inline]
-pub(crate) fn write<T: ?Sized>(lock: &RwLock<T>) -> Held<RwLockWriteGuard<'_, T>> {
-    Held::new(lock.write().unwrap_or_else(PoisonError::into_inner))
+pub(crate) fn write<T: ?Sized>(lock: &RwLock<T>) -> Guard<RwLockWriteGuard<'_, T>> {
+    Guard::new(lock.write().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Locks what is the user's own, to run its code: the exception to the rule above, so it is not
-/// counted. Nothing else of this crate is guarded by such a lock, and only one operation on one
-/// connection waits for it.
+/// Locks something of the user's own, to run its code: the exception to the rule above, so this
+/// lock is not counted. Nothing of this crate's is guarded by it, and only another operation on the
+/// same connection waits for it.
 #[inline]
 pub(crate) fn lock_for_user<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     assert_unlocked();
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Code of others runs next. In debug builds this panics where the thread holds a lock of this crate.
+/// Called before code of others runs. In debug builds this panics where the thread holds a lock of
+/// this crate.
 #[inline]
 #[track_caller]
 pub(crate) fn assert_unlocked() {
@@ -63,7 +65,7 @@ pub(crate) fn assert_unlocked() {
     );
 }
 
-impl<G> Held<G> {
+impl<G> Guard<G> {
     #[inline]
     fn new(guard: G) -> Self {
         Self {
@@ -73,7 +75,7 @@ impl<G> Held<G> {
     }
 }
 
-impl<G: Deref> Deref for Held<G> {
+impl<G: Deref> Deref for Guard<G> {
     type Target = G::Target;
 
     #[inline]
@@ -82,7 +84,7 @@ impl<G: Deref> Deref for Held<G> {
     }
 }
 
-impl<G: DerefMut> DerefMut for Held<G> {
+impl<G: DerefMut> DerefMut for Guard<G> {
     #[inline]
     fn deref_mut(&mut self) -> &mut G::Target {
         &mut self.guard
@@ -100,7 +102,7 @@ mod counted {
         static COUNT: Cell<usize> = const { Cell::new(0) };
     }
 
-    /// One of them. It counts on the thread that it was made on: a guard never leaves its thread.
+    /// One lock, counted on the thread that this was made on: a guard never leaves its thread.
     #[derive(Debug)]
     pub(super) struct Counted;
 
@@ -122,7 +124,7 @@ mod counted {
     }
 }
 
-/// In release builds nothing is counted, and a [`Held`] is the guard that it holds.
+/// In release builds nothing is counted, and a [`Guard`] is no more than the guard in it.
 #[cfg(not(debug_assertions))]
 mod counted {
     #[derive(Debug)]
@@ -144,9 +146,10 @@ mod counted {
 /// Notifies all listeners, if there are any: without a listener `Event` allocates a list to find it
 /// empty.
 ///
-/// `Event` wakes under a lock of its own, which `Event::listen` and the end of an `EventListener` take
-/// as well. So neither is done under a lock of this crate: a waker that asks for that lock would wait
-/// for the thread that holds it, and this thread for the waker.
+/// `Event` wakes under a lock of its own, which `Event::listen` and the end of an `EventListener`
+/// take as well. So neither is done under a lock of this crate: a waker that asks for that lock
+/// would wait for the thread that holds it, and this thread for the waker. A waker that panics is
+/// its owner's affair, and the others are notified all the same.
 pub(crate) fn notify(event: &Event) {
     assert_unlocked();
     // Pairs with the lock that `Event::listen` takes: a future begins to listen first and looks
@@ -154,11 +157,15 @@ pub(crate) fn notify(event: &Event) {
     // sees its listener.
     fence(SeqCst);
     if event.total_listeners() > 0 {
-        event.notify(usize::MAX);
+        // A second call goes on behind the listener whose waker has panicked.
+        while catch_unwind(AssertUnwindSafe(|| event.notify(usize::MAX))).is_err() {
+            log::error!(target: "gracious", "a waker panicked");
+        }
     }
 }
 
-/// Wakes; a waker that panics is its owner's affair, and the others are woken all the same.
+/// Calls a waker. One that panics is its owner's affair: the waiters after it are woken all the
+/// same.
 #[inline]
 pub(crate) fn wake_by_ref(waker: &Waker) {
     assert_unlocked();
@@ -167,6 +174,7 @@ pub(crate) fn wake_by_ref(waker: &Waker) {
     }
 }
 
+/// A span in nanoseconds, as atomics store it.
 pub(crate) fn nanos(uptime: Duration) -> u64 {
     u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -85,6 +85,31 @@ fn the_architecture_names_what_is_there() {
     assert!(checked > 60, "{checked}");
 }
 
+/// A line of the log says a thing once: its sentence is complete, and its one key is the number of the
+/// connection, which no sentence has. So says `docs/running.md`.
+#[test]
+fn the_log_has_no_key_but_the_connections_number() {
+    let mut checked = 0;
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|it| it.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let source = fs::read_to_string(&path).unwrap();
+            for call in source.split("target: \"gracious\",").skip(1) {
+                let (keys, _sentence) = call.split_once('"').expect("a sentence");
+                let keys = keys.trim().trim_start_matches("level,").trim();
+                let is_one = keys.matches('=').count() == 1 && keys.starts_with("conn = ");
+                assert!(keys.is_empty() || is_one, "{}: {keys}", path.display());
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 20, "{checked}");
+}
+
 /// The names of the tests in a file: of what is marked as one, and of what is given to a macro that
 /// makes one for each runtime, or for each number of workers. A body that was left out there is
 /// never run, and is no test.

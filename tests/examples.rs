@@ -4,6 +4,7 @@
 #[path = "support/program.rs"]
 mod program;
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -43,6 +44,37 @@ fn rest(client: &mut BufReader<TcpStream>) -> String {
     let mut rest = String::new();
     client.read_to_string(&mut rest).unwrap();
     rest
+}
+
+#[test]
+fn every_example_answers_what_it_does_not_know_with_its_usage() {
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+    let files = fs::read_dir(examples).unwrap().map(|it| it.unwrap().path());
+    let mut tried = 0;
+    for file in files.filter(|file| file.extension().is_some_and(|it| it == "rs")) {
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        // One that wants more features than these is not built beside the tests.
+        if !program::path(name).exists() {
+            continue;
+        }
+        for word in ["--help", "-x"] {
+            let ended = Program::example(name, &[word]).end();
+            assert_eq!((ended.status, ended.out.len()), (2, 0), "{name}: {ended:?}");
+            let usage = format!("usage: {name}");
+            assert!(ended.err.starts_with(&usage), "{name}: {ended:?}");
+            assert_eq!(ended.err.lines().count(), 1, "{name}: {ended:?}");
+        }
+        tried += 1;
+    }
+    assert!(tried >= 9, "{tried}");
+    for (name, word) in [
+        ("scope", "values"),
+        ("leaving_main", "start"),
+        ("drain", "now"),
+    ] {
+        let ended = Program::example(name, &[word]).end();
+        assert_eq!((ended.status, ended.out.len()), (2, 0), "{name}: {ended:?}");
+    }
 }
 
 #[test]
@@ -138,7 +170,7 @@ fn quit_says_which_address_is_in_use() {
 
 #[test]
 fn quit_says_what_is_wrong_with_an_address() {
-    for text in ["8888", "127.0.0.1", "localhost:http", "::1:8888", "--help"] {
+    for text in ["8888", "127.0.0.1", "localhost:http", "::1:8888"] {
         let ended = Program::example("quit", &[text]).end();
         assert_eq!((ended.status, ended.out.len()), (2, 0), "{ended:?}");
         assert!(
@@ -172,6 +204,28 @@ fn quit_drains_at_a_signal() {
     }
 }
 
+/// It signals its child, and then the group that both are in: two signals, and one intention.
+#[test]
+#[cfg(target_os = "linux")]
+fn quit_drains_when_timeout_ends_it() {
+    for _ in 0..5 {
+        let quit = Program::example_path("quit");
+        let mut timeout = std::process::Command::new("timeout");
+        timeout
+            .args(["--preserve-status", "1"])
+            .arg(quit)
+            .arg("127.0.0.1:0");
+        let timeout = Program::start(timeout);
+        let address = timeout.addresses().remove(0);
+        let mut slow = connect(&address);
+        send(&mut slow, "slow\n");
+        assert_eq!(rest(&mut slow), "done\n");
+        let ended = timeout.end();
+        ended.assert(0);
+        assert!(ended.last().starts_with("stopped (SIGTERM) "), "{ended:?}");
+    }
+}
+
 #[test]
 fn quit_aborts_at_a_second_signal() {
     for (first, second) in [("INT", "INT"), ("TERM", "INT")] {
@@ -184,6 +238,8 @@ fn quit_aborts_at_a_second_signal() {
         assert_eq!(line(&mut idle), "hello\n");
         quit.kill(first);
         assert_eq!(rest(&mut idle), "");
+        // Signals of one moment are one.
+        std::thread::sleep(Duration::from_millis(250));
         quit.kill(second);
         let ended = quit.end();
         ended.assert(1);
@@ -194,7 +250,7 @@ fn quit_aborts_at_a_second_signal() {
         assert!(ended.last().contains(" aborted; "), "{ended:?}");
         let slow = slow.get_ref().local_addr().unwrap();
         assert!(
-            ended.last().contains(&format!("cut off: {slow} (busy, ")),
+            ended.last().contains(&format!("aborted: {slow} (busy, ")),
             "{ended:?}"
         );
     }

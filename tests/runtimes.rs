@@ -46,7 +46,7 @@ on_every_runtime_itself!(
     a_dropped_serve_stops_the_server_and_frees_the_port,
     a_dropped_running_lets_those_inside_finish,
     a_server_that_was_never_served_closes,
-    who_is_left_at_the_deadline_is_cut,
+    who_is_left_at_the_deadline_is_aborted,
     a_silent_connection_ends_after_its_time,
     a_panic_ends_one_connection_and_no_other,
     a_limit_holds_peers_back_until_one_leaves,
@@ -240,7 +240,7 @@ async fn a_server_that_was_never_served_closes(runtime: impl Runtime) {
     assert!(refuses(&address));
 }
 
-async fn who_is_left_at_the_deadline_is_cut(runtime: impl Runtime) {
+async fn who_is_left_at_the_deadline_is_aborted(runtime: impl Runtime) {
     const SOON: Duration = Duration::from_millis(50);
     let server = at_home(&runtime).deadline(SOON).bind().await.unwrap();
     let dropped = Arc::new(AtomicUsize::new(0));

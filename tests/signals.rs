@@ -1,7 +1,8 @@
 //! Promise 16. **Signals are told the truth**: heard from `bind` on, once per process for all
 //! servers with `stop_on_signals()`: the first SIGTERM or SIGINT drains them all (a drain already
-//! under way it leaves alone), the next aborts; with none open a signal does again what it does by
-//! default; the exit status says which it was.
+//! under way it leaves alone), the next aborts; signals within 200 ms of the first, by the time of
+//! their delivery, are one, even if no server is open any more; with none open a signal does again what
+//! it does by default; the exit status says which it was.
 //!
 //! Every test is a process of its own that its parent sends signals to.
 
@@ -11,19 +12,22 @@ mod support;
 
 use std::future::pending;
 use std::io;
+use std::net::TcpStream;
 use std::process::{ExitCode, Termination};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
+use std::task::{Context, Wake, Waker};
+use std::time::{Duration, Instant};
 
-use futures_lite::{AsyncReadExt, AsyncWriteExt};
-use gracious::{Builder, Connection, Report};
+use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
+use gracious::{Address, Builder, Connection, Listener, Report, Runtime, Server, State};
 use rustix::process::Signal;
 
 use crate::support::TestRuntime;
 use crate::support::client::{Client, echo, eventually};
 use crate::support::peer::{
-    Counted, Process, at_home, is_cut, open_descriptors, orders, passes, settled, tell, threads,
+    Counted, Process, at_home, fork, is_cut, open_descriptors, orders, passes, settled, status_of,
+    tell, threads,
 };
 
 const SIGINT: i32 = Signal::INT.as_raw();
@@ -36,8 +40,16 @@ on_every_runtime_in_a_process!(
     the_second_sigterm_aborts: serves, sent_sigterm_twice;
     the_second_sigint_aborts: serves, sent_sigint_twice;
     the_second_may_be_the_other_one: serves, sent_one_and_the_other;
+    signals_of_one_moment_are_one: raises_many_in_a_moment, drains_all_the_same;
+    the_moment_is_that_of_delivery: hears_late, drains_all_the_same;
+    signals_of_one_moment_are_one_where_nothing_is_open_any_more: raises_another_after_the_end, passes;
     a_second_signal_aborts_where_handlers_block_their_threads: serves, sent_two_while_blocked;
     a_signal_before_serve_ends_serve_at_once: is_bound_only, sent_sigterm_before_serve;
+    a_server_that_nobody_serves_leaves_the_second_signal_its_default: is_never_served,
+        killed_by_the_second;
+    a_server_that_cannot_be_aborted_leaves_the_third_signal_its_default: is_stuck, killed_by_the_third;
+    a_forked_process_dies_of_the_signal_and_the_server_goes_on: serves_and_forks, sent_to_the_fork;
+    a_forked_process_hears_for_servers_of_its_own: forks_and_serves, sent_to_the_server_of_the_fork;
     a_drain_under_way_is_left_alone_by_the_first: serves_two, sent_one_in_a_drain;
     a_drain_under_way_is_aborted_by_the_second: serves_two, sent_two_in_a_drain;
     two_servers_hear_one_signal: serves_two, sent_sigterm_for_two;
@@ -132,6 +144,11 @@ fn sent_sigint_beside_a_silent_client(mut process: Process) {
     process.ends_with(0);
 }
 
+/// Lets so much time pass that the next signal is another.
+fn a_moment_later() {
+    std::thread::sleep(Duration::from_millis(250));
+}
+
 fn aborted(mut process: Process, first: Signal, second: Signal, name: &str) {
     let address = process.address();
     let mut stuck = Client::connect(&address).unwrap();
@@ -139,6 +156,7 @@ fn aborted(mut process: Process, first: Signal, second: Signal, name: &str) {
     process.hear("begun");
     process.signal(first);
     process.hear("draining");
+    a_moment_later();
     process.signal(second);
     is_cut(&mut stuck);
     // Its destructors have run, and the first signal is the reason.
@@ -159,6 +177,92 @@ fn sent_one_and_the_other(process: Process) {
     aborted(process, Signal::INT, Signal::TERM, "SIGINT");
 }
 
+/// Sends this thread a signal: it is delivered when this returns.
+fn raise(signal: i32) {
+    signal_hook::low_level::raise(signal).unwrap();
+}
+
+/// Begins to answer, has `meanwhile` done, and goes on when its client wants it to.
+async fn serves_with(runtime: TestRuntime, meanwhile: fn(&Connection)) {
+    let server = hearing(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    tell("address", &handle.local_addrs()[0]);
+    let running = server.spawn(async move |mut conn: Connection| {
+        conn.read_exact(&mut [0]).await?;
+        meanwhile(&conn);
+        conn.read_exact(&mut [0]).await?;
+        conn.write_all(b"done").await
+    });
+    handle.shutdown_requested().await;
+    tell("draining", "");
+    exit(running.await)
+}
+
+async fn raises_many_in_a_moment(runtime: TestRuntime) {
+    let raise_many = |_: &Connection| {
+        [SIGTERM, SIGTERM, SIGINT, SIGTERM]
+            .into_iter()
+            .for_each(raise)
+    };
+    serves_with(runtime, raise_many).await;
+}
+
+/// What the first signal wakes keeps the thread that hears them from the second, until long after.
+async fn hears_late(runtime: TestRuntime) {
+    struct Late;
+    impl Wake for Late {
+        fn wake(self: Arc<Self>) {
+            raise(SIGINT);
+            std::thread::sleep(Duration::from_millis(600));
+        }
+    }
+    let raise_two = |conn: &Connection| {
+        let events = conn.handle().events();
+        let mut next = Box::pin({
+            let events = events.clone();
+            async move { events.recv().await }
+        });
+        let waker = Waker::from(Arc::new(Late));
+        let polled = next.as_mut().poll(&mut Context::from_waker(&waker));
+        // What has happened was told to others: what comes next is the drain.
+        assert!(polled.is_pending());
+        std::mem::forget(next);
+        raise(SIGTERM);
+    };
+    serves_with(runtime, raise_two).await;
+}
+
+fn drains_all_the_same(mut process: Process) {
+    let mut busy = Client::connect(&process.address()).unwrap();
+    busy.send("x");
+    process.hear("draining");
+    // An abort would have come by then.
+    std::thread::sleep(Duration::from_millis(800));
+    busy.send("y");
+    assert_eq!(busy.rest(), "done");
+    assert_eq!(process.hear("reason"), "SIGTERM");
+    process.ends_with(0);
+}
+
+async fn raises_another_after_the_end(runtime: TestRuntime) {
+    for _ in 0..100 {
+        let server = hearing(&runtime).bind().await.unwrap();
+        let running = server.spawn(echo);
+        let start = Instant::now();
+        raise(SIGTERM);
+        assert_eq!(settled(running.await).reason.to_string(), "SIGTERM");
+        // On a busy machine the moment may be over.
+        if start.elapsed() < Duration::from_millis(150) {
+            raise(SIGTERM);
+            raise(SIGINT);
+            a_moment_later();
+            return;
+        }
+        a_moment_later();
+    }
+    panic!("no drain was over in a moment");
+}
+
 fn sent_two_while_blocked(mut process: Process) {
     let address = process.address();
     // As many as any of the executors has threads.
@@ -171,8 +275,8 @@ fn sent_two_while_blocked(mut process: Process) {
     }
     process.hear("begun");
     process.signal(Signal::TERM);
-    // The server may be gone before it could say that it drains.
-    std::thread::sleep(Duration::from_millis(200));
+    // Nobody may be left who could tell that it drains.
+    a_moment_later();
     process.signal(Signal::TERM);
     clients.iter_mut().for_each(is_cut);
     assert_eq!(process.hear("reason"), "SIGTERM");
@@ -194,6 +298,140 @@ fn sent_sigterm_before_serve(mut process: Process) {
     // The client that was there before is served.
     assert_eq!(queued.rest(), "hello\n");
     assert_eq!(process.hear("reason"), "SIGTERM");
+    process.ends_with(0);
+}
+
+async fn is_never_served(runtime: TestRuntime) {
+    let server = hearing(&runtime).bind().await.unwrap();
+    tell("address", &server.local_addrs()[0]);
+    let handle = server.handle();
+    handle.shutdown_requested().await;
+    tell("requested", "");
+    pending::<()>().await;
+    drop(server);
+}
+
+fn killed_by_the_second(mut process: Process) {
+    process.address();
+    process.signal(Signal::TERM);
+    process.hear("requested");
+    a_moment_later();
+    process.signal(Signal::TERM);
+    process.dies_of(SIGTERM);
+}
+
+/// A runtime that runs nothing.
+#[derive(Clone)]
+struct Stuck;
+
+impl Runtime for Stuck {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, future: F) {
+        std::mem::forget(future);
+    }
+
+    fn sleep(&self, _duration: Duration) -> impl Future<Output = ()> + Send + 'static {
+        pending()
+    }
+}
+
+async fn is_stuck(runtime: TestRuntime) {
+    let server = Server::with_runtime(Stuck)
+        .listen("127.0.0.1:0")
+        .stop_on_signals();
+    let server = server.bind().await.unwrap();
+    let handle = server.handle();
+    tell("address", &handle.local_addrs()[0]);
+    let _running = server.spawn(echo);
+    handle.shutdown_requested().await;
+    tell("requested", "");
+    while handle.state() != State::Aborting {
+        runtime.sleep(Duration::from_millis(1)).await;
+    }
+    tell("aborting", "");
+    pending().await
+}
+
+fn killed_by_the_third(mut process: Process) {
+    process.address();
+    process.signal(Signal::TERM);
+    process.hear("requested");
+    a_moment_later();
+    process.signal(Signal::TERM);
+    process.hear("aborting");
+    a_moment_later();
+    process.signal(Signal::TERM);
+    process.dies_of(SIGTERM);
+}
+
+/// Serves beside a forked process, which is sent a signal by its number.
+async fn serves_and_forks(runtime: TestRuntime) {
+    let server = hearing(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let address = handle.local_addrs()[0].clone();
+    let running = server.spawn(echo);
+    eventually("it serves", || handle.is_serving());
+    let forked = fork(|| std::thread::sleep(Duration::from_secs(3600)));
+    tell("address", address);
+    tell("forked", forked);
+    let status = status_of(forked);
+    assert_eq!(libc::WTERMSIG(status), SIGTERM, "{status}");
+    // Its parent has heard nothing: it serves, and is stopped by a signal of its own.
+    assert!(handle.is_serving());
+    tell("ended", "");
+    exit(running.await)
+}
+
+fn sent_to_the_fork(mut process: Process) {
+    let address = process.address();
+    let forked: i32 = process.hear("forked").parse().unwrap();
+    let forked = rustix::process::Pid::from_raw(forked).unwrap();
+    rustix::process::kill_process(forked, Signal::TERM).unwrap();
+    process.hear("ended");
+    let mut client = Client::connect(&address).unwrap();
+    assert_eq!(client.ask("hello"), "hello");
+    process.signal(Signal::TERM);
+    assert_eq!(client.rest(), "");
+    assert_eq!(process.hear("reason"), "SIGTERM");
+    process.ends_with(0);
+}
+
+/// A listener at which nobody comes.
+struct Nobody;
+
+impl Listener for Nobody {
+    type Io = async_io::Async<TcpStream>;
+
+    async fn accept(&mut self) -> io::Result<(Self::Io, Address)> {
+        pending().await
+    }
+
+    fn local_addr(&self) -> io::Result<Address> {
+        Ok(Address::Unnamed)
+    }
+
+    fn shut(&mut self) {}
+}
+
+/// Binds a server in a forked process, which is what hears for it.
+async fn forks_and_serves(runtime: TestRuntime) {
+    let server = hearing(&runtime).bind().await.unwrap();
+    let forked = fork(|| {
+        // Of the runtimes there is nothing here but their locks, as they were. So it uses none.
+        let server = Server::with_runtime(Stuck).listener(Nobody);
+        let server = future::block_on(server.stop_on_signals().bind()).unwrap();
+        tell("bound", std::process::id());
+        future::block_on(server.handle().shutdown_requested());
+        tell("requested", "");
+    });
+    assert_eq!(status_of(forked), 0);
+    assert_eq!(server.handle().state(), State::Bound);
+}
+
+fn sent_to_the_server_of_the_fork(mut process: Process) {
+    let forked: i32 = process.hear("bound").parse().unwrap();
+    let forked = rustix::process::Pid::from_raw(forked).unwrap();
+    rustix::process::kill_process(forked, Signal::TERM).unwrap();
+    process.hear("requested");
     process.ends_with(0);
 }
 
@@ -252,6 +490,7 @@ fn sent_two_in_a_drain(mut process: Process) {
     process.hear("ordered");
     process.signal(Signal::TERM);
     process.hear("heard");
+    a_moment_later();
     process.signal(Signal::TERM);
     is_cut(&mut stuck);
     assert_eq!(process.hear("first"), "an order");

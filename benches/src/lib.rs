@@ -6,6 +6,7 @@
 
 #![cfg(target_os = "linux")]
 
+pub mod flood;
 pub mod load;
 pub mod machine;
 pub mod process;

@@ -1,4 +1,10 @@
-//! What decides over a new connection: its permit, its peer's, the queue, or a rejection.
+//! What decides over a new connection: whether there is a permit for it, and one of its peer's
+//! address, and so whether it is launched, queued or rejected.
+//!
+//! 1. No connection overtakes those that wait in the queue for a permit.
+//! 2. A connection is pushed to the queue first, and the phase is looked at afterwards; an abort
+//!    raises the phase first, and empties the queue afterwards. Swapped on either side, a
+//!    connection that is pushed between the two acts would stay there.
 
 use std::io;
 use std::sync::Arc;
@@ -21,10 +27,11 @@ use crate::shared::permits::Reservation;
 use crate::socket::readiness::flag;
 use crate::transport::Transport;
 
-/// Polls for the next peer at a set of listeners; `None` where there is no permit any more.
+/// Polls for the next peer, in the accept loop of the set `own`; `None` where there is no permit
+/// any more.
 ///
-/// Where several sets share a limit, the accept loop that has a permit looks at all of them in turn:
-/// one set's loop may always be the first to hear of a permit.
+/// Where several sets share a limit, the accept loop that has a permit looks at all of them in
+/// turn, since one set's loop may always be the first to be woken for a permit.
 pub(super) fn poll_next(
     shared: &Arc<Shared>,
     own: usize,
@@ -39,9 +46,10 @@ pub(super) fn poll_next(
         let accepted = sets[own].poll_accept(cx);
         return accepted.map(|accepted| Some(enter(shared, own, accepted)));
     }
-    // The permit first, then its peer: two loops that see the last permit would otherwise both take a
-    // peer. Where the surplus is rejected a peer is taken in any case, and asks for a permit then: one
-    // that another loop has reserved in vain would be missed.
+    // The permit is reserved before a peer is accepted. Swapped, two loops that see the last permit
+    // would each accept a peer. Where the surplus is rejected a peer is accepted in any case, and
+    // asks for a permit afterwards: reserved before, a permit that another loop has reserved, and
+    // gives back because it finds no peer, would be missed, and the peer rejected.
     let mut reservation = None;
     if shared.config.reject_with.is_none() {
         reservation = shared.permits.reserve();
@@ -75,7 +83,7 @@ pub(crate) fn enter(
     accepted: io::Result<Accepted>,
 ) -> io::Result<Arc<ConnectionState>> {
     let connection = register(shared, set, accepted)?;
-    // No connection overtakes those that wait for a permit.
+    // Invariant 1.
     if shared.queue.is_empty() {
         shared.acquire_permit(&connection);
     }
@@ -96,7 +104,7 @@ fn enter_with(
     Ok(connection)
 }
 
-/// Enters an accepted peer into the registry.
+/// Enters an accepted peer into the registry, with a transport on its shard's engine.
 fn register(
     shared: &Arc<Shared>,
     set: usize,
@@ -122,20 +130,20 @@ fn register(
     Ok(shared.registry.open(shared, arrival))
 }
 
-/// Launches the handler of a connection, rejects it, or has it wait for a permit.
+/// Launches the handler of a new connection, rejects it, or has it wait for a permit.
 pub(crate) fn admit(
     shared: &Arc<Shared>,
     connection: Arc<ConnectionState>,
     launcher: &dyn Launcher,
 ) {
     log::debug!(
-        target: "gracious", conn = connection.id(), peer:% = connection.peer();
-        "connection {} from {}", connection.id(), connection.peer(),
+        target: "gracious", conn = connection.id();
+        "a connection from {}", connection.peer(),
     );
     let max_per_peer = shared.config.max_per_peer;
     if let Err(error) = connection.register_socket() {
-        // Nothing would report that its peer has sent something.
-        log::warn!(target: "gracious", error:%; "cannot watch a connection: {error}");
+        // Without a registration nothing would report what its peer sends.
+        log::warn!(target: "gracious", conn = connection.id(); "cannot register a connection: {error}");
         close_unserved(connection);
     } else if max_per_peer.is_some_and(|max| !shared.registry.acquire_peer_permit(&connection, max))
     {
@@ -150,7 +158,8 @@ pub(crate) fn admit(
     }
 }
 
-/// Sends a peer for which there is no permit the configured message, in place of its handler.
+/// Rejects a connection for which there is no permit: a task sends the configured message and
+/// closes it, as one of a handler would.
 fn reject(shared: &Shared, connection: Arc<ConnectionState>, launcher: &dyn Launcher) {
     connection.set(flag::REJECTED);
     let message = shared.config.reject_with.clone().unwrap_or_default();
@@ -163,14 +172,13 @@ fn reject(shared: &Shared, connection: Arc<ConnectionState>, launcher: &dyn Laun
 /// Has a connection wait for a permit.
 fn enqueue(shared: &Shared, connection: Arc<ConnectionState>) {
     shared.queue.push(connection);
-    // In this order: an abort that rejects the queue before this push raises the phase before it
-    // rejects, and so is seen here.
+    // Invariant 2.
     if shared.latch.phase() >= Phase::Aborting {
         reject_queue(shared);
     }
 }
 
-/// Closes the connections that wait for a permit: they have no handler to be dropped.
+/// Closes the connections that wait for a permit. They have no task, so no abort would end them.
 pub(crate) fn reject_queue(shared: &Shared) {
     for connection in shared.queue.take_all() {
         close_unserved(connection);

@@ -67,7 +67,7 @@ impl AcceptBackoff {
                 shared
                     .registry
                     .count_accept_error(|errors| errors.peer += 1);
-                log::debug!(target: "gracious", error:%; "a peer was gone before it was accepted: {error}");
+                log::debug!(target: "gracious", "a peer was gone before it was accepted: {error}");
                 // So many in a row are no peer's fault any more, whatever their number says: a
                 // listener that always fails would make this loop a spin.
                 self.failures += 1;
@@ -75,7 +75,7 @@ impl AcceptBackoff {
                     return Next::Again;
                 }
                 if self.failures == FAILURES_IN_A_ROW {
-                    log::warn!(target: "gracious", error:%; "accept fails again and again: {error}");
+                    log::warn!(target: "gracious", "accept fails again and again: {error}");
                 }
                 let doublings = (self.failures / FAILURES_IN_A_ROW).min(8);
                 Next::Pause((FIRST_PAUSE * 2_u32.pow(doublings)).min(LAST_PAUSE))
@@ -132,7 +132,7 @@ impl AcceptBackoff {
                 _ => "",
             };
             log::warn!(
-                target: "gracious", error:% = error;
+                target: "gracious",
                 "cannot accept, new peers wait until something is freed: {error}{hint}",
             );
         }

@@ -27,17 +27,18 @@ use crate::workers::{Pool, WorkerPools};
 /// A future without its type.
 pub(crate) type BoxedTask = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Starts handlers and tasks, without the type of the runtime or of the handler: what accepts and
-/// what drains is compiled once, not again for each of a user's handlers.
+/// Starts handlers and tasks. It has neither the runtime's type nor the handler's, so that the
+/// accept loop and the drain, which call it, are compiled once and not again for each of a user's
+/// handlers.
 pub(crate) trait Launcher: Send + Sync {
     /// Starts the handler of a connection that has its permit.
     fn launch(&self, connection: Arc<ConnectionState>);
 
-    /// Starts a task of the server's where a shard's connections are served.
+    /// Starts a task of the server's, on the shard's pool if there are any.
     fn spawn(&self, shard: u16, task: BoxedTask);
 }
 
-/// Where a server's tasks run: on workers of its own, or else on its runtime.
+/// Where a server's tasks run: in pools of its own, or else on its runtime.
 #[derive(Clone)]
 pub(crate) struct Executor<R> {
     runtime: R,
@@ -55,16 +56,19 @@ impl<R: Runtime> Executor<R> {
         }
     }
 
+    /// Starts a task of the server's.
     pub(crate) fn spawn(&self, shard: u16, task: BoxedTask) {
         #[cfg(target_os = "linux")]
         if let Some(pool) = self.pool(shard) {
             return pool.spawn(task);
         }
+        // A runtime is one for all shards.
         let _of_all = shard;
         assert_unlocked();
         self.runtime.spawn(task);
     }
 
+    /// The pool of a shard, if this server has pools.
     #[cfg(target_os = "linux")]
     fn pool(&self, shard: u16) -> Option<&Arc<Pool>> {
         self.pools.as_ref()?.get(shard)
@@ -74,13 +78,16 @@ impl<R: Runtime> Executor<R> {
 /// Launches handlers that may run on any thread.
 pub(crate) struct SendLauncher<R, H> {
     executor: Executor<R>,
-    /// One for each accept loop; the drain follows on one of them. A launch takes one out, clones it
-    /// without the lock and puts it back: a clone that takes long keeps no other loop waiting. (A
-    /// handler need not be `Sync`, so two loops cannot clone one at once.)
+    /// A handler for each accept loop. A launch takes one out, clones it without the lock, and puts
+    /// it back: a handler need not be `Sync`, so two loops cannot clone the same one at once, and a
+    /// clone that takes long keeps no other loop waiting. The drain launches when its own accept
+    /// loop is done, and uses that loop's.
     handlers: Mutex<Vec<H>>,
 }
 
 impl<R: Runtime, H: Handler> SendLauncher<R, H> {
+    /// Clones the user's handler for each accept loop.
+    ///
     /// # Errors
     /// If the handler panicked when it was cloned.
     pub(crate) fn new(executor: Executor<R>, handler: H, shared: &Shared) -> io::Result<Self> {
@@ -96,16 +103,17 @@ impl<R: Runtime, H: Handler> SendLauncher<R, H> {
         Ok(Self { executor, handlers })
     }
 
-    /// A handler for one connection.
+    /// A handler for one connection. Panics if the handler does when it is cloned.
     fn handler(&self) -> H {
         let kept = lock(&self.handlers).pop();
-        // There are as many as there are accept loops, each of which is here once at a time.
+        // There are as many as accept loops, and each loop launches one connection at a time.
         let kept = kept.expect("an accept loop has a handler to clone");
         let cloned = catch_unwind(AssertUnwindSafe(|| kept.clone()));
         lock(&self.handlers).push(kept);
         cloned.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
+    /// Starts the task of a handler.
     fn start<F>(&self, shard: u16, task: Task<F>)
     where
         F: Future<Output = io::Result<()>> + Send + 'static,
@@ -135,8 +143,8 @@ impl<R: Runtime, H: Handler> Launcher for SendLauncher<R, H> {
     }
 }
 
-/// Makes the task of a handler. What a handler does before it comes to its future is its
-/// connection's affair, too: a panic there gives a task that ends as one of a panic later would.
+/// Calls a handler, and makes the task of its future; or, where the handler panicked before it came
+/// to a future, a task that ends its connection as any panic of a handler does.
 fn call<F>(
     handler: impl FnOnce(Connection) -> F,
     connection: Arc<ConnectionState>,
@@ -152,13 +160,14 @@ where
     }
 }
 
-/// Launches handlers that never leave the thread they began on.
+/// Launches handlers that never leave the thread they began on: a connection is sent to that
+/// thread, where a task of its pool calls the handler.
 #[cfg(target_os = "linux")]
 pub(crate) struct LocalLauncher<R> {
     executor: Executor<R>,
-    /// One for each pool that serves, which makes the handler on its own thread.
+    /// The way to the thread of each pool that runs handlers.
     inboxes: Vec<Sender<Arc<ConnectionState>>>,
-    /// How many pools, the first, only accept.
+    /// How many of the pools, the first ones, only accept.
     acceptors: usize,
 }
 
@@ -176,7 +185,8 @@ impl<R: Runtime> LocalLauncher<R> {
         let inboxes = serving.iter().map(|pool| {
             let (inbox, connections) = async_channel::unbounded();
             let (factory, shared, pool) = (factory.clone(), shared.clone(), pool.clone());
-            // The factory crosses over, since it can be sent; what it makes is made there.
+            // The factory can be sent to another thread, and what it makes cannot: so it is called
+            // on the pool's.
             pool.clone().spawn(async move {
                 let handler = catch_unwind(AssertUnwindSafe(factory));
                 if let Err(panic) = &handler {
@@ -198,7 +208,8 @@ impl<R: Runtime> LocalLauncher<R> {
 impl<R: Runtime> Launcher for LocalLauncher<R> {
     fn launch(&self, connection: Arc<ConnectionState>) {
         let inbox = &self.inboxes[usize::from(connection.shard) - self.acceptors];
-        // It is unbounded, and open as long as this launcher is.
+        // The channel is unbounded, and the task at its other end goes on as long as this launcher
+        // lives.
         let _sent = inbox.try_send(connection);
     }
 
@@ -207,7 +218,8 @@ impl<R: Runtime> Launcher for LocalLauncher<R> {
     }
 }
 
-/// Starts a handler on this thread for each connection that comes.
+/// Starts a handler on this thread for each connection that is sent to it; closes them all where
+/// the factory has made no handler.
 #[cfg(target_os = "linux")]
 async fn launch_all<H, Fut>(
     pool: Arc<Pool>,
@@ -232,7 +244,7 @@ async fn launch_all<H, Fut>(
     }
 }
 
-/// `what` of the user's panicked, without which no handler can be started.
+/// The error of a server whose handlers cannot be started, because `what` panicked.
 fn cannot_start(what: &str, panic: &(dyn Any + Send)) -> io::Error {
     io::Error::other(format!("{what} panicked: {}", message(panic)))
 }

@@ -1,4 +1,4 @@
-//! A word with one connection, which stays when its stream has moved into a protocol.
+//! The controls of one connection, which stay when its stream has moved into a protocol.
 
 use std::fmt;
 use std::future::Future;
@@ -15,13 +15,17 @@ use crate::shared::Shared;
 use crate::shared::connection::ConnectionState;
 use crate::socket::readiness::flag;
 
-/// A word with one connection, from [`Connection::control`](super::Connection::control).
+/// The controls of one connection, from [`Connection::control`](super::Connection::control): all of
+/// its methods but reading and writing.
 ///
 /// It can be cloned and sent anywhere, and stays when the connection has moved into a protocol such
 /// as hyper's, rustls' or tungstenite's. It keeps nothing alive: after the connection's end its
-/// [`id`](Self::id) and [`peer_addr`](Self::peer_addr) are still known, and all else does nothing.
+/// [`id`](Self::id) and [`peer_addr`](Self::peer_addr) are still known, and everything else does
+/// nothing.
 #[derive(Clone)]
 pub struct Control {
+    // Weak, since a strong reference would keep the socket open; what has to be known afterwards
+    // stands beside it.
     state: Weak<ConnectionState>,
     server: Arc<Shared>,
     id: u64,
@@ -38,10 +42,12 @@ impl Control {
         }
     }
 
+    /// The state of the connection's server.
     pub(crate) fn server(&self) -> &Arc<Shared> {
         &self.server
     }
 
+    /// The connection's state; `None` after its end.
     fn state(&self) -> Option<Arc<ConnectionState>> {
         self.state.upgrade()
     }
@@ -107,8 +113,8 @@ impl Control {
         ended_by(self.state()?.word())
     }
 
-    /// Asks this connection to come to an end, as a drain does: if it is idle it sees the end of its
-    /// input, if it is busy it finishes. It returns at once; the others, and the server, go on.
+    /// Asks this connection to come to an end, as a drain does: if it is idle it sees the end of
+    /// its input, if it is busy it finishes. It returns at once; the others, and the server, go on.
     pub fn request_shutdown(&self) {
         if let Some(state) = self.state() {
             state.notify_drain(self.server.uptime());
@@ -138,8 +144,8 @@ impl Control {
     /// connection is asked to come to an end: `|http2| http2.graceful_shutdown()`.
     ///
     /// It declares [`IdleWhen::Never`]: the protocol ends by itself. The future is polled once more
-    /// after the drain before it is told, so that what has arrived by then is seen. Await it in the
-    /// connection's handler, or anywhere else. Dropping it drops the future.
+    /// after the drain before `on_drain` is called, so that what has arrived by then is seen. Await
+    /// the result in the connection's handler, or anywhere else. Dropping it drops the future.
     ///
     /// It is for HTTP/2, WebSocket and protocols of one's own. It is not for HTTP/1 of hyper, whose
     /// `graceful_shutdown` closes a connection with a first request on its way or half a head read:

@@ -15,6 +15,10 @@ use super::read::ReadHalf;
 /// and the last one; a line that is not UTF-8 is an `InvalidData` error, and the next one follows.
 /// What comes between the last line end and the peer's end is a line, too, if it is not empty.
 ///
+/// A line that the peer breaks off with a reset is the error of that reset, and what came of the line is
+/// dropped. This holds in debug builds, too, where `read_line` and `lines` of futures-lite 2.6 meet an
+/// assertion of their own there, which is counted as the handler's panic; those of futures-util do not.
+///
 /// It is a [`Stream`] as well.
 #[derive(Debug)]
 pub struct Lines {
@@ -41,7 +45,7 @@ impl Lines {
         std::future::poll_fn(|cx| self.poll_line(cx)).await
     }
 
-    /// The reader, with what it has read and not given out; half a line held here is lost.
+    /// The reader, with the input that it has and no line has taken; half a line that is here is lost.
     #[must_use]
     pub fn into_inner(self) -> ReadHalf {
         self.reader
@@ -53,6 +57,7 @@ impl Lines {
         &self.reader
     }
 
+    /// Polls for the next line.
     fn poll_line(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<String>>> {
         if self.done {
             return Poll::Ready(None);
@@ -92,6 +97,7 @@ impl Lines {
         }
     }
 
+    /// Takes the line that has been collected, without a `\r` at its end.
     fn take_line(&mut self) -> io::Result<String> {
         self.reader.after_consume();
         let mut line = std::mem::take(&mut self.line);

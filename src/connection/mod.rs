@@ -36,7 +36,9 @@ pub use self::write::WriteHalf;
 /// One accepted peer: a buffered reader and a writer.
 ///
 /// It reads and writes through the `futures-io` traits, so `futures-lite` or `futures-util` bring
-/// the methods (`read_line`, `write_all`, …). It is buffered, and owns no buffer while it waits.
+/// the methods (`read_exact`, `write_all`, …). It is buffered, and owns no buffer while it waits. For
+/// lines there is [`ReadHalf::lines`], which has a limit, and which a reset in the middle of a line does
+/// not make panic in debug builds, as it does `read_line` of futures-lite 2.6.
 ///
 /// # Turns
 /// A peer that always has input, or room for output, leaves the other tasks of its thread their turn.

@@ -1,4 +1,10 @@
-//! The reading half: what has arrived comes first, then the drain may end it.
+//! The reading half.
+//!
+//! 1. Input that has arrived is delivered first: a drain ends a read only after the kernel has
+//!    said, *after* the request to stop, that there is nothing.
+//! 2. The reader registers its waker first and looks afterwards at what a wake-up may be about: the
+//!    word, and whether its connection is busy. Swapped, a change between the two acts would wake
+//!    no future.
 
 use std::io;
 use std::pin::Pin;
@@ -23,7 +29,7 @@ pub struct ReadHalf {
     pub(super) buffer: Buffer,
 }
 
-/// What a read has to look at closely.
+/// The flags with which a read takes the long way.
 const SPECIAL: u64 = flag::DRAINING | flag::PEER_ENDED | flag::ENDED_BY_SERVER;
 
 impl ReadHalf {
@@ -47,7 +53,7 @@ impl ReadHalf {
         if !Arc::ptr_eq(&self.state, &writer.state) {
             return Err(ReuniteError(self, writer));
         }
-        // Dropped as a part of the whole, not as a half whose end the peer is to see.
+        // The flag keeps the write half's destructor from sending the peer our end.
         self.state.writer.set(HalfState::REUNITED);
         drop(writer);
         self.state.writer.clear(HalfState::REUNITED);
@@ -56,8 +62,8 @@ impl ReadHalf {
     }
 
     /// Receives into the buffer, which is empty.
-    // A call of its own: futures poll `fill_buf` once more for what it has received, and that second
-    // poll then takes a few instructions.
+    // Not inlined: futures poll `fill_buf` once more for what it has received, and that second poll
+    // is a few instructions without this.
     #[inline(never)]
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         // A connection that waits needs no buffer.
@@ -77,8 +83,8 @@ impl ReadHalf {
         received
     }
 
-    /// Registers the waker if it is known without a look that there is nothing to read; gives whether
-    /// it was, and still is.
+    /// Registers the waker, if the word says that there is nothing to read; gives whether it says
+    /// so still. The kernel is not asked, and no buffer is borrowed.
     #[inline]
     fn registers_only(&mut self, cx: &mut Context<'_>) -> bool {
         let is_quiet = |state: &ConnectionState| {
@@ -89,11 +95,11 @@ impl ReadHalf {
             return false;
         }
         self.wait(cx);
-        // The waker is registered: an event from here on finds it.
+        // Invariant 2.
         is_quiet(&self.state)
     }
 
-    /// Receives into `buf`, with nothing in the buffer.
+    /// Receives into `buf`; the connection's own buffer is empty.
     #[inline(always)]
     fn poll_receive(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let most = buf.len().min(TURN);
@@ -128,7 +134,7 @@ impl ReadHalf {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        // A read after the end sees the end again.
+        // Once a read has said that the input is at its end, every later read says so.
         let word = self.state.word();
         if word & (flag::PEER_ENDED | flag::DRAIN_ENDED) != 0 {
             return Poll::Ready(Ok(0));
@@ -139,16 +145,15 @@ impl ReadHalf {
         if budget::is_used_up() {
             return budget::yield_turn(cx);
         }
-        // What has arrived comes first: the kernel has to say that there is nothing *now*.
+        // Invariant 1: the kernel is asked in any case, whatever was reported.
         let state = &*self.state;
         let transport = &state.transport;
         let received = transport.poll_read(word, &state.reader, cx, buf, true);
         if let Poll::Ready(received) = received {
             return Poll::Ready(self.note(received));
         }
-        // The write half, or a busy guard, changes what makes the connection busy and then wakes the
-        // reader. So the reader registers first and looks at that afterwards: swapped, a change
-        // between the two would wake nobody.
+        // Invariant 2: the write half, or a busy guard, changes whether the connection is busy
+        // first, and wakes the reader afterwards.
         self.wait(cx);
         let word = self.state.word();
         if word & flag::ABORT != 0 {
@@ -162,6 +167,11 @@ impl ReadHalf {
         }
         let is_fresh = word & flag::FIRST_BYTE_GRACE != 0 && self.state.received.load(Relaxed) == 0;
         if is_fresh || self.state.is_busy() {
+            if word & flag::QUIET != 0 {
+                // The task's timer may have fired before this wait began, and nothing else would end
+                // it. A task that is in its handler looks at its timer afterwards.
+                self.state.wake_task();
+            }
             return self.keep_waiting(cx);
         }
         self.state.reader.clear(HalfState::WAITING);
@@ -169,7 +179,8 @@ impl ReadHalf {
         Poll::Ready(Ok(0))
     }
 
-    /// Waits on. An event that came before the waker was registered wakes the reader at once.
+    /// Goes on waiting. For an event that came before the waker was registered the reader is woken
+    /// at once.
     fn keep_waiting<T>(&self, cx: &Context<'_>) -> Poll<T> {
         if self.state.transport.missed_read(self.state.word()) {
             cx.waker().wake_by_ref();
@@ -177,7 +188,7 @@ impl ReadHalf {
         Poll::Pending
     }
 
-    /// Counts what the transport has read, or notes how the input ended.
+    /// Counts the bytes that the transport has read, or records how the input ended.
     #[inline(always)]
     fn note(&mut self, received: io::Result<usize>) -> io::Result<usize> {
         let state = &*self.state;
@@ -187,7 +198,8 @@ impl ReadHalf {
             return received;
         }
         state.reader.clear(HalfState::WAITING);
-        // The end that an abort has made is not the peer's, and an error then mostly came of it.
+        // After an abort an end is not the peer's: the abort has shut the socket. Errors mostly
+        // come of that, too.
         if state.has(flag::ABORT) {
             return Err(aborted());
         }
@@ -197,7 +209,7 @@ impl ReadHalf {
         received
     }
 
-    /// Says that the reader waits, and registers its waker.
+    /// Records that the reader waits, and registers its waker.
     #[inline]
     fn wait(&mut self, cx: &Context<'_>) {
         if !self.state.reader.has(HalfState::WAITING) {
@@ -207,7 +219,7 @@ impl ReadHalf {
         self.state.register(Waiter::Reader, cx);
     }
 
-    /// Notes whether everything received has been consumed.
+    /// Records, after some input was consumed, if that was all.
     #[inline]
     pub(super) fn after_consume(&self) {
         if self.buffer.is_empty() {
@@ -227,7 +239,7 @@ impl AsyncRead for ReadHalf {
             return Poll::Ready(Ok(0));
         }
         let n = if this.buffer.is_empty() {
-            // Without a detour through a buffer.
+            // Into the caller's buffer, without a detour through one of our own.
             ready!(this.poll_receive(cx, buf))?
         } else {
             let bytes = this.buffer.bytes();

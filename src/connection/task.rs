@@ -12,7 +12,8 @@ use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
 
-use super::{close, closer, timeouts};
+use super::timeouts::{self, WAITS_FOR_QUIET};
+use super::{close, closer};
 use crate::log;
 use crate::report::Cause;
 use crate::shared::connection::ConnectionState;
@@ -217,7 +218,13 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                 state.set(flag::FINISHED);
             }
         }
-        if !state.has(flag::CLOSED) {
+        let word = state.word();
+        if word & flag::CLOSED == 0 {
+            if word & WAITS_FOR_QUIET == WAITS_FOR_QUIET {
+                // The handler may have moved bytes, and wait, since the timer was looked at above: it
+                // is to fire when the connection has been quiet from then on.
+                state.with_task_cold(|cold| timeouts::poll(cold, state, cx));
+            }
             return Poll::Pending;
         }
         let Some(result) = result else {
@@ -292,8 +299,8 @@ pub(crate) fn finish(state: Arc<ConnectionState>, kind: CloseKind, cause: Cause)
         return;
     };
     log::debug!(
-        target: "gracious", conn = state.id(), peer:% = state.peer();
-        "connection {} from {} ended: {kind:?}, {cause:?}", state.id(), state.peer(),
+        target: "gracious", conn = state.id();
+        "a connection from {} ended: {kind:?}, {cause:?}", state.peer(),
     );
     let server = state.server.clone();
     // A transport of the user's own may panic when it is dropped; its end is counted all the same.
@@ -321,8 +328,8 @@ fn drop_handler<F>(
 fn log_panic(state: &ConnectionState, panic: &(dyn Any + Send)) {
     let message = message(panic);
     log::error!(
-        target: "gracious", conn = state.id(), peer:% = state.peer();
-        "the handler of connection {} from {} panicked: {message}", state.id(), state.peer(),
+        target: "gracious", conn = state.id();
+        "the handler of a connection from {} panicked: {message}", state.peer(),
     );
 }
 
@@ -343,8 +350,8 @@ fn log_failure(state: &ConnectionState, error: &io::Error) {
         _ => log::Level::Warn,
     };
     log::log!(
-        target: "gracious", level, conn = state.id(), peer:% = state.peer(), error:% = error;
-        "the handler of connection {} from {} failed: {error}", state.id(), state.peer(),
+        target: "gracious", level, conn = state.id();
+        "the handler of a connection from {} failed: {error}", state.peer(),
     );
 }
 

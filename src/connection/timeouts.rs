@@ -12,11 +12,16 @@ use crate::shared::TaskCold;
 use crate::shared::connection::ConnectionState;
 use crate::socket::readiness::{Waiter, flag};
 
+/// What is set while a drain waits until no byte has moved for a while.
+pub(super) const WAITS_FOR_QUIET: u64 = flag::DRAINING | flag::QUIET;
+
 /// Acts on every limit that is due, and arranges to be woken for the next.
 pub(super) fn poll(cold: &mut TaskCold, state: &ConnectionState, cx: &mut Context<'_>) {
     loop {
         let uptime = state.server.uptime();
-        let Some(due) = act(cold, state, uptime) else {
+        let due = act(cold, state, uptime);
+        // A time that never comes needs no timer.
+        let Some(due) = due.filter(|due| *due < Duration::MAX) else {
             cold.timer = None;
             return;
         };
@@ -50,7 +55,7 @@ fn act(cold: &mut TaskCold, state: &ConnectionState, uptime: Duration) -> Option
         }
     }
     // A connection that was asked to end while bytes moved is idle when none has for a while.
-    if word & (flag::DRAINING | flag::QUIET) == flag::DRAINING | flag::QUIET {
+    if word & WAITS_FOR_QUIET == WAITS_FOR_QUIET {
         let since = state.last_activity();
         let over = since.saturating_add(state.quiet_span());
         if over > uptime {
@@ -73,17 +78,28 @@ fn act(cold: &mut TaskCold, state: &ConnectionState, uptime: Duration) -> Option
         }
     }
     if let Some(limit) = config.idle_timeout.filter(|_| !expired) {
-        let since = if state.is_waiting() {
+        // A handler at work is not timed.
+        let quiet_since = if state.is_waiting() {
             state.last_activity()
         } else {
             uptime
         };
-        let over = since.saturating_add(limit);
-        if over <= uptime {
-            expire(cold, state, Cause::IdleTimeout);
-            return next;
+        let asked = cold.asked_by_idle_timeout;
+        let over = match asked {
+            None => quiet_since.saturating_add(limit),
+            // What moves after it was asked may be the goodbye.
+            Some(asked) => quiet_since.max(asked).saturating_add(config.linger),
+        };
+        if over > uptime {
+            look_again(over);
+        } else if asked.is_none() {
+            cold.asked_by_idle_timeout = Some(uptime);
+            cold.limit_met.get_or_insert(Cause::IdleTimeout);
+            state.notify_end();
+            look_again(uptime.saturating_add(config.linger));
+        } else {
+            state.expire();
         }
-        look_again(over);
     }
     if let Some(limit) = config.max_age {
         let old = state.accepted().saturating_add(limit);

@@ -1,4 +1,8 @@
-//! A protocol's own future, told once of a drain.
+//! A protocol's own future, which is asked once to end when its connection is.
+//!
+//! The future is polled once more after the drain before it is asked to end: what has arrived by
+//! the drain is taken in by that poll. Swapped, a request that is in the kernel already would be
+//! refused.
 
 use std::fmt;
 use std::future::Future;
@@ -21,7 +25,8 @@ pin_project! {
         // `None` once it was called.
         on_drain: Option<D>,
         state: Weak<ConnectionState>,
-        // Wakes a task that is not the connection's own, which the drain wakes in any case.
+        // Wakes the task that polls, where that is not the connection's own: the connection's own
+        // task is woken by the drain in any case.
         listener: Option<EventListener>,
     }
 }
@@ -42,7 +47,7 @@ impl<F: Future, D: FnOnce(Pin<&mut F>)> Future for WindDown<F, D> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let mut this = self.project();
-        // Looked at before the poll: what that one finds has arrived by the drain.
+        // Asked before the future is polled, so that the poll comes after the drain.
         let is_draining = |state: &Weak<ConnectionState>| {
             let state = state.upgrade();
             state.is_some_and(|state| state.has(flag::DRAINING))
@@ -70,7 +75,7 @@ impl<F: Future, D: FnOnce(Pin<&mut F>)> Future for WindDown<F, D> {
     }
 }
 
-/// Has the drain wake the task that polls; `true` where there has been one meanwhile.
+/// Has a drain wake the task that polls; `true` where the drain has come meanwhile.
 fn waits_for_drain(
     state: &Weak<ConnectionState>,
     listener: &mut Option<EventListener>,
@@ -80,7 +85,8 @@ fn waits_for_drain(
         return false;
     };
     if state.is_own_task(cx.waker()) {
-        // Woken by the drain: the flag is set before that, and so seen by the poll that follows.
+        // A drain sets the flag first and wakes the connection's task afterwards, which then polls
+        // this and sees the flag.
         *listener = None;
         return state.has(flag::DRAINING);
     }
@@ -95,7 +101,8 @@ fn waits_for_drain(
         if ended {
             *listener = None;
         }
-        // After the listener was made: a drain before that notified nobody.
+        // The flag is looked at after the listener was made. Swapped, a drain between the two acts
+        // would wake no task.
         if state.has(flag::DRAINING) {
             return true;
         }

@@ -142,10 +142,10 @@ fn warn_undeclared(state: &ConnectionState) {
         return;
     }
     log::warn!(
-        target: "gracious", conn = state.id(), peer:% = state.peer();
-        "the handler of connection {} from {} reads while it answers and has not declared when it is \
+        target: "gracious", conn = state.id();
+        "the handler of a connection from {} reads while it answers and has not declared when it is \
          idle: a shutdown may cut its replies; see `IdleWhen`, and the page \"Which drain is yours?\"",
-        state.id(), state.peer(),
+        state.peer(),
     );
 }
 

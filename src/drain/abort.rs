@@ -3,9 +3,9 @@
 //! will do: a future that waits for the end of a server polls it, too.)
 //!
 //! 1. The phase rises first, and the connections in the queue are rejected afterwards. A connection
-//!    that was queued before that pass is rejected by it, and one that is queued later by `enqueue`,
-//!    which looks at the phase after it has pushed. Swapped, a connection that is queued between the
-//!    two acts would wait for ever.
+//!    that was queued before that pass is rejected by it, and one that is queued later by
+//!    `enqueue`, which looks at the phase after it has pushed. Swapped, a connection that is queued
+//!    between the two acts would wait for ever.
 //! 2. Stragglers are recorded before the phase rises: from then on the server can be closed, and
 //!    its report made, at any moment.
 
@@ -29,6 +29,9 @@ const ABORT_STALL: Duration = Duration::from_millis(250);
 /// Ends the server now. Where no stop was asked for before, this is the first request of one, and
 /// no connection is asked to end before it is aborted.
 pub(crate) fn abort(shared: &Shared, reason: Reason) {
+    if shared.is_forked() {
+        return;
+    }
     let is_first = shared.latch.note(reason, shared.clock.now(), None);
     abort_now(shared);
     if is_first {
@@ -51,8 +54,8 @@ pub(crate) fn abort_now(shared: &Shared) {
         if shared.latch.advance(Phase::Aborting) {
             for straggler in &left {
                 log::warn!(
-                    target: "gracious", conn = straggler.id, peer:% = straggler.peer;
-                    "aborted connection {}: {straggler}", straggler.id,
+                    target: "gracious", conn = straggler.id;
+                    "aborted a connection from {straggler}",
                 );
             }
         }
@@ -70,7 +73,7 @@ pub(super) async fn abort_and_close(shared: &Arc<Shared>) {
     let mut left = u64::MAX;
     loop {
         let gone = async {
-            shared.registry.emptied().await;
+            shared.emptied().await;
             true
         };
         let stalled = async {
@@ -102,6 +105,9 @@ pub(crate) fn fail_start(shared: &Arc<Shared>, error: io::Error) {
 
 /// Ends a server that was never served.
 pub(crate) fn drop_unserved(shared: &Arc<Shared>) {
+    if shared.leave_to_owner() {
+        return;
+    }
     shared.shutdown(Reason::Dropped, None);
     close_listeners_without_runtime(shared);
     driver_lost(shared);
@@ -130,7 +136,7 @@ impl DriverGuard {
 impl Drop for DriverGuard {
     fn drop(&mut self) {
         let shared = &self.0;
-        if shared.latch.phase() == Phase::Closed {
+        if shared.latch.phase() == Phase::Closed || shared.leave_to_owner() {
             return;
         }
         shared.shutdown(Reason::RuntimeGone, None);

@@ -120,7 +120,7 @@ mod linux {
             match found {
                 Ok(found) => self.left = found,
                 Err(error) => {
-                    log::debug!(target: "gracious", error:%; "cannot look for handshakes: {error}");
+                    log::debug!(target: "gracious", "cannot look for handshakes: {error}");
                     let blind = Instant::now().checked_add(BLIND_GRACE);
                     self.until = self.until.into_iter().chain(blind).min();
                     self.is_blind = true;

@@ -2,8 +2,8 @@
 //! abort what is left at the deadline, report.
 //!
 //! 1. All listeners are shut, those of linked servers included, before anything waits and before
-//!    any connection is asked to end: a client that sees the end of its connection finds no listener
-//!    of this server's open.
+//!    any connection is asked to end: a client that sees the end of its connection finds no
+//!    listener of this server's open.
 //! 2. The deadline runs from the end of the first sweep: by then the listeners are closed, or are
 //!    kept for handshakes under way or for want of a descriptor, beside the drain.
 //! 3. A deadline, an abort and the last connection's end are waited for together: a stop takes one
@@ -30,6 +30,7 @@ use crate::shared::Shared;
 pub(crate) mod abort;
 pub(crate) mod fallback;
 mod handshakes;
+mod spread;
 mod sweep;
 
 /// The server's own task.
@@ -67,8 +68,10 @@ async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
     shut_listeners(shared);
     let kept = sweep_and_close(shared, &**launcher).await;
     shared.latch.shut_at(shared.clock.now());
-    shared.registry.drain_all(shared.uptime());
     shared.hurry_closers();
+    let idle = shared
+        .registry
+        .drain_busy(shared.uptime(), shared.config.spread);
 
     let settled = future::zip(
         keep_sweeping(shared, &**launcher, kept),
@@ -76,13 +79,17 @@ async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
     );
     let drained = async {
         settled.await;
-        shared.registry.emptied().await;
+        shared.emptied().await;
     };
     let overdue = async {
         future::or(deadline(shared), shared.latch.reached(Phase::Aborting)).await;
         abort_and_close(shared).await;
     };
-    future::or(drained, overdue).await;
+    let told = async {
+        spread::drain_one_by_one(shared, idle).await;
+        future::pending().await
+    };
+    future::or(drained, future::or(overdue, told)).await;
     shared.close();
 }
 

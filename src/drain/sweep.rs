@@ -198,7 +198,7 @@ pub(super) fn close_listeners_without_runtime(shared: &Arc<Shared>) {
     };
     let thread = thread::Builder::new().name("gracious-close".into());
     if let Err(error) = thread.spawn(keep) {
-        log::warn!(target: "gracious", error:%; "cannot wait for handshakes under way: {error}");
+        log::warn!(target: "gracious", "cannot wait for handshakes under way: {error}");
         close_listeners_unserved(shared);
     }
 }

@@ -337,5 +337,5 @@ fn lost() -> io::Error {
 }
 
 fn cannot_shut(error: &io::Error) {
-    log::warn!(target: "gracious", error:%; "cannot shut a listener: {error}");
+    log::warn!(target: "gracious", "cannot shut a listener: {error}");
 }

@@ -6,16 +6,16 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_io::Async;
 use futures_io::{AsyncRead, AsyncWrite};
 
 use crate::address::Address;
-use crate::socket::Incoming;
+use crate::socket::{Incoming, uninterrupted};
 use crate::transport::Engine;
 #[cfg(target_os = "linux")]
 use crate::workers::WatchedListener;
@@ -151,6 +151,12 @@ pub(crate) trait RawListener: Send {
         None
     }
 
+    /// Ends the listening, before the descriptor is closed.
+    fn end(&mut self) {}
+
+    /// Closes the descriptor and does nothing else, in a process that was forked from the owner's.
+    fn leave(self: Box<Self>);
+
     /// How many peers wait to be accepted, where the system tells.
     fn queued(&self) -> Option<u32> {
         None
@@ -195,6 +201,16 @@ impl<L: AsFd + Send + Sync + 'static> ListeningSocket<L> {
         }
     }
 
+    /// Closes the descriptor, and leaves the poller alone, which a forked process shares with the owner:
+    /// it would report this socket to nobody any more.
+    #[allow(unsafe_code)]
+    fn leave(self) {
+        let descriptor = self.get_ref().as_fd().as_raw_fd();
+        std::mem::forget(self);
+        // SAFETY: the descriptor is open, and nothing else closes it: its owner is forgotten.
+        drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
+    }
+
     /// Polls for the next peer, with `accept` for the system call.
     fn poll_accept<T>(
         &mut self,
@@ -206,16 +222,70 @@ impl<L: AsFd + Send + Sync + 'static> ListeningSocket<L> {
             #[cfg(target_os = "linux")]
             Self::Workers(socket) => return socket.poll_accept(cx, accept),
         };
-        loop {
+        let accept = || uninterrupted(|| accept(socket.get_ref()));
+        if *armed {
+            *armed = socket.poll_readable(cx)?.is_pending();
             if *armed {
-                ready!(socket.poll_readable(cx))?;
-                *armed = false;
+                // Nothing, or news that `async-io` takes for old, because it came in the very round of
+                // the reactor in which it was asked for. Where the executor is never idle that can be
+                // so in one round after the other, and no peer would be let in.
+                return match accept() {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+                    accepted => Poll::Ready(accepted),
+                };
             }
-            match accept(socket.get_ref()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => *armed = true,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+        }
+        loop {
+            match accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 accepted => return Poll::Ready(accepted),
             }
+            *armed = socket.poll_readable(cx)?.is_pending();
+            if *armed {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::mpsc;
+    use std::task::Wake;
+    use std::time::Duration;
+
+    use super::*;
+
+    struct Told(mpsc::Sender<()>);
+
+    impl Wake for Told {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.send(()).unwrap();
+        }
+    }
+
+    /// Else it is polled once more for each peer, a round of the executor later, and beside tasks that
+    /// never pause again and again.
+    #[test]
+    fn a_peer_that_was_told_of_is_accepted_at_once() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let address = socket.local_addr().unwrap();
+        let mut listener = ListeningSocket::new(socket, &Engine::Reactor).unwrap();
+        let (tell, told) = mpsc::channel();
+        let waker = std::sync::Arc::new(Told(tell)).into();
+        let mut cx = Context::from_waker(&waker);
+        for peer in 0..100 {
+            assert!(
+                listener
+                    .poll_accept(&mut cx, TcpListener::accept)
+                    .is_pending()
+            );
+            let _client = TcpStream::connect(address).unwrap();
+            told.recv_timeout(Duration::from_secs(20)).unwrap();
+            let accepted = listener.poll_accept(&mut cx, TcpListener::accept);
+            assert!(matches!(accepted, Poll::Ready(Ok(_))), "peer {peer}");
         }
     }
 }

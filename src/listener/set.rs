@@ -1,5 +1,4 @@
-//! The listeners of a server, by the accept loop that takes their peers: each shard has a set of its
-//! own.
+//! The listeners of one accept loop: those of a server, or of one shard of it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,13 +9,14 @@ use super::{AnyListener, ErasedListener, RawListener};
 use crate::address::Address;
 use crate::log;
 use crate::socket::Incoming;
+use crate::socket::owner::Owner;
 use crate::sync::{assert_unlocked, lock};
 
 /// The listeners of one accept loop.
 ///
-/// Sockets are asked under its lock, for the length of a system call. (A reactor takes the accept
-/// loop's waker down meanwhile, as it does under a lock of its own.) Listeners of the user's own are
-/// asked without it.
+/// Sockets are asked for peers under the set's lock, for the length of a system call. (A reactor
+/// registers the accept loop's waker meanwhile, under a lock of its own.) Listeners of the user's
+/// own are asked without the lock.
 #[derive(Default)]
 pub(crate) struct ListenerSet(Mutex<Listeners>);
 
@@ -28,20 +28,25 @@ struct Listeners {
     next: usize,
 }
 
-/// A listener, and which of the server's addresses it is bound to.
+/// A listener, and what is to be known of its peers.
 struct BoundListener {
     listener: AnyListener,
-    place: Place,
+    origin: Origin,
 }
 
+/// Where a peer comes from.
 #[derive(Clone, Copy)]
-struct Place {
+struct Origin {
+    /// The number, among the server's addresses, of the one that the listener is bound to.
     address: u16,
     /// Every shard has a socket of its own for this address.
     is_sharded: bool,
+    /// The process that bound the listener: another one, forked from it, would shut it for its
+    /// parent.
+    owner: Owner,
 }
 
-/// A peer, straight from its listener.
+/// A peer that was accepted.
 pub(crate) struct Accepted {
     pub(crate) incoming: Incoming,
     pub(crate) peer: Address,
@@ -56,23 +61,26 @@ enum Asked<'a> {
 }
 
 impl ListenerSet {
-    /// Deals the sockets of each address out: as many sets as an address has sockets at most.
+    /// Deals the sockets of each address out to sets. There are as many sets as the address with
+    /// the most sockets has.
     pub(crate) fn all(listeners: Vec<Vec<AnyListener>>) -> Vec<Self> {
         let mut sets: Vec<Listeners> = Vec::new();
         for (address, sockets) in listeners.into_iter().enumerate() {
-            let place = Place {
+            let origin = Origin {
                 address: address as u16,
                 is_sharded: sockets.len() > 1,
+                owner: Owner::this_process(),
             };
             sets.resize_with(sets.len().max(sockets.len()), Listeners::default);
             for (set, listener) in sets.iter_mut().zip(sockets) {
-                set.all.push(BoundListener { listener, place });
+                set.all.push(BoundListener { listener, origin });
             }
         }
         sets.into_iter().map(|set| Self(Mutex::new(set))).collect()
     }
 
-    /// The next peer of any listener; they are asked in turn.
+    /// Polls for the next peer of any listener, in the accept loop of this set. The listeners are
+    /// asked in turn, and keep the loop's waker.
     pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         self.in_turn(|listener| match listener {
             Asked::Socket(listener) => listener.poll_accept(cx),
@@ -80,7 +88,8 @@ impl ListenerSet {
         })
     }
 
-    /// The next peer that is queued; `Pending` where none is, and nothing will be woken.
+    /// The next peer that is queued, for the accept loop of another set; `Pending` where there is
+    /// none, and no waker is kept.
     pub(crate) fn try_accept(&self) -> Poll<io::Result<Accepted>> {
         self.in_turn(|listener| {
             let accepted = match listener {
@@ -94,6 +103,7 @@ impl ListenerSet {
         })
     }
 
+    /// Asks the listeners for a peer, beginning behind the one that gave the last.
     fn in_turn(
         &self,
         mut ask: impl FnMut(Asked<'_>) -> Poll<io::Result<(Incoming, Address)>>,
@@ -102,18 +112,18 @@ impl ListenerSet {
         let (first, count) = (listeners.next, listeners.all.len());
         for step in 0..count {
             let index = (first + step) % count;
-            let Some(BoundListener { listener, place }) = listeners.all.get_mut(index) else {
-                // They were closed while one of the user's own was asked.
+            let Some(BoundListener { listener, origin }) = listeners.all.get_mut(index) else {
+                // The listeners were closed while one of the user's own was asked.
                 return Poll::Pending;
             };
-            let place = *place;
+            let origin = *origin;
             let accepted = match listener {
                 AnyListener::Socket(listener) => ask(Asked::Socket(&mut **listener)),
                 AnyListener::Custom(listener) => {
                     let listener = listener.clone();
                     drop(listeners);
                     let accepted = ask(Asked::Custom(&*listener));
-                    // If the set was closed meanwhile, this drops the listener; outside the lock.
+                    // Outside the lock: if the set was closed meanwhile, this is the last owner.
                     drop(listener);
                     listeners = lock(&self.0);
                     accepted
@@ -123,19 +133,19 @@ impl ListenerSet {
                 let is_closed = listeners.all.is_empty();
                 listeners.next = index + 1;
                 drop(listeners);
-                // A peer that comes when the set is closed is dropped here, without a lock.
+                // Without the lock: a peer that comes when the set is closed is dropped here.
                 return match is_closed {
                     true => Poll::Pending,
-                    false => Poll::Ready(place.accepted(accepted)),
+                    false => Poll::Ready(origin.accepted(accepted)),
                 };
             }
         }
         Poll::Pending
     }
 
-    /// The next peer that is queued at one listener; `None` where there is no such listener. For a
-    /// sweep, which has `accepted` so many there: where new peers still come it takes no more than
-    /// the `backlog`, since the rest are for others who hold the socket, too.
+    /// The next peer that is queued at the listener of this index, for a sweep; `None` where there
+    /// is no such listener. `accepted` is how many the sweep has accepted there: at a listener that
+    /// could not be shut it accepts no more than `backlog`, since new peers come all the while.
     pub(crate) fn sweep(
         &self,
         index: usize,
@@ -143,8 +153,8 @@ impl ListenerSet {
         backlog: u32,
     ) -> Option<io::Result<Accepted>> {
         let mut listeners = lock(&self.0);
-        let BoundListener { listener, place } = listeners.all.get_mut(index)?;
-        let place = *place;
+        let BoundListener { listener, origin } = listeners.all.get_mut(index)?;
+        let origin = *origin;
         let accepted = match listener {
             AnyListener::Socket(listener) if !listener.is_shut() && accepted >= backlog => {
                 Err(io::ErrorKind::WouldBlock.into())
@@ -156,10 +166,10 @@ impl ListenerSet {
                 listener.sweep()
             }
         };
-        Some(place.accepted(accepted))
+        Some(origin.accepted(accepted))
     }
 
-    /// The addresses whose handshakes under way the kernel has to be asked for.
+    /// The addresses of the listeners whose handshakes under way the kernel has to be asked for.
     pub(crate) fn handshakes_at(&self) -> Vec<SocketAddr> {
         let listeners = lock(&self.0);
         let addresses = listeners
@@ -169,18 +179,19 @@ impl ListenerSet {
         addresses.collect()
     }
 
-    /// Takes no new peers from here on; those queued can still be accepted.
+    /// Shuts all listeners: new peers are refused, and queued ones can still be accepted.
     pub(crate) fn shut(&self) {
         let (mut custom, mut errors) = (Vec::new(), Vec::new());
-        for BoundListener { listener, .. } in &mut lock(&self.0).all {
+        for BoundListener { listener, origin } in &mut lock(&self.0).all {
             match listener {
+                _ if !origin.owner.is_this_process() => {}
                 AnyListener::Socket(listener) => errors.extend(listener.shut().err()),
                 AnyListener::Custom(listener) => custom.push(listener.clone()),
             }
         }
         custom.iter().for_each(|listener| listener.shut());
         for error in errors {
-            log::warn!(target: "gracious", error:%; "cannot shut a listener as it should be: {error}");
+            log::warn!(target: "gracious", "cannot shut a listener as it should be: {error}");
         }
     }
 
@@ -190,27 +201,52 @@ impl ListenerSet {
             let mut listeners = lock(&self.0);
             let all = std::mem::take(&mut listeners.all).into_iter();
             let is_done = |it: &BoundListener| !keeps_handshakes || it.handshakes_at().is_none();
-            let (closed, kept) = all.partition(is_done);
+            let (mut closed, kept): (Vec<_>, _) = all.partition(is_done);
             listeners.all = kept;
+            for BoundListener { listener, origin } in &mut closed {
+                if let AnyListener::Socket(listener) = listener {
+                    if origin.owner.is_this_process() {
+                        listener.end();
+                    }
+                }
+            }
             closed
         };
         assert_unlocked();
         drop(closed);
     }
 
+    /// Closes the descriptors and does nothing else, in a process that was forked from the owner's.
+    /// A listener of the user's own may do anything when it is dropped, so it stays as it is.
+    pub(crate) fn leave(&self) {
+        // A thread that had it locked is not in this process.
+        let Ok(mut listeners) = self.0.try_lock() else {
+            return;
+        };
+        let all = std::mem::take(&mut listeners.all);
+        drop(listeners);
+        for BoundListener { listener, .. } in all {
+            match listener {
+                AnyListener::Socket(listener) => listener.leave(),
+                AnyListener::Custom(listener) => std::mem::forget(listener),
+            }
+        }
+    }
+
+    /// Whether all listeners are closed.
     pub(crate) fn is_closed(&self) -> bool {
         lock(&self.0).all.is_empty()
     }
 
-    /// Calls `tell` with each listener's address, by its number, and how many peers are queued at it,
-    /// where the system tells.
-    pub(crate) fn tell_queued(&self, mut tell: impl FnMut(u16, Option<u32>)) {
-        for BoundListener { listener, place } in &lock(&self.0).all {
+    /// Calls `each` with the number of each listener's address, and how many peers are queued at
+    /// it, where the system tells.
+    pub(crate) fn for_each_queue(&self, mut each: impl FnMut(u16, Option<u32>)) {
+        for BoundListener { listener, origin } in &lock(&self.0).all {
             let queued = match listener {
                 AnyListener::Socket(listener) => listener.queued(),
                 AnyListener::Custom(_) => None,
             };
-            tell(place.address, queued);
+            each(origin.address, queued);
         }
     }
 }
@@ -224,7 +260,7 @@ impl BoundListener {
     }
 }
 
-impl Place {
+impl Origin {
     fn accepted(self, accepted: io::Result<(Incoming, Address)>) -> io::Result<Accepted> {
         let (incoming, peer) = accepted?;
         Ok(Accepted {

@@ -1,10 +1,12 @@
 //! TCP listeners.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::task::{Context, Poll};
+#[cfg(target_os = "linux")]
+use std::time::Duration;
 
-use socket2::{Domain, TcpKeepalive, Type};
+use socket2::{Domain, SockRef, TcpKeepalive, Type};
 
 use super::bind::cannot_listen;
 #[cfg(target_os = "linux")]
@@ -55,11 +57,11 @@ impl Tcp {
         // Before any of the sockets listens: to find the means out tries them, which must not be
         // seen by a peer. All sockets of one port have the same, since it is all of them or none.
         #[cfg(target_os = "linux")]
-        let means = Means::find(&socket2::SockRef::from(&sockets[0]));
+        let means = Means::find(&SockRef::from(&sockets[0]));
         #[cfg(target_os = "linux")]
         if means == Means::None {
             log::warn!(
-                target: "gracious", address:%;
+                target: "gracious",
                 "new peers cannot be kept out of {address} at a stop, some may be reset: expected Linux \
                  5.7, a listener that is bound to no interface, or CAP_NET_ADMIN",
             );
@@ -133,9 +135,21 @@ fn bind_one(
             .with_retries(KEEPALIVE_PROBES);
         socket.set_tcp_keepalive(&keepalive)?;
     }
+    #[cfg(target_os = "linux")]
+    if let Some(limit) = config.user_timeout {
+        socket.set_tcp_user_timeout(Some(whole_milliseconds(limit)))?;
+    }
     socket.bind(&address.into())?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+/// A limit as `TCP_USER_TIMEOUT` takes it: the kernel counts in milliseconds, takes 0 for no limit,
+/// and refuses numbers above an `i32`.
+#[cfg(target_os = "linux")]
+fn whole_milliseconds(limit: Duration) -> Duration {
+    let millis = limit.as_nanos().div_ceil(1_000_000);
+    Duration::from_millis(millis.min(i32::MAX as u128) as u64)
 }
 
 fn incoming(stream: TcpStream) -> Incoming {
@@ -170,6 +184,18 @@ impl RawListener for Tcp {
     fn handshakes_at(&self) -> Option<SocketAddr> {
         let local = self.socket.get_ref().local_addr();
         self.is_shut.then_some(local.ok()).flatten()
+    }
+
+    fn end(&mut self) {
+        if self.is_shut {
+            // The port is free from here on, even if a program that is just being started has a
+            // copy of the descriptor until it is executed. A socket that was shut is nobody else's.
+            let _ignored = SockRef::from(self.socket.get_ref()).shutdown(Shutdown::Both);
+        }
+    }
+
+    fn leave(self: Box<Self>) {
+        self.socket.leave();
     }
 
     #[cfg(target_os = "linux")]

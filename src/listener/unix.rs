@@ -5,8 +5,10 @@
 //!    that to our removal.
 //! 2. A path is removed only if the file behind it is still the one that this listener made:
 //!    another server may have put its own there.
-//! 3. Between the look at what is behind a path and its removal, the directory is locked against
-//!    other servers of this kind.
+//! 3. The directory is locked against other servers of this kind from the look at what is behind a
+//!    path until our own socket listens there. Another server that bound between the look and the
+//!    removal would lose its path; and one that looked before our socket listens would take that
+//!    for one that nobody is behind any more, and remove it.
 
 use std::fs;
 use std::io;
@@ -25,14 +27,16 @@ use crate::config::Config;
 use crate::log;
 use crate::socket;
 use crate::socket::Incoming;
+use crate::socket::owner::Owner;
 use crate::transport::Engine;
 
 /// A Unix listener.
 #[derive(Debug)]
 pub(crate) struct Unix {
-    socket: ListeningSocket<UnixListener>,
-    /// The file that `bind` made; none of an abstract or an adopted socket.
+    /// The file that `bind` made; none of an abstract or an adopted socket. It is dropped, and the
+    /// path removed, before the socket is closed: see invariant 1.
     file: Option<File>,
+    socket: ListeningSocket<UnixListener>,
     /// The socket was adopted, and others may hold it: what acts on the socket, and not on our
     /// descriptor alone, is not done.
     shared: bool,
@@ -41,11 +45,14 @@ pub(crate) struct Unix {
     shut: bool,
 }
 
-/// The file of a Unix socket: its path, and the device and inode that it had when it was made.
+/// The file of a Unix socket: its path, and the device and inode that it had when it was made. The
+/// process that made it removes it: see [`File::remove`].
 #[derive(Debug)]
 struct File {
     path: PathBuf,
     inode: (u64, u64),
+    owner: Owner,
+    is_removed: bool,
 }
 
 impl Unix {
@@ -77,8 +84,14 @@ impl Unix {
 
     fn bind_now(address: &Address, config: &Config, engine: &Engine) -> io::Result<Self> {
         let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        let mut lock = None;
         let file = match address {
-            Address::Unix(path) => Some(bind_file(&socket, path, config)?),
+            Address::Unix(path) => {
+                // The working directory may have changed when the path is removed.
+                let path = std::path::absolute(path)?;
+                lock = lock_directory(&path, TRIES_TO_BIND);
+                Some(bind_file(&socket, path, config)?)
+            }
             Address::Abstract(name) => {
                 let mut path = vec![0];
                 path.extend(name);
@@ -89,23 +102,16 @@ impl Unix {
             other => unreachable!("{other} is no Unix address"),
         };
         let backlog = i32::try_from(config.backlog).unwrap_or(i32::MAX);
-        let listened = socket
-            .listen(backlog)
-            .and_then(|()| socket.set_nonblocking(true))
-            .and_then(|()| ListeningSocket::new(socket.into(), engine));
-        match listened {
-            Ok(socket) => Ok(Self {
-                socket,
-                file,
-                shared: false,
-                shut: false,
-            }),
-            Err(error) => {
-                // The error that is told is the first.
-                let _ignored = file.as_ref().map(File::remove);
-                Err(error)
-            }
-        }
+        let listened = socket.listen(backlog);
+        // Invariant 3.
+        drop(lock);
+        listened.and_then(|()| socket.set_nonblocking(true))?;
+        Ok(Self {
+            socket: ListeningSocket::new(socket.into(), engine)?,
+            file,
+            shared: false,
+            shut: false,
+        })
     }
 
     /// Whether an error says that the queue of a listener which is shut is empty: after `SHUT_RD`
@@ -187,7 +193,7 @@ impl RawListener for Unix {
 
     fn shut(&mut self) -> io::Result<()> {
         // Invariant 1.
-        let removed = self.file.take().map_or(Ok(()), |file| file.remove());
+        let removed = self.file.take().map_or(Ok(()), |mut file| file.remove());
         if !self.shared {
             // New peers are refused, and queued ones can still be accepted. This cannot fail on a
             // socket that listens.
@@ -197,23 +203,23 @@ impl RawListener for Unix {
         removed
     }
 
+    fn leave(self: Box<Self>) {
+        self.socket.leave();
+    }
+
     fn is_shut(&self) -> bool {
         self.shut
     }
 }
 
-impl Drop for Unix {
-    fn drop(&mut self) {
-        if let Some(Err(error)) = self.file.as_ref().map(File::remove) {
-            log::warn!(target: "gracious", error:%; "{error}");
-        }
-    }
-}
-
 impl File {
-    /// Removes the path if the file behind it is still this one.
-    fn remove(&self) -> io::Result<()> {
-        let _lock = lock_directory(&self.path);
+    /// Removes the path if the file behind it is still this one, and this process made it. Done
+    /// once: the inode's number may be another file's afterwards.
+    fn remove(&mut self) -> io::Result<()> {
+        if std::mem::replace(&mut self.is_removed, true) || !self.owner.is_this_process() {
+            return Ok(());
+        }
+        let _lock = lock_directory(&self.path, TRIES_TO_REMOVE);
         match fs::symlink_metadata(&self.path) {
             Ok(found) if (found.dev(), found.ino()) == self.inode => fs::remove_file(&self.path)
                 .map_err(|error| {
@@ -227,15 +233,18 @@ impl File {
     }
 }
 
-/// Binds a socket to a path. Replaces the file of a socket on which no process listens any more.
-fn bind_file(socket: &socket2::Socket, path: &Path, config: &Config) -> io::Result<File> {
-    // The working directory may have changed when the path is removed.
-    let path = std::path::absolute(path)?;
+impl Drop for File {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            log::warn!(target: "gracious", "{error}");
+        }
+    }
+}
+
+/// Binds a socket to a path, whose directory is locked. Replaces the file of a socket on which no
+/// process listens any more.
+fn bind_file(socket: &socket2::Socket, path: PathBuf, config: &Config) -> io::Result<File> {
     let address = SockAddr::unix(&path)?;
-    // Held until the end of this function: another server that bound between the probe in
-    // `remove_stale` and the removal would lose its path, and one that probed before owner and mode
-    // are set would take ours, which does not listen yet, for a stale one.
-    let _lock = lock_directory(&path);
     match socket.bind(&address) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             remove_stale(&path)?;
@@ -244,25 +253,26 @@ fn bind_file(socket: &socket2::Socket, path: &Path, config: &Config) -> io::Resu
         bound => bound?,
     }
     let made = fs::symlink_metadata(&path)?;
-    let file = File {
-        path,
-        inode: (made.dev(), made.ino()),
-    };
     // Before the socket listens: no peer can connect until owner and mode are in place.
     let owned = (|| {
         if let Some((user, group)) = config.unix_owner {
-            chown(&file.path, user, group)?;
+            chown(&path, user, group)?;
         }
         if let Some(mode) = config.unix_mode {
-            fs::set_permissions(&file.path, fs::Permissions::from_mode(mode))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
         }
         Ok(())
     })();
     if let Err(error) = owned {
-        fs::remove_file(&file.path)?;
+        fs::remove_file(&path)?;
         return Err(error);
     }
-    Ok(file)
+    Ok(File {
+        path,
+        inode: (made.dev(), made.ino()),
+        owner: Owner::this_process(),
+        is_removed: false,
+    })
 }
 
 /// Removes the file of a socket on which no process listens any more.
@@ -292,20 +302,22 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 /// Locks the directory of a path against other servers of this kind; the lock ends when the file
 /// that is given back is dropped. `None` where the directory cannot be locked, or another process
 /// keeps the lock: the caller goes on without.
-fn lock_directory(path: &Path) -> Option<fs::File> {
+fn lock_directory(path: &Path, tries: u32) -> Option<fs::File> {
     use rustix::fs::{FlockOperation, flock};
     let directory = fs::File::open(path.parent()?).ok()?;
-    for _ in 0..LOCK_TRIES {
+    for _ in 0..tries {
         match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Some(directory),
-            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(PAUSE),
             Err(_) => return None,
         }
     }
     None
 }
 
-/// How often the lock is tried and how long is waited in between: a server holds it for a few
-/// system calls.
-const LOCK_TRIES: u32 = 20;
-const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+/// How often the lock is tried, with a pause in between: a server holds it for a few system calls,
+/// and longer on a busy machine. To bind waits on a thread of its own, to remove in the server's
+/// task.
+const TRIES_TO_BIND: u32 = 1000;
+const TRIES_TO_REMOVE: u32 = 20;
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(1);

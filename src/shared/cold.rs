@@ -54,6 +54,8 @@ pub(crate) struct TaskCold {
     pub(crate) quiet_since: Option<Duration>,
     /// The limit that has ended this connection.
     pub(crate) limit_met: Option<Cause>,
+    /// The uptime at which `idle_timeout` asked this connection to end.
+    pub(crate) asked_by_idle_timeout: Option<Duration>,
     /// What the handler failed with.
     pub(crate) error: String,
 }

@@ -290,7 +290,15 @@ impl ConnectionState {
         }
     }
 
-    /// Asks this connection to come to an end.
+    /// Asks this connection to come to an end, whether or not it has had time for its first byte.
+    pub(crate) fn notify_end(&self) {
+        self.set(flag::DRAINING);
+        self.notify_listeners();
+        self.wake(Waiter::Reader);
+    }
+
+    /// Asks this connection to come to an end. One that has just been accepted may still send its
+    /// first byte.
     pub(crate) fn notify_drain(&self, uptime: Duration) {
         let is_fresh = self.received.load(Acquire) == 0
             && self.age(uptime) < self.server.config.first_byte_grace;
@@ -310,6 +318,9 @@ impl ConnectionState {
 
     /// Aborts the connection under whatever holds it.
     pub(crate) fn abort(&self) {
+        if self.server.is_forked() {
+            return;
+        }
         // A detached socket is no longer the server's.
         if self.set(flag::ABORT) & (flag::ABORT | flag::DETACHED) == 0 {
             self.transport.shutdown_both();

@@ -16,8 +16,7 @@ pub(crate) struct IdMap<T> {
 }
 
 impl<T> IdMap<T> {
-    #[cfg(test)]
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
@@ -36,6 +35,11 @@ impl<T> IdMap<T> {
     pub(crate) fn get(&self, id: u64) -> Option<&T> {
         let index = self.index(id)?;
         self.entries[index].1.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut T> {
+        let index = self.index(id)?;
+        self.entries[index].1.as_mut()
     }
 
     pub(crate) fn remove(&mut self, id: u64) -> Option<T> {
@@ -60,6 +64,12 @@ impl<T> IdMap<T> {
     /// The values, in the order of their ids.
     pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
         self.entries.iter().filter_map(|(_, value)| value.as_ref())
+    }
+
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.entries
+            .iter_mut()
+            .filter_map(|(_, value)| value.as_mut())
     }
 
     /// Where the entry of an id is; that may be a gap.

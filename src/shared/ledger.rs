@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::work::WorkList;
 use crate::report::{AcceptErrors, Cause, Limited, Stats, Straggler};
 
 /// How a connection ended, as it is counted.
@@ -44,7 +45,7 @@ pub(crate) struct Ledger {
     detached: u64,
     rejected: u64,
     peak: u64,
-    pub(super) tracked: u64,
+    pub(super) work: WorkList,
     /// Bytes of the connections that ended.
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
@@ -128,7 +129,7 @@ impl Ledger {
 
     /// Connections and tracked futures.
     pub(super) fn left(&self) -> u64 {
-        self.active + self.tracked
+        self.active + self.work.len()
     }
 
     /// Whether nothing is left and nothing can come any more.
@@ -136,9 +137,19 @@ impl Ledger {
         self.left() == 0 && !self.is_accepting()
     }
 
-    /// Whether nothing is left but connections whose handlers wait for exactly that.
+    /// Whether no connection is left but those whose handlers wait for the server to close.
+    pub(super) fn is_disconnected(&self) -> bool {
+        self.active <= self.self_waiters && !self.is_accepting()
+    }
+
+    /// Whether nothing is left but connections and tracked work that wait for exactly that.
     pub(super) fn only_self_waiters(&self) -> bool {
-        self.active <= self.self_waiters && self.tracked == 0 && !self.is_accepting()
+        self.is_disconnected() && self.work.only_waits()
+    }
+
+    /// Whether nothing is left but what waits for that, or reads events.
+    pub(super) fn only_dependents(&self) -> bool {
+        self.is_disconnected() && self.work.only_depends()
     }
 
     /// Whether an accept loop may yet accept a peer.
@@ -159,9 +170,12 @@ impl Ledger {
             rejected: self.rejected,
             active: self.active,
             peak: self.peak,
-            tracked: self.tracked,
+            tracked: self.work.len(),
+            dropped: self.work.dropped(),
             accept_errors: errors.peer + errors.shortage + errors.listener,
             accept_errors_by: errors,
+            // The server knows it.
+            shortage: false,
             limited: self.limited,
             // Counted with the permits.
             closing: 0,

@@ -20,6 +20,7 @@ use crate::listener::set::ListenerSet;
 use crate::log;
 use crate::report::{Cause, ListenerInfo, Report, Stats};
 use crate::runtime::{Clock, Runtime};
+use crate::socket::owner::Owner;
 use crate::socket::readiness::flag;
 use crate::sync::{lock, notify};
 use crate::transport::Engine;
@@ -34,6 +35,8 @@ pub(crate) mod ledger;
 pub(crate) mod lingering;
 pub(crate) mod permits;
 pub(crate) mod registry;
+mod self_wait;
+mod work;
 
 use self::connection::ConnectionState;
 use self::ledger::{CloseKind, Closing};
@@ -42,6 +45,12 @@ use self::permits::{Permits, Queue, Reservation};
 use self::registry::Registry;
 
 pub(crate) use self::cold::TaskCold;
+pub(crate) use self::self_wait::SelfWait;
+pub(crate) use self::work::{Name, WorkWaker};
+
+/// How long after it was last met a shortage is taken to last: accept is tried again every second at
+/// the longest, and that may be late by another.
+const SHORTAGE_LASTS: Duration = Duration::from_secs(2);
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -63,6 +72,8 @@ pub(crate) struct Shared {
     /// there is enough.
     pub(crate) last_shortage: AtomicU64,
     bound_at: Instant,
+    /// The process that bound the server, and the only one that acts for it.
+    owner: Owner,
     /// When somebody began to serve this server; set, too, where nobody ever will.
     serving_since: OnceLock<Instant>,
     failure: Mutex<Option<io::Error>>,
@@ -102,6 +113,7 @@ impl Shared {
             next_set: AtomicUsize::new(0),
             last_shortage: AtomicU64::new(0),
             bound_at: Runtime::now(runtime),
+            owner: Owner::this_process(),
             serving_since: OnceLock::new(),
             failure: Mutex::default(),
             report: OnceLock::new(),
@@ -131,6 +143,23 @@ impl Shared {
             Phase::Draining => State::Draining,
             Phase::Aborting => State::Aborting,
             Phase::Closed => State::Closed,
+        }
+    }
+
+    /// Whether the server would accept and cannot, for want of descriptors or memory.
+    pub(crate) fn is_short(&self) -> bool {
+        let last = self.last_shortage.load(SeqCst);
+        if last == 0 || self.state() != State::Serving {
+            return false;
+        }
+        self.uptime().saturating_sub(Duration::from_nanos(last)) < SHORTAGE_LASTS
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            closing: self.permits.apart() as u64,
+            shortage: self.is_short(),
+            ..self.registry.stats()
         }
     }
 
@@ -224,7 +253,7 @@ impl Shared {
     pub(crate) fn listeners(&self) -> Vec<ListenerInfo> {
         let mut infos = BTreeMap::new();
         for set in &self.listener_sets {
-            set.tell_queued(|address, queued| {
+            set.for_each_queue(|address, queued| {
                 let info = infos.entry(address).or_insert_with(|| ListenerInfo {
                     address: self.addrs[usize::from(address)].clone(),
                     queued: queued.and(Some(0)),
@@ -242,6 +271,22 @@ impl Shared {
         sets.flat_map(ListenerSet::handshakes_at).collect()
     }
 
+    /// Whether this process was forked from the one that bound the server, which alone acts for it.
+    pub(crate) fn is_forked(&self) -> bool {
+        !self.owner.is_this_process()
+    }
+
+    /// Leaves everything to the process that this one was forked from, if it was forked after the server
+    /// was bound: closes the listeners' descriptors and does nothing else. `false` in the process that
+    /// bound it.
+    pub(crate) fn leave_to_owner(&self) -> bool {
+        if !self.is_forked() {
+            return false;
+        }
+        self.listener_sets.iter().for_each(ListenerSet::leave);
+        true
+    }
+
     pub(crate) fn is_closed_to_peers(&self) -> bool {
         self.listener_sets.iter().all(ListenerSet::is_closed)
     }
@@ -250,6 +295,9 @@ impl Shared {
 /// The stop.
 impl Shared {
     pub(crate) fn shutdown(&self, reason: Reason, before: Option<Instant>) {
+        if self.is_forked() {
+            return;
+        }
         if self.latch.ask(reason, self.clock.now(), before) {
             self.registry.publish(State::Draining);
             self.announce(before);
@@ -260,15 +308,22 @@ impl Shared {
     pub(crate) fn announce(&self, before: Option<Instant>) {
         let reason = self.latch.request().reason.clone();
         let reason = reason.unwrap_or(Reason::Requested);
-        log::info!(target: "gracious", reason:%; "shutting down: {reason}");
+        log::info!(target: "gracious", "shutting down: {reason}");
         for server in self.linked() {
             server.shutdown(reason.clone(), before);
         }
     }
 
-    /// Has these servers stop when this one does.
+    /// Has these servers stop when this one does. Those that are gone are forgotten: a server may be
+    /// linked with many that come and go before it.
     pub(crate) fn link(&self, servers: impl Iterator<Item = Weak<Self>>) {
-        lock(&self.linked).extend(servers);
+        let mut linked = lock(&self.linked);
+        linked.retain(|server| server.strong_count() > 0);
+        for server in servers {
+            if !linked.iter().any(|known| known.ptr_eq(&server)) {
+                linked.push(server);
+            }
+        }
     }
 
     pub(crate) fn linked(&self) -> Vec<Arc<Self>> {
@@ -296,7 +351,7 @@ impl Shared {
 
     /// Stops the server because a listener cannot go on.
     pub(crate) fn fail(&self, error: io::Error) {
-        log::error!(target: "gracious", error:%; "a listener failed: {error}");
+        log::error!(target: "gracious", "a listener failed: {error}");
         self.shutdown(Reason::Listener(error.to_string()), None);
         let earlier = lock(&self.failure).replace(error);
         // Outside the lock: it may be an error of the user's own.
@@ -393,19 +448,49 @@ impl Shared {
     /// Counts the end of a connection, whose socket is closed.
     pub(crate) fn close_connection(&self, closing: Closing, kind: CloseKind, cause: Cause) {
         let (had_permit, was_apart) = (closing.has_permit, closing.is_apart);
-        let closed = self.registry.close(closing, kind, cause, || self.uptime());
-        if was_apart {
-            self.permits.end_apart();
-        }
-        if had_permit {
-            self.permits.release();
-        } else {
-            // An accept loop that pauses for want of descriptors tries again.
-            notify(&self.permits.released);
-        }
+        let give_back = || {
+            if was_apart {
+                self.permits.end_apart();
+            }
+            if had_permit {
+                self.permits.give_back();
+            }
+        };
+        let uptime = || self.uptime();
+        let closed = self.registry.close(closing, kind, cause, uptime, give_back);
+        // Also where it had none: an accept loop that pauses for want of descriptors tries again.
+        notify(&self.permits.released);
         if closed {
             self.close();
         }
+    }
+
+    /// Waits until no connection and no tracked work is left.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let empty = self.registry.empty.listen();
+            if self.registry.is_empty() {
+                return;
+            }
+            let drained_for = || self.drained_for().unwrap_or_default();
+            self.registry.attend_to_work(drained_for);
+            empty.await;
+        }
+    }
+
+    /// Counts the end of tracked work, whose future is dropped.
+    pub(crate) fn untrack(&self, id: u64, is_dropped: bool) {
+        self.registry.untrack(id, is_dropped, self.drained_for());
+        self.close_if_abandoned();
+    }
+
+    /// How long ago the drain began; `None` where it has not.
+    pub(crate) fn drained_for(&self) -> Option<Duration> {
+        let request = self.latch.request().clone();
+        // Until the listeners are shut, when they are to be.
+        let due = || request.asked?.checked_add(self.lame_duck());
+        let begun = request.shut.or_else(due)?;
+        self.clock.now().checked_duration_since(begun)
     }
 
     /// Closes the server if its task is gone and nothing is left.
@@ -434,14 +519,6 @@ impl Shared {
         }
     }
 
-    /// The counts as of now.
-    pub(crate) fn stats(&self) -> Stats {
-        Stats {
-            closing: self.permits.apart() as u64,
-            ..self.registry.stats()
-        }
-    }
-
     /// The final report, or the account as of now.
     pub(crate) fn report(&self) -> Report {
         self.report
@@ -461,6 +538,7 @@ impl Shared {
                 .asked
                 .map_or(Duration::ZERO, |asked| now.saturating_duration_since(asked)),
             stragglers: self.registry.recorded_stragglers(),
+            tracked_work: self.registry.outlasting_work(),
         }
     }
 }

@@ -83,7 +83,7 @@ impl Permits {
 
     /// Gives a permit back, for the next connection.
     pub(super) fn release(&self) {
-        self.in_use.fetch_sub(1, SeqCst);
+        self.give_back();
         notify(&self.released);
     }
 
@@ -114,9 +114,15 @@ impl Permits {
         self.apart.load(SeqCst)
     }
 
+    /// As [`release`](Self::release), under a lock: the caller notifies `released` afterwards.
+    pub(super) fn give_back(&self) {
+        self.in_use.fetch_sub(1, SeqCst);
+    }
+
     /// Takes a permit for a peer that is still to be found; `None` where there is none.
     pub(crate) fn reserve(&self) -> Option<Reservation<'_>> {
-        self.acquire().then_some(Reservation(self))
+        // Made only with a permit: a reservation that is dropped returns one.
+        self.acquire().then(|| Reservation(self))
     }
 }
 
@@ -188,5 +194,26 @@ impl<T> Default for Queue<T> {
             waiting: Mutex::default(),
             len: AtomicUsize::new(0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reservation_is_returned_once_if_it_was_made() {
+        let permits = Permits::new(Some(1));
+        let reservation = permits.reserve().unwrap();
+        for _ in 0..2 {
+            assert!(permits.reserve().is_none());
+            assert!(permits.is_full());
+        }
+        drop(reservation);
+        assert!(!permits.is_full());
+        permits.reserve().unwrap().keep();
+        assert!(permits.is_full());
+        permits.release();
+        assert!(!permits.is_full());
     }
 }

@@ -13,12 +13,13 @@ use event_listener::Event;
 
 use super::Shared;
 use super::connection::{Arrival, ConnectionState, declared_flags};
-use super::events::{Delivery, EventQueue, ServerEvent};
+use super::events::{EventQueue, ServerEvent};
 use super::id_map::IdMap;
 use super::ledger::{CloseKind, Closing, Ledger};
+use super::work::{self, Name, WorkWaker};
 use crate::lifecycle::State;
 use crate::log;
-use crate::report::{AcceptErrors, Cause, ConnectionInfo, Stats, Straggler, Waiting};
+use crate::report::{AcceptErrors, Cause, ConnectionInfo, Stats, Straggler, TrackedWork, Waiting};
 use crate::socket::readiness::flag;
 use crate::sync::{MutexGuard, lock, notify};
 
@@ -98,6 +99,7 @@ impl Registry {
         kind: CloseKind,
         cause: Cause,
         uptime: impl FnOnce() -> Duration,
+        give_back: impl FnOnce(),
     ) -> bool {
         let mut inner = self.inner();
         let mut age = Duration::ZERO;
@@ -109,6 +111,9 @@ impl Registry {
         }
         inner.connections.remove(closing.id);
         inner.ledger.close(&closing, kind, &cause);
+        // The permit is given back where the end is counted, not after: a receiver of the event that
+        // says so finds it free. And not before: the next connection would be one too many.
+        give_back();
         inner.events.push(|| ServerEvent::Closed {
             id: closing.id,
             cause,
@@ -116,10 +121,10 @@ impl Registry {
             bytes_in: closing.bytes_in,
             bytes_out: closing.bytes_out,
         });
-        let may_be_empty = inner.ledger.only_self_waiters();
+        let is_disconnected = inner.ledger.is_disconnected();
         let is_last = inner.ledger.driver_lost && inner.ledger.is_empty();
         self.unlock_and_deliver(inner);
-        if may_be_empty {
+        if is_disconnected {
             notify(&self.empty);
         }
         is_last
@@ -198,6 +203,25 @@ impl Registry {
         self.drain_open(uptime);
     }
 
+    /// Asks the connections to end, and each that comes from now on, through the sweep: all, or, where
+    /// they are to be told over a `spread`, those that are busy. Gives the ids of the others.
+    pub(crate) fn drain_busy(&self, uptime: Duration, spread: Duration) -> Vec<u64> {
+        if spread.is_zero() {
+            self.drain_all(uptime);
+            return Vec::new();
+        }
+        self.inner().draining = true;
+        let mut idle = Vec::new();
+        for connection in self.all() {
+            if connection.is_busy() {
+                connection.notify_drain(uptime);
+            } else {
+                idle.push(connection.id());
+            }
+        }
+        idle
+    }
+
     /// Asks the open connections to end.
     pub(crate) fn drain_open(&self, uptime: Duration) {
         for connection in self.all() {
@@ -252,7 +276,7 @@ impl Registry {
     }
 
     /// Counts the connections that cannot be dropped as aborted: their handlers block their threads,
-    /// or they wait behind one that does.
+    /// or they wait behind one that does. Gives up the tracked work that nobody polls.
     pub(crate) fn abandon_all(&self, server: &Shared) {
         for connection in self.all() {
             let is_blocked = connection.is_in_handler();
@@ -268,7 +292,14 @@ impl Registry {
             }
             server.close_connection(closing, CloseKind::Aborted, Cause::Aborted);
         }
-        self.inner().ledger.tracked = 0;
+        let waited = server.drained_for().unwrap_or_default();
+        let mut inner = self.inner();
+        let is_left = !inner.ledger.work.is_empty();
+        let names = inner.ledger.work.give_up(waited);
+        drop(inner);
+        if is_left {
+            log::warn!(target: "gracious", "gave up tracked work: {names}");
+        }
     }
 
     /// The connections whose handlers a thread is in now and that the log has not named, each with
@@ -296,8 +327,8 @@ impl Registry {
                 connection.set(flag::BLOCKED);
                 let peer = connection.peer();
                 log::warn!(
-                    target: "gracious", conn = id, peer:%;
-                    "the handler of connection {id} from {peer} blocks a thread",
+                    target: "gracious", conn = id;
+                    "the handler of a connection from {peer} blocks a thread",
                 );
             }
         }
@@ -328,15 +359,36 @@ impl Registry {
         self.inner().ledger.only_self_waiters()
     }
 
-    /// Waits until nothing is left.
-    pub(crate) async fn emptied(&self) {
-        loop {
-            let empty = self.empty.listen();
-            if self.inner().ledger.is_empty() {
-                return;
-            }
-            empty.await;
+    pub(super) fn is_empty(&self) -> bool {
+        self.inner().ledger.is_empty()
+    }
+
+    /// Once no connection is left: names in the log, the first time, the tracked work that is waited
+    /// for, and where none is left but what waits for this server, or reads its events, has the events
+    /// end. `drained_for` says how long ago the drain began.
+    pub(super) fn attend_to_work(&self, drained_for: impl FnOnce() -> Duration) {
+        let mut inner = self.inner();
+        if !inner.ledger.is_disconnected() {
+            return;
         }
+        let names = inner.ledger.work.names_to_log();
+        if inner.ledger.only_dependents() {
+            // Outside the lock: the clock is somebody else's code.
+            drop(inner);
+            let drained_for = drained_for();
+            inner = self.inner();
+            inner.ledger.work.mark_released(drained_for);
+            inner.events.end_for_work();
+        }
+        self.unlock_and_deliver(inner);
+        if let Some(names) = names {
+            log::info!(target: "gracious", "waiting for tracked work: {names}");
+        }
+    }
+
+    /// Tracked work that waits for the end of the server is told of it.
+    pub(super) fn mark_released(&self, drained_for: Duration) {
+        self.inner().ledger.work.mark_released(drained_for);
     }
 
     pub(crate) fn set_driver_lost(&self) {
@@ -363,19 +415,56 @@ impl Registry {
         notify(&self.empty);
     }
 
-    /// A future is tracked: awaited at a drain, and counted apart.
-    pub(crate) fn track(&self) {
-        self.inner().ledger.tracked += 1;
+    /// The address of this registry, by which tracked work knows its server.
+    pub(super) fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 
-    pub(crate) fn untrack(&self) {
+    /// Begins to track work: a drain waits for it, and it is counted apart. Gives its id.
+    pub(crate) fn track(&self, name: Name) -> u64 {
+        self.inner().ledger.work.add(name)
+    }
+
+    /// Counts the end of tracked work, and logs it where it is `is_dropped`. `waited` is how long
+    /// after the beginning of the drain that is; `None` where there is no drain.
+    pub(super) fn untrack(&self, id: u64, is_dropped: bool, waited: Option<Duration>) {
         let mut inner = self.inner();
-        inner.ledger.tracked = inner.ledger.tracked.saturating_sub(1);
-        let may_be_empty = inner.ledger.only_self_waiters();
+        let name = inner.ledger.work.remove(id, is_dropped, waited);
+        let is_disconnected = inner.ledger.is_disconnected();
         drop(inner);
-        if may_be_empty {
+        if let Some(name) = name.filter(|_| is_dropped) {
+            log::warn!(target: "gracious", "dropped tracked work: {name}");
+        }
+        if is_disconnected {
             notify(&self.empty);
         }
+    }
+
+    /// Polls tracked work: what it waits for is known from here on.
+    pub(crate) fn poll_work<T>(&self, id: u64, poll: impl FnOnce() -> T) -> T {
+        work::polling((self.address(), id), poll)
+    }
+
+    /// The waker to poll tracked work with.
+    pub(crate) fn work_waker(&self, id: u64) -> Arc<WorkWaker> {
+        WorkWaker::new((self.address(), id))
+    }
+
+    /// Futures of tracked work begin to wait for the end of the server.
+    pub(super) fn begin_work_wait(&self, work: &[u64]) {
+        let mut inner = self.inner();
+        work.iter().for_each(|id| inner.ledger.work.begin_wait(*id));
+        drop(inner);
+        notify(&self.empty);
+    }
+
+    pub(super) fn end_work_wait(&self, work: &[u64]) {
+        let mut inner = self.inner();
+        work.iter().for_each(|id| inner.ledger.work.end_wait(*id));
+    }
+
+    pub(super) fn outlasting_work(&self) -> Vec<TrackedWork> {
+        self.inner().ledger.work.outlasted()
     }
 
     /// A handler begins to wait for its own server; `false` where its connection is no more.
@@ -429,10 +518,8 @@ impl Registry {
 /// The events.
 impl Registry {
     pub(crate) fn subscribe(&self) -> Receiver<ServerEvent> {
-        let mut inner = self.inner();
-        let receiver = inner.events.subscribe();
-        self.unlock_and_deliver(inner);
-        receiver
+        let work = work::polled_work(self.address());
+        self.inner().events.subscribe(work)
     }
 
     pub(crate) fn publish(&self, state: State) {
@@ -441,34 +528,23 @@ impl Registry {
         self.unlock_and_deliver(inner);
     }
 
-    /// Sends the events in the queue, without the lock, unless another thread does.
+    /// Sends the events in the queue, without the lock. Another thread that is at it already sends
+    /// these, too: it looks again under the lock before it leaves off.
     fn unlock_and_deliver<'a>(&'a self, mut inner: MutexGuard<'a, Inner>) {
-        while let Some(delivery) = inner.events.begin_delivery() {
+        let mut is_news = false;
+        while inner.events.has_to_send() {
+            let Inner { events, ledger, .. } = &mut *inner;
+            let mut sending = events.take(|id| ledger.work.is_living(id));
             drop(inner);
-            let mut delivering = Delivering {
-                registry: self,
-                delivery,
-            };
-            delivering.delivery.send();
-            // Looks at the queue again after the delivery is given back, not before: an event that was
-            // left to this thread in between would be sent by none.
-            drop(delivering);
+            sending.send(self.address());
             inner = self.inner();
+            for id in inner.events.put_back(sending) {
+                is_news |= inner.ledger.work.mark_reader(id);
+            }
         }
-    }
-}
-
-/// Gives a delivery back, also where the waker of a receiver panics.
-struct Delivering<'a> {
-    registry: &'a Registry,
-    delivery: Delivery,
-}
-
-impl Drop for Delivering<'_> {
-    fn drop(&mut self) {
-        self.registry
-            .inner()
-            .events
-            .end_delivery(&mut self.delivery);
+        drop(inner);
+        if is_news {
+            notify(&self.empty);
+        }
     }
 }

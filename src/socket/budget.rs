@@ -1,20 +1,22 @@
-//! A turn: how much a task may read and write before the other tasks of its thread have theirs.
+//! A turn: how much a task may read and write before the other tasks of its thread have their
+//! turns.
 //!
 //! 1. A turn is 32 operations or 64 KiB, whichever is less; the operation that reaches the limit is
 //!    the last. What a read takes from the connection's own buffer is no operation.
-//! 2. A read or a write that finds the turn used up does nothing, wakes its task and is pending. With
-//!    that wake-up the next turn begins. So a turn needs nothing of the executor: a future that is
-//!    polled by `block_on` inside another task goes on, too.
-//! 3. What one thread polls shares a turn, whichever connections it is for. A handler's task begins a
-//!    new one, so that it does not yield for what others have done.
+//! 2. A read or a write that finds the turn used up does nothing, wakes its task and is pending.
+//!    With that wake-up the next turn begins. So a turn needs nothing of the executor: a future
+//!    that is polled by `block_on` inside another task goes on, too.
+//! 3. All that one thread polls shares a turn, whichever connections it is for. A handler's task
+//!    begins a new turn whenever it is polled, so that it does not yield for what other tasks have
+//!    done.
 
 use std::cell::Cell;
 use std::task::{Context, Poll};
 
-/// How many bytes are a turn, and how many one operation moves at most.
+/// How many bytes a turn has, and how many one operation moves at most.
 pub(crate) const TURN: usize = 64 * 1024;
 
-/// What an operation costs that moves less.
+/// How many bytes of a turn an operation takes that moves fewer.
 const OPERATION: usize = TURN / 32;
 
 thread_local! {
@@ -36,7 +38,7 @@ pub(crate) fn is_used_up() -> bool {
     LEFT.get() <= 0
 }
 
-/// Gives the turn up, in place of an operation.
+/// Ends the turn, in place of an operation: the task is woken for the next one.
 #[cold]
 pub(crate) fn yield_turn<T>(cx: &Context<'_>) -> Poll<T> {
     begin_turn();
@@ -45,7 +47,7 @@ pub(crate) fn yield_turn<T>(cx: &Context<'_>) -> Poll<T> {
     Poll::Pending
 }
 
-/// An operation has moved so many bytes, a turn's at most.
+/// Takes an operation off the turn, which has moved so many bytes.
 #[inline]
 pub(crate) fn spend(bytes: usize) {
     LEFT.set(LEFT.get() - bytes.max(OPERATION) as isize);

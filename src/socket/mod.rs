@@ -14,6 +14,7 @@ use crate::address::Address;
 pub(crate) mod budget;
 pub(crate) mod buffer;
 pub(crate) mod errors;
+pub(crate) mod owner;
 pub(crate) mod readiness;
 
 /// A socket of the standard library.

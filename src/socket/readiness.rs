@@ -282,6 +282,13 @@ impl Readiness {
         }
         false
     }
+
+    /// Takes [`mark_write_blocked`](Self::mark_write_blocked) back: the driver could not be asked to
+    /// report room, so that the next write has to try again.
+    pub(crate) fn unmark_write_blocked(&self) {
+        self.word
+            .fetch_and(!(WRITE_BLOCKED | WRITE_INTEREST), SeqCst);
+    }
 }
 
 /// What one half of a connection says of itself, stored by that half alone.

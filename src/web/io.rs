@@ -9,6 +9,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 
 use crate::connection::Connection;
 
+/// A connection with hyper's traits.
 #[derive(Debug)]
 pub(super) struct Io(pub(super) Connection);
 

@@ -17,21 +17,22 @@
 //! # fn main() {}
 //! ```
 //!
-//! HTTP/1.1 and HTTP/2 (by prior knowledge: the client begins with HTTP/2's preface) on one port, on
-//! every engine. Requests and responses are those of the crate `http`, bodies those of `http-body`, so
-//! everything that is made for hyper will do: [`service`] takes a hyper `Service`.
+//! HTTP/1.1 and HTTP/2 (by prior knowledge: the client begins with HTTP/2's preface) on one port,
+//! on every engine. Requests and responses are those of the crate `http`, bodies those of
+//! `http-body`, so everything that is made for hyper will do: [`service`] takes a hyper `Service`.
 //!
 //! # At a shutdown
 //! From the request to stop on, the lame duck's time included, the next response of an HTTP/1
-//! connection says `Connection: close`, and an HTTP/2 connection is sent GOAWAY with its next request:
-//! so no client loses a request that it sends on a connection which is just being closed. When the
-//! connections are told, idle ones end; a request whose head has begun to arrive is answered, and every
-//! response goes to the end of its body, within the [deadline](crate::Builder::deadline).
+//! connection says `Connection: close`, and an HTTP/2 connection is sent GOAWAY with its next
+//! request: so no client loses a request that it sends on a connection which is just being closed.
+//! When the connections are asked to end, idle ones do; a request whose head has begun to arrive is
+//! answered, and every response goes to the end of its body, within the
+//! [deadline](crate::Builder::deadline).
 //!
 //! # Limits
 //! [`first_byte_timeout`](crate::Builder::first_byte_timeout) ends connections that say nothing,
-//! [`idle_timeout`](crate::Builder::idle_timeout) those on which no byte moves, in a head or in a body,
-//! too, and [`max_age`](crate::Builder::max_age) those that are old.
+//! [`idle_timeout`](crate::Builder::idle_timeout) those on which no byte moves, in a head or in a
+//! body, too, and [`max_age`](crate::Builder::max_age) those that are old.
 
 use std::error::Error;
 use std::future::Future;
@@ -62,8 +63,8 @@ type BoxedError = Box<dyn Error + Send + Sync>;
 /// Makes a connection's handler of a function that answers a request: an `async fn(Request)` that
 /// returns a [`Response`] or a `Result` of one.
 ///
-/// It is cloned for each connection; what it shares belongs in an `Arc`. An error of its own ends the
-/// connection, which then counts as failed.
+/// The function is cloned for each connection; what it shares belongs in an `Arc`. An error that it
+/// returns ends the connection, which then counts as failed.
 pub fn serve<F, Fut>(
     function: F,
 ) -> impl FnOnce(Connection) -> Serving<Function<F>> + Clone + Send + 'static
@@ -130,6 +131,7 @@ where
     }
 }
 
+/// Keeps `Reply` to the types that it has.
 mod sealed {
     pub trait Sealed {}
     impl<B> Sealed for super::Response<B> {}
@@ -157,7 +159,7 @@ where
 }
 
 pin_project! {
-    /// The future of a function's reply.
+    /// The future of a function's reply, with its output made a `Result`.
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct Replying<Fut> {

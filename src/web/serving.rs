@@ -31,7 +31,9 @@ pin_project! {
         S: Answering,
     {
         control: Control,
+        // Where a request leaves what the connection is to become.
         upgrade: UpgradeSlot,
+        // A request has come since the server was asked to stop: no other will be taken.
         is_last: Arc<AtomicBool>,
         #[pin]
         state: State<S>,
@@ -39,6 +41,7 @@ pin_project! {
 }
 
 pin_project! {
+    /// What the connection speaks.
     #[project = StateProj]
     enum State<S>
     where
@@ -51,8 +54,8 @@ pin_project! {
             #[pin]
             connection: http2::Connection<Io, Tracked<S>, NewStreams>,
             streams: Streams,
-            // It was sent GOAWAY.
-            is_told: bool,
+            // GOAWAY was sent.
+            has_goaway: bool,
         },
         Upgraded { future: Pin<Box<dyn Future<Output = io::Result<()>> + Send>> },
     }
@@ -100,7 +103,7 @@ impl<S: Answering> Future for Serving<S> {
                         return Poll::Ready(Ok(()));
                     };
                     let future = async move {
-                        // Here at once: the response was sent.
+                        // Ready at once: the response was sent.
                         let upgraded = upgrade.on.await.map_err(into_io)?;
                         let parts = upgraded.downcast::<Io>();
                         let parts = parts.map_err(|_| io::ErrorKind::InvalidData)?;
@@ -115,9 +118,10 @@ impl<S: Answering> Future for Serving<S> {
                 StateProj::Http2 {
                     mut connection,
                     streams,
-                    is_told,
+                    has_goaway,
                 } => {
-                    // Looked at before the polls: what those find has arrived by the drain.
+                    // Asked before the polls, so that what has arrived by the drain is taken in by
+                    // them.
                     let stops = this.control.is_shutting_down() || this.is_last.load(Relaxed);
                     loop {
                         if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
@@ -127,10 +131,10 @@ impl<S: Answering> Future for Serving<S> {
                             break;
                         }
                     }
-                    if *is_told || !(stops || this.is_last.load(Relaxed)) {
+                    if *has_goaway || !(stops || this.is_last.load(Relaxed)) {
                         return Poll::Pending;
                     }
-                    *is_told = true;
+                    *has_goaway = true;
                     connection.graceful_shutdown();
                     continue;
                 }
@@ -141,19 +145,21 @@ impl<S: Answering> Future for Serving<S> {
     }
 }
 
+/// Begins to speak HTTP/1 or HTTP/2.
 fn begin<S: Answering>(stream: Connection, service: Tracked<S>, is_http2: bool) -> State<S> {
     if is_http2 {
-        // It ends itself, when it was sent GOAWAY and its streams are done.
+        // Such a connection ends itself, after GOAWAY and with the last of its streams.
         stream.idle_when(IdleWhen::Never);
         let streams = Streams::default();
         let builder = http2::Builder::new(streams.executor());
         return State::Http2 {
             connection: builder.serve_connection(Io(stream), service),
             streams,
-            is_told: false,
+            has_goaway: false,
         };
     }
-    // Beside the guard that each request holds: input that hyper has and not answered yet counts.
+    // This counts beside the guard of each request: input that hyper has read and not answered yet,
+    // such as half a head, keeps the connection busy.
     stream.idle_when(IdleWhen::Answered);
     let connection = http1::Builder::new()
         .half_close(true)
@@ -162,7 +168,8 @@ fn begin<S: Answering>(stream: Connection, service: Tracked<S>, is_http2: bool) 
     State::Http1 { connection }
 }
 
-/// What a peer does at any time keeps its kind, so that the log does not warn of it.
+/// The error of hyper's as an `io::Error`. Errors that a peer may cause at any time keep their
+/// kind, by which the log knows not to warn of them.
 fn into_io(error: hyper::Error) -> io::Error {
     use std::error::Error;
     if error.is_incomplete_message() {

@@ -39,12 +39,13 @@ pub(super) struct Streams {
 }
 
 impl Streams {
+    /// What hyper is given as its executor.
     pub(super) fn executor(&self) -> NewStreams {
         self.new.clone()
     }
 
-    /// Polls all streams that have something to do; gives whether any has ended or begun, after which
-    /// the connection may have something to do.
+    /// Polls all streams that have something to do; gives whether any has ended or begun, after
+    /// which the connection may have something to do.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> bool {
         let mut has_moved = false;
         loop {

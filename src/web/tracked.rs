@@ -32,16 +32,18 @@ pub(super) struct Upgrade {
 pub(super) struct UpgradeSlot(Arc<Mutex<Option<Upgrade>>>);
 
 impl UpgradeSlot {
+    /// Takes the upgrade that a request has left, if one has.
     pub(super) fn take(&self) -> Option<Upgrade> {
         lock(&self.0).take()
     }
 }
 
-/// Has the connection of `request` go on as another protocol, once the response was sent, which has to
-/// be `101 Switching Protocols`: then `run` is called with it, in the connection's task, whose outcome
-/// is that of `run`. What the client has sent by then is still to be read.
+/// Has the connection of `request` go on as another protocol, once the response was sent, which has
+/// to be `101 Switching Protocols`: then `run` is called with it, in the connection's task, whose
+/// outcome is that of `run`. What the client has sent by then is still to be read.
 ///
-/// `false` where that cannot be: over HTTP/2, or where another upgrade was asked for by this request.
+/// `false` where that cannot be: over HTTP/2, or where another upgrade was asked for by this
+/// request.
 ///
 /// ```
 /// use futures_lite::AsyncWriteExt;
@@ -76,13 +78,14 @@ impl fmt::Debug for UpgradeSlot {
     }
 }
 
-/// The service of one connection.
+/// The user's service, for one connection.
 #[derive(Debug)]
 pub(super) struct Tracked<S> {
     pub(super) service: S,
     pub(super) control: Control,
     pub(super) upgrade: UpgradeSlot,
-    /// Set by a request that comes when the server stops: its connection takes no more.
+    /// Set by a request that comes after the server was asked to stop: its connection takes no
+    /// other.
     pub(super) is_last: Arc<AtomicBool>,
 }
 
@@ -114,6 +117,7 @@ fn is_stopping(control: &Control) -> bool {
 }
 
 pin_project! {
+    /// The future of a response, which keeps its connection busy.
     pub(super) struct TrackedResponse<F> {
         #[pin]
         future: F,
@@ -143,7 +147,8 @@ where
 }
 
 pin_project! {
-    /// A response's body, which keeps its connection busy until it was handed over to its end.
+    /// A response's body, which keeps its connection busy until it is dropped, with all of it
+    /// handed to hyper.
     pub struct TrackedBody<B> {
         #[pin]
         body: B,

@@ -1,13 +1,14 @@
 //! Workers: threads of the server's own, under the same handlers.
 //!
-//! The sockets of such a server are registered once and edge-triggered with a poller of its own,
-//! and its handlers are tasks of a run queue of its own. One worker drives: it waits for events,
-//! and runs what they wake. The others sleep until what is there to run is worth a wake-up. Each
-//! shard has a poller, a queue and one thread to itself. Timers, files, channels and sockets of
-//! async-std and smol work in these handlers as anywhere: they bring their own reactor.
+//! The sockets of such a server are registered with a poller of its own, once and edge-triggered,
+//! and its handlers are tasks in a run queue of its own. One worker is the driver: it waits for
+//! events and runs the tasks that they wake. The others are helpers, which sleep until there are so
+//! many tasks to run that a wake-up pays. A sharded server has a pool for each shard: a poller, a
+//! queue and one thread. Timers, files, channels and sockets of async-std and smol work in these
+//! handlers as anywhere: they bring their own reactor.
 //!
-//! What needs a clock or a place outside the handlers stays with the runtime that the server was
-//! made with. There are workers on Linux alone.
+//! Timers of the server itself stay with the runtime that the server was made with: a worker has no
+//! clock. There are workers on Linux alone.
 
 #[cfg(target_os = "linux")]
 mod driver;
@@ -29,7 +30,7 @@ pub(crate) use self::pool::{Pool, PoolId};
 #[cfg(target_os = "linux")]
 pub(crate) use self::pools::{WorkerOptions, WorkerPools, pollers};
 
-/// There are no pools on this system, and so no number of one.
+/// There are no pools on this system, and so no value of this type.
 #[cfg(not(target_os = "linux"))]
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum PoolId {}

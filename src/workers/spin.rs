@@ -1,17 +1,19 @@
-//! Two measures of a driver's: how long a task takes, and whether a look for events before a sleep
-//! pays.
+//! What a driver measures: how long a task takes, which decides whether a helper is woken, and
+//! whether a look for events before a sleep pays.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What is there to run has to take this long to be worth a helper's wake-up, which takes about a
-/// tenth of it. On two cores that the clients share, handlers of 20 µs do half as much again with a
-/// helper, the same from 100 µs to 1 ms; 2.5 ms are more than 50 clients ever have to run. Handlers
-/// that do nothing gain nothing, and lose a few per cent where 500 clients ask at once.
+/// How long the queued tasks have to take until a helper is woken for them; the wake-up itself
+/// takes about a tenth of it. Measured on two cores that the clients share: handlers of 20 µs do
+/// half as much again as without a helper. Any limit from 100 µs to 1 ms does as well, and 2.5 ms
+/// is more than 50 clients ever have queued. Handlers that do nothing gain nothing, and lose a few
+/// per cent where 500 clients ask at once.
 const WORTH_A_HELPER: Duration = Duration::from_micros(250);
 
-/// Fruitless spins in a row make the next rarer, up to one in 256 sleeps: what that costs is little
-/// beside what so many sleeps do, and a client that is alone again is soon found out.
+/// Spins in a row that find nothing make the next one rarer, up to one in 256 sleeps (2 to this
+/// power). One spin costs little beside so many sleeps, and it does not take long to find that
+/// spins pay again.
 const MOST_FRUITLESS: u32 = 8;
 
 /// How many cores this process may use.
@@ -51,7 +53,8 @@ pub(super) struct AdaptiveSpin {
 impl AdaptiveSpin {
     pub(super) fn new(span: Duration) -> Self {
         Self {
-            // With one core the look keeps from running whatever could bring something.
+            // With one core a spin keeps the clients, and all else that could bring an event, from
+            // running.
             span: if cores() == 1 { Duration::ZERO } else { span },
             skip: 0,
             fruitless: 0,
@@ -75,7 +78,7 @@ impl AdaptiveSpin {
                 return true;
             }
             let now = Instant::now();
-            // Half the span between two looks: another thread wants this core.
+            // So much time between two looks means that another thread had this core in between.
             let contended = now - last > self.span / 2;
             if contended || now - begun > self.span {
                 self.fruitless =
@@ -121,7 +124,7 @@ mod tests {
         assert!(!spin(Duration::ZERO).spin(|| unreachable!()));
     }
 
-    /// The span is over at once, as where somebody else has the core.
+    /// The span is over at once, as where another thread has the core.
     #[test]
     fn spins_that_find_nothing_become_rare_and_one_that_does_brings_them_back() {
         let mut spin = spin(Duration::from_nanos(1));

@@ -1,4 +1,4 @@
-//! A thread of a pool: it drives, or it helps.
+//! A worker, a thread of a pool: it drives, or it helps.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
-use crossbeam_deque::{Steal, Stealer, Worker as Queue};
+use crossbeam_deque::{Injector, Steal, Stealer, Worker as Queue};
 
 use super::driver::Batch;
 use super::pool::{Job, LOCAL, Local, Pool};
@@ -17,37 +17,66 @@ use super::spin::{AdaptiveSpin, TaskTime};
 use crate::socket::budget;
 use crate::sync::lock;
 
-/// How many tasks run between two looks at the sockets, and how many of them may use up their turn:
-/// that takes many times as long as most tasks do.
+/// How many tasks run between two looks at the sockets, and how many of them may use up their turn,
+/// which takes many times as long as most tasks do.
 const TASKS_PER_TICK: usize = 256;
 const TURNS_PER_TICK: u32 = 8;
 
-/// A thread of a pool, as the other threads see it.
+/// A worker, as the other threads see it.
 pub(super) struct Worker {
     pub(super) number: usize,
+    /// The way to the tasks in this worker's queue.
     stealer: Stealer<Job>,
-    /// Counted up at the beginning and at the end of every task: odd inside one.
+    /// Counted up when the worker begins a task and when it ends one: odd while it is in a task.
+    /// `Relaxed` will do: the watchdog compares what it reads with what it read 50 ms before.
     pub(super) task_steps: AtomicU64,
+    /// The worker sleeps as a helper, or is about to, and no other thread has taken it off the
+    /// count.
     parked: AtomicBool,
     thread: Mutex<Option<Thread>>,
 }
 
 impl Worker {
+    /// A worker that runs the tasks in `queue`; it has no thread yet.
+    pub(super) fn new(number: usize, queue: &Queue<Job>) -> Self {
+        Self {
+            number,
+            stealer: queue.stealer(),
+            task_steps: AtomicU64::new(0),
+            parked: AtomicBool::new(false),
+            thread: Mutex::default(),
+        }
+    }
+
+    /// Has the thread look again, if it sleeps or is about to.
     pub(super) fn unpark(&self) {
         if let Some(thread) = &*lock(&self.thread) {
             thread.unpark();
         }
     }
 
+    /// Runs one task, up to where it waits.
     fn run(&self, job: Job) {
         let steps = self.task_steps.load(Relaxed);
         self.task_steps.store(steps + 1, Relaxed);
-        // A panic here is not a handler's: those are caught where handlers are polled.
+        // Panics of handlers are caught where handlers are polled. Any other must not end the
+        // thread.
         let _caught = catch_unwind(AssertUnwindSafe(|| job.run()));
         self.task_steps.store(steps + 2, Relaxed);
     }
 
-    /// Runs what is in this thread's queue, for a tick at most; gives the number of tasks.
+    /// Moves the tasks that this worker has not begun to the injector, for other workers.
+    pub(super) fn give_up_queue(&self, injector: &Injector<Job>) {
+        // As many as there are now: the worker may go on at any time, and would be chased for ever.
+        for _ in 0..self.stealer.len() {
+            if let Steal::Success(job) = self.stealer.steal() {
+                injector.push(job);
+            }
+        }
+    }
+
+    /// Runs the tasks in this worker's queue, up to where the sockets have to be looked at; gives
+    /// how many it ran.
     fn run_queue(&self, queue: &Queue<Job>) -> usize {
         let before = budget::turns_used_up();
         let turns = || budget::turns_used_up().wrapping_sub(before);
@@ -64,18 +93,15 @@ impl Worker {
 }
 
 impl Pool {
-    /// Starts one more thread.
+    /// Starts one more worker.
+    ///
+    /// # Errors
+    /// The system's, where there is no thread to be had.
     pub(super) fn spawn_worker(self: &Arc<Self>) -> io::Result<Arc<Worker>> {
         let queue = Queue::new_fifo();
         let worker = {
             let mut workers = lock(&self.workers);
-            let worker = Arc::new(Worker {
-                number: workers.len(),
-                stealer: queue.stealer(),
-                task_steps: AtomicU64::new(0),
-                parked: AtomicBool::new(false),
-                thread: Mutex::default(),
-            });
+            let worker = Arc::new(Worker::new(workers.len(), &queue));
             workers.push(worker.clone());
             self.spawned.store(workers.len(), SeqCst);
             worker
@@ -96,7 +122,9 @@ impl Pool {
         let thread = match started {
             Ok(thread) => thread,
             Err(error) => {
-                // This worker is the last in the list: only one thread at a time spawns.
+                // This worker is the last in the list: one thread at a time starts workers, the one
+                // that
+                // starts the server, and the watchdog afterwards.
                 let mut workers = lock(&self.workers);
                 workers.pop();
                 self.spawned.store(workers.len(), SeqCst);
@@ -107,7 +135,7 @@ impl Pool {
         Ok(worker)
     }
 
-    /// A thread's life.
+    /// A worker's life.
     fn work(&self, worker: &Worker, queue: &Queue<Job>) {
         let mut batch = Batch::new();
         while !self.is_over() {
@@ -117,15 +145,20 @@ impl Pool {
                 self.help(worker, queue);
             }
         }
-        // The next thread finds that the pool is over, too.
+        // A worker that sleeps finds that the pool is over, too.
         self.wake_all();
     }
 
+    /// Whether a worker has the role of the driver.
     pub(super) fn is_driver(&self, worker: &Worker) -> bool {
         self.driver.load(SeqCst) == worker.number
     }
 
-    /// Waits for events and runs what they wake, as long as it is this thread's role.
+    /// Waits for events and runs the tasks that they wake, as long as this worker is the driver.
+    ///
+    /// Each round takes a bounded part of what there is in every place where there may be
+    /// something: the worker's own queue, the injector, another worker's queue if there is nothing
+    /// else, the sockets. So none of them can keep the driver from the next.
     fn drive(&self, worker: &Worker, queue: &Queue<Job>, batch: &mut Batch) {
         let mut task_time = TaskTime::default();
         let mut spin = AdaptiveSpin::new(self.spin);
@@ -139,18 +172,15 @@ impl Pool {
                 return;
             }
             if !self.is_driver(worker) {
-                // A handler blocked this thread, and another drives. The new driver may have gone to
-                // sleep before this thread woke; the wake-up and the `sleeping` flag that were
+                // A handler blocked this thread, and another drives. The new driver may have gone
+                // to sleep before this thread woke; the wake-up and the `sleeping` flag that were
                 // consumed here may have been its own. Pass the wake-up on.
                 self.poller.wake();
                 return;
             }
-            self.drain_injector(queue);
+            self.take_injected(queue);
             if queue.is_empty() {
-                if let Some(job) = self.steal(worker, queue) {
-                    worker.run(job);
-                    continue;
-                }
+                self.steal(worker, queue);
             }
             let mut block = queue.is_empty();
             if block
@@ -159,8 +189,10 @@ impl Pool {
                 continue;
             }
             if block {
+                // These two `SeqCst` operations pair with those of `schedule`, which pushes to the
+                // injector first and swaps `sleeping` afterwards, in `Pool::wake`. Either this look
+                // sees the task, or that swap sees `sleeping` and ends the wait.
                 self.sleeping.store(true, SeqCst);
-                // Pairs with `Pool::wake`: whoever pushes after this look sees `sleeping`.
                 block = self.injector.is_empty() && !self.is_over();
             }
             self.poller.wait(batch, block);
@@ -171,20 +203,11 @@ impl Pool {
         }
     }
 
-    /// Runs what other threads have not begun, then sleeps until it is woken.
+    /// Runs tasks that other workers have not begun, then sleeps until it is woken.
     fn help(&self, worker: &Worker, queue: &Queue<Job>) {
         loop {
-            loop {
+            while !queue.is_empty() || self.steal(worker, queue) {
                 worker.run_queue(queue);
-                if !queue.is_empty() {
-                    continue;
-                }
-                match self.steal(worker, queue) {
-                    Some(job) => {
-                        worker.run(job);
-                    }
-                    None => break,
-                }
             }
             if self.is_over() || self.is_driver(worker) {
                 return;
@@ -196,16 +219,19 @@ impl Pool {
         }
     }
 
+    /// Sleeps until another thread calls `Worker::unpark`.
     fn park(&self, worker: &Worker) {
-        // Counted before the flag is set: whoever clears the flag counts down.
+        // Counted up before the flag is set: the thread that clears the flag counts down, and would
+        // otherwise count below zero.
         self.parked.fetch_add(1, SeqCst);
         worker.parked.store(true, SeqCst);
         thread::park();
-        // `park` may return for no reason; then nobody has cleared the flag yet.
+        // `thread::park` may also return for no reason, with the flag still set.
         self.unpark_if_parked(worker);
     }
 
-    /// Takes a helper off the list of those that sleep; `false` where it was not on it.
+    /// Takes a helper off the count of those that sleep; `false` where another thread has done so,
+    /// or it does not sleep. Of several threads one gets `true`, and wakes it.
     pub(super) fn unpark_if_parked(&self, worker: &Worker) -> bool {
         let was_parked = worker.parked.swap(false, SeqCst);
         if was_parked {
@@ -224,26 +250,34 @@ impl Pool {
         }
     }
 
-    /// Takes some of another thread's queue into this thread's, and gives the first of it.
-    fn steal(&self, worker: &Worker, queue: &Queue<Job>) -> Option<Job> {
-        // Where all other threads sleep none of them has anything.
+    /// Moves some tasks of another worker's queue to this worker's; gives whether there were any.
+    fn steal(&self, worker: &Worker, queue: &Queue<Job>) -> bool {
+        // Where all other workers sleep as helpers none of them has a task. A stale count does no
+        // harm: a worker that has just woken runs its tasks itself.
         if self.parked.load(Relaxed) + 1 >= self.spawned.load(Relaxed) {
-            return None;
+            return false;
         }
         let workers = lock(&self.workers);
-        for other in workers.iter().filter(|other| other.number != worker.number) {
-            loop {
-                match other.stealer.steal_batch_and_pop(queue) {
-                    Steal::Success(job) => return Some(job),
-                    Steal::Empty => break,
-                    Steal::Retry => {}
-                }
-            }
-        }
-        None
+        let mut others = workers.iter().filter(|other| other.number != worker.number);
+        others.any(|other| some_of(|| other.stealer.steal_batch(queue)))
     }
 
-    fn drain_injector(&self, queue: &Queue<Job>) {
-        while !self.injector.is_empty() && self.injector.steal_batch(queue).is_retry() {}
+    /// Moves some tasks of the injector to this worker's queue.
+    fn take_injected(&self, queue: &Queue<Job>) {
+        if !self.injector.is_empty() {
+            some_of(|| self.injector.steal_batch(queue));
+        }
+    }
+}
+
+/// Steals until there is an answer. Each retry means that another thread has taken something from
+/// the same place meanwhile.
+fn some_of(mut steal: impl FnMut() -> Steal<()>) -> bool {
+    loop {
+        match steal() {
+            Steal::Success(()) => return true,
+            Steal::Empty => return false,
+            Steal::Retry => {}
+        }
     }
 }

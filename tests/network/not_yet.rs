@@ -1,9 +1,6 @@
 //! What the library does not do yet: shown by these tests, and judged as soon as it is said here
 //! that it does.
 
-/// It keeps its listeners, shut, until the handshakes under way have ended.
-pub(crate) const WAITS_FOR_HANDSHAKES: bool = true;
-
 /// It gives up peers that acknowledge nothing, after a time that can be set.
 pub(crate) const GIVES_UP_THE_UNREACHABLE: bool = false;
 

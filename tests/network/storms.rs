@@ -1,6 +1,5 @@
 //! Nobody who was let in is reset, in a storm of connects that a stop comes into.
 
-use crate::not_yet::WAITS_FOR_HANDSHAKES;
 use crate::rig::link::Link;
 use crate::rig::scenarios::Cell;
 use crate::rig::scenarios::storm::storm;
@@ -47,9 +46,6 @@ fn nobody_who_was_let_in_is_reset() {
     let (lost, asked) = table.lossy(|kind| kind != BARE.name);
     let bound = upper_bound(lost, asked);
     println!("with 1 % of packets lost, {lost} of {asked}: below {bound:.5} with 95 %");
-    if !WAITS_FOR_HANDSHAKES {
-        return;
-    }
     for row in table.rows.iter().filter(|row| row.cell.kind != BARE.name) {
         if row.cell.loss_percent == 0 {
             assert_eq!(row.tally.lost(), 0, "{}", row.explanation());
@@ -77,9 +73,6 @@ fn a_successor_gets_whom_its_predecessor_does_not_take() {
     let cell = Cell::new("async-std", Nobody, 40, 0);
     table.push(successor(&link, cell, STOPS, Joins::BeforeTheStop));
     table.explain();
-    if !WAITS_FOR_HANDSHAKES {
-        return;
-    }
     for row in table.rows.iter().filter(|row| row.cell.kind != BARE.name) {
         if row.scenario == "successor joins after" {
             assert_eq!(row.tally.lost(), 0, "{}", row.explanation());

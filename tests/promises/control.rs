@@ -3,17 +3,18 @@
 
 use std::future::pending;
 use std::io::{self, Read, Write};
+use std::process::{ExitCode, Termination};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncBufReadExt, AsyncWriteExt};
 use gracious::{Cause, Connection, EndedBy, Reason, ServerEvent, Socket, State};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
-    Client, HOUR, Visit, echo, eventually, handing_over, refuses, taken_in, unix_address, visit,
-    waits,
+    Client, HOUR, Visit, echo, eventually, handing_over, read_in, refuses, taken_in, unix_address,
+    visit, waits,
 };
 use crate::support::peer::{Counted, at_home, cause_of, hears_nothing, is_cut, settled};
 
@@ -28,21 +29,32 @@ crate::on_every_runtime!(
     shutdown_within_cuts_a_lame_ducks_time_short,
     the_earliest_deadline_holds,
     connections_asked_to_close_do_and_serving_goes_on,
-    connections_cut_are_gone_and_serving_goes_on,
-    one_connection_can_be_cut,
-    a_connection_that_is_gone_cannot_be_cut,
+    connections_aborted_are_gone_and_serving_goes_on,
+    one_connection_can_be_asked_to_close,
+    one_connection_can_be_aborted,
+    a_connection_that_is_gone_cannot_be_aborted,
     the_first_reason_is_kept,
     states_come_in_their_order,
     a_drain_waits_for_what_is_tracked,
     an_abort_drops_what_is_tracked,
     a_tracked_future_that_is_dropped_is_no_longer_waited_for,
     a_tracked_future_is_counted_apart,
+    a_stop_names_the_work_it_waited_for,
+    a_stop_names_the_work_it_dropped,
+    work_without_a_name_is_named_by_its_place,
+    work_that_nobody_polls_is_given_up_and_named,
+    work_that_its_owner_drops_is_not_counted_as_dropped,
+    idle_connections_are_told_over_a_span,
+    a_span_ends_before_the_deadline,
+    busy_connections_are_told_at_once,
     a_detached_connection_goes_on_without_its_server,
     a_detached_unix_connection_does_too,
     a_handler_goes_on_after_it_let_its_connection_go,
     shutdown_requested_tells_at_the_request,
     everything_can_be_called_on_a_closed_server
 );
+
+const SOON: Duration = Duration::from_millis(60);
 
 async fn while_paused_new_peers_wait_and_those_inside_do_not(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
@@ -249,7 +261,7 @@ async fn connections_asked_to_close_do_and_serving_goes_on(runtime: TestRuntime)
     assert_eq!(settled(running.await).completed, 4);
 }
 
-async fn connections_cut_are_gone_and_serving_goes_on(runtime: TestRuntime) {
+async fn connections_aborted_are_gone_and_serving_goes_on(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let events = server.handle().events();
     let dropped = Arc::new(AtomicUsize::new(0));
@@ -284,7 +296,33 @@ async fn connections_cut_are_gone_and_serving_goes_on(runtime: TestRuntime) {
     assert!(report.stragglers.is_empty());
 }
 
-async fn one_connection_can_be_cut(runtime: TestRuntime) {
+async fn one_connection_can_be_asked_to_close(runtime: TestRuntime) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let events = server.handle().events();
+    let running = server.spawn(echo);
+    let handle = running.handle();
+    // One after the other, so that the second of them is the second to be taken in.
+    let mut clients = [(); 3].map(|()| {
+        let mut client = Client::of(&running);
+        assert_eq!(client.ask("hello"), "hello");
+        client
+    });
+    assert!(handle.close_connection(2));
+    assert_eq!(clients[1].rest(), "");
+    assert_eq!(cause_of(2, &events).await, Cause::Drain);
+    for id in [0, 2, 4] {
+        assert!(!handle.close_connection(id));
+    }
+    for i in [0, 2] {
+        assert_eq!(clients[i].ask("still"), "still");
+    }
+    assert_eq!(handle.state(), State::Serving);
+    handle.shutdown();
+    let report = settled(running.await);
+    assert_eq!((report.aborted, report.completed), (0, 3));
+}
+
+async fn one_connection_can_be_aborted(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(echo);
@@ -308,7 +346,7 @@ async fn one_connection_can_be_cut(runtime: TestRuntime) {
     assert_eq!((report.aborted, report.completed), (1, 2));
 }
 
-async fn a_connection_that_is_gone_cannot_be_cut(runtime: TestRuntime) {
+async fn a_connection_that_is_gone_cannot_be_aborted(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let events = server.handle().events();
     let running = server.spawn(echo);
@@ -447,6 +485,203 @@ async fn a_tracked_future_is_counted_apart(runtime: TestRuntime) {
     assert_eq!(settled(running.await).completed, 1);
     // There is nothing to wait for any more, and nothing to drop.
     assert_eq!(handle.stats().tracked, 0);
+}
+
+async fn a_stop_names_the_work_it_waited_for(runtime: TestRuntime) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let (finish, finished) = async_channel::bounded::<()>(4);
+    for name in ["job", "job", "flush"] {
+        let finished = finished.clone();
+        let work = handle.track_as(name, async move { finished.recv().await });
+        runtime.run(work);
+    }
+    // What is over when the stop comes was not waited for.
+    assert_eq!(handle.track_as("early", async {}).await, Some(()));
+    let mut running = server.spawn(echo);
+    handle.shutdown();
+    assert!(waits(&mut running).await);
+    assert_eq!(handle.stats().tracked, 3);
+    finish.close();
+    let report = settled(running.await);
+    let mut named: Vec<_> = report
+        .tracked_work
+        .iter()
+        .map(|it| (&*it.name, it.count, it.dropped))
+        .collect();
+    named.sort_unstable();
+    assert_eq!(named, [("flush", 1, 0), ("job", 2, 0)]);
+    for work in &report.tracked_work {
+        assert!(work.waited <= report.drain, "{report}");
+    }
+    let text = report.to_string();
+    for word in ["; waited for ", "flush (", "job (2 of them, "] {
+        assert!(text.contains(word), "no `{word}` in `{text}`");
+    }
+    assert!(!text.contains("dropped"), "{text}");
+    assert_eq!(report.dropped, 0);
+    assert!(report.is_clean());
+    assert_eq!(report.report(), ExitCode::SUCCESS);
+}
+
+async fn a_stop_names_the_work_it_dropped(runtime: TestRuntime) {
+    // At the deadline, and by an abort.
+    for is_aborted in [false, true] {
+        let server = at_home(&runtime).deadline(SOON).bind().await.unwrap();
+        let handle = server.handle();
+        let work = handle.track_as(format!("flush {}", 1), pending::<()>());
+        let (value, result) = async_channel::bounded(1);
+        runtime.spawn(async move { value.send(work.await).await.unwrap() });
+        let running = server.spawn(echo);
+        if is_aborted {
+            handle.abort();
+        } else {
+            handle.shutdown();
+        }
+        let report = settled(running.await);
+        assert_eq!(result.recv().await.unwrap(), None);
+        let [work] = &report.tracked_work[..] else {
+            panic!("{report}");
+        };
+        assert_eq!((&*work.name, work.count, work.dropped), ("flush 1", 1, 1));
+        assert!(is_aborted || work.waited >= SOON, "{report}");
+        let text = report.to_string();
+        assert!(text.contains("; dropped flush 1 ("), "{text}");
+        assert!(!text.contains("waited"), "{text}");
+        assert_eq!((report.aborted, report.dropped), (0, 1));
+        assert!(!report.is_clean());
+        assert_eq!(report.report(), ExitCode::FAILURE);
+    }
+}
+
+async fn work_without_a_name_is_named_by_its_place(runtime: TestRuntime) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let (finish, finished) = async_channel::bounded::<()>(1);
+    let (work, line) = (handle.track(async move { finished.recv().await }), line!());
+    runtime.run(work);
+    let mut running = server.spawn(echo);
+    handle.shutdown();
+    assert!(waits(&mut running).await);
+    finish.close();
+    let report = settled(running.await);
+    let name = &report.tracked_work[0].name;
+    assert!(name.starts_with(&format!("{}:{line}:", file!())), "{name}");
+}
+
+async fn work_that_nobody_polls_is_given_up_and_named(runtime: TestRuntime) {
+    let server = at_home(&runtime).deadline(SOON).bind().await.unwrap();
+    let handle = server.handle();
+    let _forgotten = handle.track_as("forgotten", pending::<()>());
+    let running = server.spawn(echo);
+    handle.shutdown();
+    let report = settled(running.await);
+    assert!(
+        report.to_string().contains("; dropped forgotten ("),
+        "{report}"
+    );
+    assert_eq!(report.report(), ExitCode::FAILURE);
+}
+
+async fn work_that_its_owner_drops_is_not_counted_as_dropped(runtime: TestRuntime) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let work = handle.track_as("unwanted", pending::<()>());
+    let mut running = server.spawn(echo);
+    handle.shutdown();
+    assert!(waits(&mut running).await);
+    drop(work);
+    let report = settled(running.await);
+    assert!(report.is_clean(), "{report}");
+    assert!(
+        report.to_string().contains("; waited for unwanted ("),
+        "{report}"
+    );
+}
+
+/// Clients of an echo server that are idle, and one that is busy.
+fn idle_and_busy(running: &gracious::Running, idle: usize) -> (Vec<Client>, Client) {
+    let idle = (0..idle).map(|_| {
+        let mut client = Client::of(running);
+        assert_eq!(client.ask("hello"), "hello");
+        client
+    });
+    let clients: Vec<_> = idle.collect();
+    let mut busy = Client::of(running);
+    assert_eq!(busy.ask("hello"), "hello");
+    busy.send("half ");
+    read_in(&running.handle(), 6 * (clients.len() as u64 + 1) + 5);
+    (clients, busy)
+}
+
+async fn idle_connections_are_told_over_a_span(runtime: TestRuntime) {
+    const SPAN: Duration = Duration::from_millis(600);
+    let server = at_home(&runtime).spread(SPAN).bind().await.unwrap();
+    let running = server.spawn(echo);
+    let (clients, busy) = idle_and_busy(&running, 5);
+    drop(busy);
+    eventually("it is gone", || running.handle().active() == 5);
+    let start = Instant::now();
+    running.handle().shutdown();
+    let ends: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| {
+            assert_eq!(client.rest(), "");
+            start.elapsed()
+        })
+        .collect();
+    settled(running.await);
+    // Each at its time, the last at the end of the span.
+    for (number, end) in ends.iter().enumerate().skip(1) {
+        let due = SPAN * number as u32 / 5;
+        assert!(*end >= due.saturating_sub(SPAN / 10), "{ends:?}");
+    }
+    assert!(ends[4] >= SPAN * 9 / 10, "{ends:?}");
+}
+
+async fn a_span_ends_before_the_deadline(runtime: TestRuntime) {
+    let server = at_home(&runtime).spread(HOUR).bind().await.unwrap();
+    let running = server.spawn(echo);
+    let handle = running.handle();
+    let (mut clients, busy) = idle_and_busy(&running, 3);
+    drop(busy);
+    eventually("it is gone", || handle.active() == 3);
+    // The time goes on by leaps, which the server looks at when it is asked for something.
+    let goes_on = |part: Duration| {
+        runtime.put_forward(part);
+        handle.shutdown_within(10 * HOUR);
+    };
+    handle.shutdown();
+    assert_eq!(clients[0].rest(), "");
+    // Each at its time, the last when a quarter of the time is left.
+    goes_on(HOUR / 2);
+    assert_eq!(clients[1].rest(), "");
+    assert_eq!(clients[2].ask("still"), "still");
+    goes_on(HOUR / 4);
+    assert_eq!(clients[2].rest(), "");
+    let report = settled(running.await);
+    assert!(report.is_clean(), "{report}");
+    assert!(report.drain < HOUR, "{report}");
+}
+
+async fn busy_connections_are_told_at_once(runtime: TestRuntime) {
+    let server = at_home(&runtime).spread(HOUR).bind().await.unwrap();
+    let running = server.spawn(echo);
+    let handle = running.handle();
+    let (mut idle, mut busy) = idle_and_busy(&running, 3);
+    handle.shutdown();
+    // The first of the span is told at its beginning; the others are served on.
+    assert_eq!(idle[0].rest(), "");
+    busy.send("a line\n");
+    assert_eq!(busy.rest(), "half a line\n");
+    assert_eq!(idle[1].ask("still"), "still");
+    eventually("two are left", || handle.active() == 2);
+    // A deadline that is given later shortens the span.
+    handle.shutdown_within(Duration::from_secs(2));
+    for client in &mut idle[1..] {
+        assert_eq!(client.rest(), "");
+    }
+    settled(running.await);
 }
 
 /// Takes a line, and lets the connection go with what came after it.

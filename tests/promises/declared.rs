@@ -18,7 +18,9 @@ use gracious::Waiting;
 use gracious::{Connection, EndedBy, IdleWhen, fallible};
 
 use crate::support::TestRuntime;
-use crate::support::client::{Client, echo, eventually, handing_over, on, tcp, transports, waits};
+use crate::support::client::{
+    Client, echo, eventually, handing_over, on, read_in, tcp, transports, waits,
+};
 #[cfg(target_os = "linux")]
 use crate::support::peer::{at_home, logged, passes, settled};
 
@@ -27,6 +29,7 @@ crate::on_every_runtime!(
     what_is_declared_for_all_holds_for_each,
     a_tunnel_is_idle_when_it_has_been_quiet,
     a_quiet_tunnel_ends_at_once,
+    a_tunnel_that_was_held_up_ends_when_it_is_quiet_again,
     halves_that_are_reunited_are_one_connection,
     halves_of_two_connections_are_given_back,
     the_read_buffer_says_whether_more_is_there,
@@ -119,6 +122,43 @@ async fn a_quiet_tunnel_ends_at_once(runtime: TestRuntime) {
     let report = running.shutdown().await.unwrap();
     assert_eq!(report.completed, 1);
     assert_eq!(client.rest(), "");
+}
+
+/// Is held up elsewhere for longer than it takes to be quiet, so that the timer fires while no read
+/// waits. Then it reads what is there already, and is quiet again.
+async fn read_after_a_pause(mut conn: Connection, runtime: TestRuntime) -> io::Result<()> {
+    conn.idle_when(IdleWhen::Quiet(QUIET));
+    conn.read_exact(&mut [0]).await?;
+    conn.shutdown_requested().await;
+    runtime.sleep(3 * QUIET).await;
+    conn.read_exact(&mut [0]).await?;
+    assert_eq!(conn.read(&mut [0]).await?, 0);
+    assert_eq!(conn.ended_by(), Some(EndedBy::Drain));
+    Ok(())
+}
+
+async fn a_tunnel_that_was_held_up_ends_when_it_is_quiet_again(runtime: TestRuntime) {
+    let server = || tcp(runtime.clone()).first_byte_grace(None).bind();
+    let own = runtime.clone();
+    let in_handler = server().await.unwrap();
+    let in_handler = in_handler.spawn(|conn| read_after_a_pause(conn, own));
+    let (elsewhere, connections) = handing_over(server().await.unwrap());
+    for (running, connections) in [(in_handler, None), (elsewhere, Some(connections))] {
+        let mut client = Client::of(&running);
+        client.send("ab");
+        let handle = running.handle();
+        let rest = thread::spawn(move || {
+            read_in(&handle, 1);
+            handle.shutdown();
+            client.rest()
+        });
+        if let Some(connections) = connections {
+            let conn = connections.recv().await.unwrap();
+            read_after_a_pause(conn, runtime.clone()).await.unwrap();
+        }
+        assert_eq!(running.await.unwrap().completed, 1);
+        assert_eq!(rest.join().unwrap(), "");
+    }
 }
 
 async fn halves_that_are_reunited_are_one_connection(runtime: TestRuntime) {

@@ -16,8 +16,12 @@ use gracious::{Address, Cause, Connection, EndedBy, ServerEvent, State, Waiting}
 use crate::support::client::{
     Client, echo, eventually, handing_over, read_in, taken_in, unix_path,
 };
-use crate::support::peer::{at_home, cause_of, is_cut, loopback, settled};
+use crate::support::peer::{at_home, cause_of, is_cut, logged, loopback, passes, settled, tell};
 use crate::support::{DEADLINE, TestRuntime};
+
+crate::on_every_runtime_in_a_process!(
+    a_stop_says_in_the_log_which_work_it_waits_for: tracks_work, passes;
+);
 
 crate::on_every_runtime!(
     a_server_shows_its_state_and_its_addresses,
@@ -35,6 +39,8 @@ crate::on_every_runtime!(
     a_receivers_waker_may_ask_the_server,
     who_subscribes_while_others_are_told_is_told_the_rest,
     events_end_with_the_server,
+    a_reader_of_events_whose_waker_panics_harms_nobody,
+    a_reader_of_events_may_ask_the_server_when_it_is_woken,
     a_report_is_a_readable_paragraph,
     the_exit_status_says_whether_anything_was_aborted,
     everything_has_a_debug_form
@@ -179,7 +185,7 @@ async fn connections_are_listed_with_what_they_wait_for(runtime: TestRuntime) {
     }
     handle.abort();
     let report = settled(running.await);
-    // Who was cut off is told in the same words. The last may have seen the drain that comes first.
+    // Stragglers are described in the same words. The last may have seen the drain that comes first.
     let seen: Vec<_> = report
         .stragglers
         .iter()
@@ -406,6 +412,93 @@ async fn events_end_with_the_server(runtime: TestRuntime) {
     assert!(handle.events().recv().await.is_err());
 }
 
+/// Has somebody wait for the next event for ever, with a waker that calls `on_wake`.
+fn leave_waiting(
+    events: &async_channel::Receiver<ServerEvent>,
+    on_wake: impl Fn() + Send + Sync + 'static,
+) {
+    struct Waking<F>(F);
+    impl<F: Fn() + Send + Sync> Wake for Waking<F> {
+        fn wake(self: Arc<Self>) {
+            (self.0)();
+        }
+    }
+    let mut received = Box::pin({
+        let events = events.clone();
+        async move { drop(events.recv().await) }
+    });
+    let waker = Waker::from(Arc::new(Waking(on_wake)));
+    let polled = received.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    // A listener that was not notified to the end panics when it is dropped, in builds for tests.
+    std::mem::forget(received);
+}
+
+async fn a_reader_of_events_whose_waker_panics_harms_nobody(runtime: TestRuntime) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let running = server.spawn(echo);
+    let mut client = Client::of(&running);
+    assert_eq!(client.ask("hello"), "hello");
+    let sound = handle.events();
+    // Told of the connection's end, and then of the server's, on whatever thread counts it.
+    let first = handle.events();
+    leave_waiting(&first, || panic!("as the test wants it"));
+    drop(client);
+    assert_eq!(cause_of(1, &sound).await, Cause::Peer);
+    // A second wait would not be woken: the first has taken the notification, and panicked.
+    eventually("the event is there", || !first.is_empty());
+    assert_eq!(cause_of(1, &first).await, Cause::Peer);
+    let second = handle.events();
+    leave_waiting(&first, || panic!("as the test wants it"));
+    leave_waiting(&second, || panic!("as the test wants it"));
+    handle.shutdown();
+    assert_eq!(settled(running.await).completed, 1);
+    for events in [sound, first, second] {
+        let mut last = None;
+        while let Ok(event) = events.recv().await {
+            last = Some(event);
+        }
+        assert_eq!(last, Some(ServerEvent::State(State::Closed)));
+    }
+}
+
+async fn a_reader_of_events_may_ask_the_server_when_it_is_woken(runtime: TestRuntime) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let running = server.spawn(echo);
+    let mut client = Client::of(&running);
+    assert_eq!(client.ask("hello"), "hello");
+    let events = handle.events();
+    let asked = handle.clone();
+    let (tell, told) = std::sync::mpsc::channel();
+    leave_waiting(&events, move || {
+        // Whatever takes a lock, and what makes another event.
+        let more = asked.events();
+        asked.pause();
+        asked.resume();
+        tell.send((asked.stats().active, more)).unwrap();
+    });
+    drop(client);
+    assert_eq!(cause_of(1, &events).await, Cause::Peer);
+    let (active, more) = told.recv().unwrap();
+    assert_eq!(active, 0);
+    handle.shutdown();
+    settled(running.await);
+    // What came after it subscribed, and nothing that came before.
+    let mut states = Vec::new();
+    while let Ok(event) = more.recv().await {
+        states.push(event);
+    }
+    let expected = [
+        State::Paused,
+        State::Serving,
+        State::Draining,
+        State::Closed,
+    ];
+    assert_eq!(states, expected.map(ServerEvent::State));
+}
+
 async fn a_report_is_a_readable_paragraph(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(1);
@@ -576,4 +669,47 @@ async fn who_subscribes_while_others_are_told_is_told_the_rest(runtime: TestRunt
         let closed = [ServerEvent::State(State::Closed)];
         assert_eq!(told, closed[..usize::from(index < 2)], "{index}");
     }
+}
+
+async fn tracks_work(runtime: TestRuntime) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let handle = server.handle();
+    let (finish, finished) = async_channel::bounded::<()>(1);
+    for _ in 0..2 {
+        let finished = finished.clone();
+        let work = handle.track_as("job", async move { finished.recv().await });
+        runtime.run(work);
+    }
+    let stuck = handle.track_as("stuck", std::future::pending::<()>());
+    runtime.run(stuck);
+    let waits = handle.track_as("waiter", handle.closed());
+    runtime.run(waits);
+    let _forgotten = handle.track_as("forgotten", std::future::pending::<()>());
+    let running = server.spawn(echo);
+    let mut busy = Client::of(&running);
+    busy.send("half");
+    read_in(&handle, 4);
+    handle.shutdown();
+    handle.shutdown_requested().await;
+    let says = |line: &str| logged().iter().any(|it| it == line);
+    let waiting = "INFO waiting for tracked work: job (2 of them), stuck, forgotten";
+    assert!(!says(waiting), "{:?}", logged());
+    busy.send("\n");
+    assert_eq!(busy.rest(), "half\n");
+    eventually("it says so", || says(waiting));
+    finish.close();
+    eventually("the jobs are done", || handle.stats().tracked == 3);
+    handle.shutdown_within(Duration::ZERO);
+    let report = settled(running.await);
+    assert_eq!(report.dropped, 3, "{report}");
+    assert!(says("WARN dropped tracked work: stuck"), "{:?}", logged());
+    assert!(says("WARN dropped tracked work: waiter"), "{:?}", logged());
+    assert!(
+        says("WARN gave up tracked work: forgotten"),
+        "{:?}",
+        logged()
+    );
+    // The report is there before it is logged.
+    eventually("it is logged", || says(&format!("INFO {report}")));
+    tell("done", "");
 }

@@ -8,19 +8,24 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use gracious::{Cause, Connection, EndedBy, ServerEvent};
 
 use crate::support::TestRuntime;
-use crate::support::client::{Client, echo, eventually, handing_over, unix_address};
-use crate::support::peer::{at_home, cause_of, hears_nothing, is_cut, opened, settled};
+use crate::support::client::{Client, HOUR, echo, eventually, handing_over, read_in, unix_address};
+use crate::support::peer::{at_home, cause_of, hears_nothing, is_cut, opened, passes, settled};
 
 crate::on_every_runtime!(
     the_surplus_gets_the_message_and_a_clean_end,
     the_surplus_gets_a_clean_end_whatever_it_sent,
     an_empty_message_is_a_clean_end,
-    the_rejected_take_nobodys_place,
+    the_rejected_take_no_permit,
     one_peer_gets_its_share,
     a_share_is_given_back,
     unix_peers_have_no_share,
     a_limit_of_zero_is_a_clear_error,
     an_idle_connection_is_ended,
+    an_idle_connections_handler_can_say_goodbye,
+    half_a_message_and_then_silence_times_out,
+    a_handler_that_does_not_end_times_out_a_linger_later,
+    what_comes_after_the_question_is_answered,
+    a_handler_that_works_on_after_the_question_does_not_time_out,
     bytes_either_way_keep_a_connection,
     a_handler_at_work_is_not_idle,
     a_write_that_nobody_takes_is_idle,
@@ -29,10 +34,20 @@ crate::on_every_runtime!(
     who_said_a_word_in_time_may_be_silent,
     a_connection_of_age_ends_as_at_a_drain,
     a_connection_of_age_that_goes_on_is_aborted_a_deadline_later,
-    a_limit_frees_the_place,
+    a_limit_releases_the_permit,
     a_long_line_is_an_error_of_its_own,
     the_longest_line_is_no_error,
-    limits_end_with_the_server
+    a_line_that_a_reset_breaks_off_is_an_error,
+    limits_end_with_the_server,
+    #[cfg(target_os = "linux")]
+    a_user_timeout_is_inherited,
+    #[cfg(target_os = "linux")]
+    a_user_timeout_ends_a_write_that_nobody_takes
+);
+
+#[cfg(target_os = "linux")]
+crate::on_every_runtime_in_a_process!(
+    a_limit_that_the_system_cannot_keep_is_said_at_bind: binds_with_few_descriptors, passes;
 );
 
 const SOON: Duration = Duration::from_millis(60);
@@ -114,7 +129,7 @@ async fn an_empty_message_is_a_clean_end(runtime: TestRuntime) {
     assert_eq!(settled(running.await).rejected, 1);
 }
 
-async fn the_rejected_take_nobodys_place(runtime: TestRuntime) {
+async fn the_rejected_take_no_permit(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .max_connections(1)
         .reject_with("x".repeat(1000))
@@ -244,18 +259,14 @@ async fn a_limit_of_zero_is_a_clear_error(runtime: TestRuntime) {
 async fn an_idle_connection_is_ended(runtime: TestRuntime) {
     let server = at_home(&runtime).idle_timeout(SOON).bind().await.unwrap();
     let events = server.handle().events();
-    let running = server.spawn(async move |conn: Connection| {
-        let error = read_on(conn).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        Err(error)
-    });
+    let running = server.spawn(echo);
     let start = Instant::now();
     let mut silent = Client::of(&running);
     let mut one_word = Client::of(&running);
-    one_word.send("hello");
-    // A clean end both, and not before its time.
+    one_word.send("hello\n");
+    // A clean end both, and not before its time: without one, the first byte would be waited for.
     assert_eq!(silent.rest(), "");
-    assert_eq!(one_word.rest(), "");
+    assert_eq!(one_word.rest(), "hello\n");
     assert!(start.elapsed() >= SOON);
     let mut ended = 0;
     while ended < 2 {
@@ -267,7 +278,147 @@ async fn an_idle_connection_is_ended(runtime: TestRuntime) {
     }
     running.handle().shutdown();
     let report = settled(running.await);
-    assert_eq!((report.failed, report.limited.idle), (2, 2));
+    assert_eq!((report.completed, report.limited.idle), (2, 2));
+}
+
+async fn an_idle_connections_handler_can_say_goodbye(runtime: TestRuntime) {
+    let server = at_home(&runtime)
+        .idle_timeout(SOON)
+        .linger(HOUR)
+        .bind()
+        .await
+        .unwrap();
+    let events = server.handle().events();
+    let running = server.spawn(async move |mut conn: Connection| {
+        let mut order = [0];
+        conn.read_exact(&mut order).await?;
+        conn.write_all(&order).await?;
+        // Either it reads on, or it watches for the question.
+        match &order {
+            b"r" => assert_eq!(conn.read(&mut order).await?, 0),
+            _ => {
+                conn.idle_when(gracious::IdleWhen::Never);
+                let asked = conn.shutdown_requested();
+                let read = async { conn.read(&mut order).await.map(drop).unwrap() };
+                futures_lite::future::or(asked, read).await;
+            }
+        }
+        assert!(conn.is_shutting_down());
+        conn.write_all(b" 421 idle\n").await
+    });
+    let mut clients = ["r", "w"].map(|order| {
+        let mut client = Client::of(&running);
+        client.send(order);
+        (client, order)
+    });
+    for (client, order) in &mut clients {
+        assert_eq!(client.rest(), format!("{order} 421 idle\n"));
+    }
+    let mut ended = 0;
+    while ended < 2 {
+        if let ServerEvent::Closed { cause, .. } = events.recv().await.unwrap() {
+            assert_eq!(cause, Cause::IdleTimeout);
+            ended += 1;
+        }
+    }
+    running.handle().shutdown();
+    let report = settled(running.await);
+    assert_eq!((report.completed, report.limited.idle), (2, 2));
+}
+
+async fn half_a_message_and_then_silence_times_out(runtime: TestRuntime) {
+    let server = at_home(&runtime)
+        .idle_timeout(SOON)
+        .linger(SOON)
+        .bind()
+        .await
+        .unwrap();
+    let events = server.handle().events();
+    let running = server.spawn(echo);
+    let start = Instant::now();
+    let mut client = Client::of(&running);
+    client.send("half");
+    assert_eq!(client.rest(), "");
+    assert!(start.elapsed() >= 2 * SOON);
+    assert_eq!(cause_of(1, &events).await, Cause::IdleTimeout);
+    running.handle().shutdown();
+    let report = settled(running.await);
+    assert_eq!((report.failed, report.limited.idle), (1, 1));
+    assert!(report.is_clean(), "{report}");
+}
+
+async fn a_handler_that_does_not_end_times_out_a_linger_later(runtime: TestRuntime) {
+    let server = at_home(&runtime)
+        .idle_timeout(SOON)
+        .linger(SOON)
+        .bind()
+        .await
+        .unwrap();
+    let events = server.handle().events();
+    let (tell, told) = async_channel::bounded(1);
+    let running = server.spawn(async move |mut conn: Connection| {
+        conn.idle_when(gracious::IdleWhen::Never);
+        let first = conn.read(&mut [0]).await.unwrap_err().kind();
+        let second = conn.read(&mut [0]).await.unwrap_err().kind();
+        let written = conn.write(b"x").await.unwrap_err().kind();
+        tell.send([first, second, written]).await.unwrap();
+    });
+    let start = Instant::now();
+    let mut client = Client::of(&running);
+    assert_eq!(client.rest(), "");
+    assert!(start.elapsed() >= 2 * SOON);
+    assert_eq!(told.recv().await.unwrap(), [io::ErrorKind::TimedOut; 3]);
+    assert_eq!(cause_of(1, &events).await, Cause::IdleTimeout);
+    running.handle().shutdown();
+    let report = settled(running.await);
+    assert_eq!((report.completed, report.limited.idle), (1, 1));
+}
+
+async fn what_comes_after_the_question_is_answered(runtime: TestRuntime) {
+    let server = at_home(&runtime)
+        .idle_timeout(SOON)
+        .linger(HOUR)
+        .bind()
+        .await
+        .unwrap();
+    let (asked, is_asked) = async_channel::bounded(1);
+    let running = server.spawn(async move |conn: Connection| {
+        let requested = conn.shutdown_requested();
+        let tell = async {
+            requested.await;
+            asked.send(()).await.unwrap();
+            std::future::pending().await
+        };
+        futures_lite::future::or(echo(conn), tell).await
+    });
+    let mut client = Client::of(&running);
+    // Half a line is no idle one's, so it is asked and goes on.
+    client.send("half ");
+    is_asked.recv().await.unwrap();
+    client.send("a line\n");
+    assert_eq!(client.rest(), "half a line\n");
+    running.handle().shutdown();
+    let report = settled(running.await);
+    assert_eq!((report.completed, report.limited.idle), (1, 1));
+}
+
+async fn a_handler_that_works_on_after_the_question_does_not_time_out(runtime: TestRuntime) {
+    let server = at_home(&runtime)
+        .idle_timeout(SOON)
+        .linger(SOON)
+        .bind()
+        .await
+        .unwrap();
+    let timer = runtime.clone();
+    let running = server.spawn(async move |mut conn: Connection| {
+        assert_eq!(conn.read(&mut [0]).await?, 0);
+        timer.sleep(4 * SOON).await;
+        conn.write_all(b"done").await
+    });
+    assert_eq!(Client::of(&running).rest(), "done");
+    running.handle().shutdown();
+    let report = settled(running.await);
+    assert_eq!((report.completed, report.limited.idle), (1, 1));
 }
 
 async fn bytes_either_way_keep_a_connection(runtime: TestRuntime) {
@@ -348,7 +499,11 @@ async fn a_write_that_nobody_takes_is_idle(runtime: TestRuntime) {
 }
 
 async fn an_expired_connection_stays_expired(runtime: TestRuntime) {
-    let server = at_home(&runtime).idle_timeout(SOON).bind().await.unwrap();
+    let server = at_home(&runtime)
+        .first_byte_timeout(SOON)
+        .bind()
+        .await
+        .unwrap();
     let (told, kinds) = async_channel::bounded(1);
     let running = server.spawn(async move |mut conn: Connection| {
         let first = conn.read(&mut [0]).await.unwrap_err().kind();
@@ -362,7 +517,7 @@ async fn an_expired_connection_stays_expired(runtime: TestRuntime) {
     running.handle().shutdown();
     // Its handler took it well, and its end has a cause all the same.
     let report = settled(running.await);
-    assert_eq!((report.completed, report.limited.idle), (1, 1));
+    assert_eq!((report.completed, report.limited.first_byte), (1, 1));
 }
 
 async fn who_never_says_a_word_is_ended(runtime: TestRuntime) {
@@ -468,7 +623,7 @@ async fn a_connection_of_age_that_goes_on_is_aborted_a_deadline_later(runtime: T
     assert_eq!((report.aborted, report.limited.age), (1, 1));
 }
 
-async fn a_limit_frees_the_place(runtime: TestRuntime) {
+async fn a_limit_releases_the_permit(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .max_connections(1)
         .first_byte_timeout(SOON)
@@ -521,6 +676,29 @@ async fn the_longest_line_is_no_error(runtime: TestRuntime) {
     assert_eq!(settled(running.await).completed, 1);
 }
 
+async fn a_line_that_a_reset_breaks_off_is_an_error(runtime: TestRuntime) {
+    let server = at_home(&runtime).bind().await.unwrap();
+    let events = server.handle().events();
+    let running = server.spawn(echo);
+    let mut client = Client::of(&running);
+    assert_eq!(client.ask("hello"), "hello");
+    client.send("half a line");
+    read_in(&running.handle(), 17);
+    let Client::Tcp(socket) = client else {
+        unreachable!("it was asked for TCP");
+    };
+    // Closed with a reset.
+    socket2::SockRef::from(&socket)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+    drop(socket);
+    let cause = cause_of(1, &events).await;
+    assert!(matches!(cause, Cause::Error(_)), "{cause:?}");
+    running.handle().shutdown();
+    let report = settled(running.await);
+    assert_eq!((report.failed, report.panicked), (1, 0));
+}
+
 async fn limits_end_with_the_server(runtime: TestRuntime) {
     let hour = Duration::from_secs(3600);
     let server = at_home(&runtime)
@@ -539,4 +717,92 @@ async fn limits_end_with_the_server(runtime: TestRuntime) {
         assert_eq!(client.rest(), "");
     }
     assert_eq!(settled(running.await).completed, 3);
+}
+
+#[cfg(target_os = "linux")]
+async fn a_user_timeout_is_inherited(runtime: TestRuntime) {
+    // In whole milliseconds, above none.
+    for (limit, expected) in [
+        (Duration::from_millis(1500), 1500),
+        (Duration::from_micros(1), 1),
+        (Duration::MAX, i32::MAX as u64),
+    ] {
+        let server = at_home(&runtime).user_timeout(limit).bind().await.unwrap();
+        let (running, connections) = handing_over(server);
+        let _client = Client::of(&running);
+        let conn = connections.recv().await.unwrap();
+        let gracious::Socket::Tcp(socket) = conn.detach().unwrap().socket else {
+            unreachable!("it was asked for TCP");
+        };
+        let inherited = socket2::SockRef::from(&socket).tcp_user_timeout().unwrap();
+        assert_eq!(inherited, Some(Duration::from_millis(expected)));
+        running.handle().shutdown();
+        settled(running.await);
+    }
+    let error = at_home(&runtime).user_timeout(Duration::ZERO).bind().await;
+    assert!(error.unwrap_err().to_string().contains("user_timeout"));
+}
+
+#[cfg(target_os = "linux")]
+async fn a_user_timeout_ends_a_write_that_nobody_takes(runtime: TestRuntime) {
+    let limit = Duration::from_millis(500);
+    let server = at_home(&runtime).user_timeout(limit).bind().await.unwrap();
+    let events = server.handle().events();
+    let running = server.spawn(async move |mut conn: Connection| -> io::Result<()> {
+        loop {
+            conn.write_all(&[0; 65536]).await?;
+        }
+    });
+    let start = Instant::now();
+    let _client = Client::of(&running);
+    let cause = cause_of(1, &events).await;
+    assert!(matches!(cause, Cause::Error(_)), "{cause:?}");
+    assert!(start.elapsed() >= limit);
+    running.handle().shutdown();
+    assert_eq!(settled(running.await).failed, 1);
+}
+
+#[cfg(target_os = "linux")]
+async fn binds_with_few_descriptors(runtime: TestRuntime) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    use crate::support::peer::logged;
+
+    let limit = Rlimit {
+        current: Some(256),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    };
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let warnings = || {
+        let logged = logged();
+        let warned = logged.into_iter().filter(|line| line.starts_with("WARN"));
+        warned.collect::<Vec<_>>()
+    };
+    drop(at_home(&runtime).bind().await.unwrap());
+    let server = at_home(&runtime).max_connections(100).bind().await.unwrap();
+    assert!(warnings().is_empty(), "{:?}", warnings());
+    // What is open by then counts.
+    for limit in [1000, 250] {
+        let before = warnings().len();
+        drop(
+            at_home(&runtime)
+                .max_connections(limit)
+                .bind()
+                .await
+                .unwrap(),
+        );
+        let [warning] = &warnings()[before..] else {
+            panic!("{:?}", warnings());
+        };
+        for word in [&*limit.to_string(), "256", "ulimit -n"] {
+            assert!(warning.contains(word), "no `{word}` in `{warning}`");
+        }
+    }
+    // A limit that is raised later, too.
+    let before = warnings().len();
+    server.handle().set_max_connections(2000).unwrap();
+    assert!(warnings()[before].contains("2000"), "{:?}", warnings());
+    server.handle().set_max_connections(50).unwrap();
+    server.handle().set_max_connections(None).unwrap();
+    assert_eq!(warnings().len(), before + 1);
 }

@@ -24,7 +24,7 @@ crate::on_every_runtime!(
     a_client_that_does_not_read_ends_at_the_deadline,
     a_close_that_takes_its_time_ends_at_the_deadline,
     without_a_deadline_the_drain_takes_as_long_as_it_takes,
-    a_deadline_of_zero_cuts_at_once,
+    a_deadline_of_zero_aborts_at_once,
     the_earliest_deadline_wins,
     a_deadline_that_comes_during_the_drain_counts_from_then,
     a_deadline_beyond_the_end_of_time_is_none,
@@ -33,7 +33,7 @@ crate::on_every_runtime!(
 
 crate::alone_on_every_runtime!(
     handlers_that_block_their_threads_do_not_hold_up_serve,
-    a_handler_that_is_released_before_the_deadline_is_not_cut,
+    a_handler_that_is_released_before_the_deadline_is_not_aborted,
 );
 
 const SOON: Duration = Duration::from_millis(200);
@@ -170,7 +170,7 @@ async fn without_a_deadline_the_drain_takes_as_long_as_it_takes(runtime: TestRun
     assert!(report.drain >= 3 * HOUR);
 }
 
-async fn a_deadline_of_zero_cuts_at_once(runtime: TestRuntime) {
+async fn a_deadline_of_zero_aborts_at_once(runtime: TestRuntime) {
     let server = tcp(runtime).deadline(Duration::ZERO).bind().await.unwrap();
     let (running, connections) = handing_over(server);
     let mut client = Client::of(&running);
@@ -340,7 +340,7 @@ async fn handlers_that_block_their_threads_do_not_hold_up_serve(runtime: TestRun
     assert_eq!(handle.closed().await.to_string(), report.to_string());
 }
 
-async fn a_handler_that_is_released_before_the_deadline_is_not_cut(runtime: TestRuntime) {
+async fn a_handler_that_is_released_before_the_deadline_is_not_aborted(runtime: TestRuntime) {
     let server = tcp(runtime).deadline(HOUR).bind().await.unwrap();
     let gate = Gate::default();
     let (blocking, is_blocking) = async_channel::unbounded();

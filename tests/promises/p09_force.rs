@@ -23,13 +23,13 @@ crate::on_every_runtime!(
     a_destructor_may_use_the_handle_and_the_connection,
     an_abort_shuts_the_socket_under_halves_in_another_task,
     an_abort_fails_what_a_half_does_later,
-    a_write_that_waits_is_cut,
+    a_write_that_waits_is_aborted,
     an_abort_before_serve_serves_nobody,
     an_abort_from_a_handler_drops_that_handler_too,
     many_aborts_from_many_threads_are_one,
     an_abort_ends_a_lame_ducks_time,
     an_abort_ends_a_close_that_lingers,
-    an_abort_ends_those_who_wait_for_a_place,
+    an_abort_ends_those_who_wait_for_a_permit,
     what_was_completed_before_the_abort_counts_as_completed
 );
 
@@ -180,7 +180,7 @@ async fn an_abort_fails_what_a_half_does_later(runtime: TestRuntime) {
     reader.shutdown_requested().await;
 }
 
-async fn a_write_that_waits_is_cut(runtime: TestRuntime) {
+async fn a_write_that_waits_is_aborted(runtime: TestRuntime) {
     let server = at_home(&runtime).bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(1);
     let running = server.spawn(async move |mut conn: Connection| -> io::Result<()> {
@@ -290,7 +290,7 @@ async fn an_abort_ends_a_close_that_lingers(runtime: TestRuntime) {
     drop(client);
 }
 
-async fn an_abort_ends_those_who_wait_for_a_place(runtime: TestRuntime) {
+async fn an_abort_ends_those_who_wait_for_a_permit(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(1).bind().await.unwrap();
     let (begun, has_begun) = async_channel::bounded(1);
     let (told, is_told) = async_channel::bounded(1);

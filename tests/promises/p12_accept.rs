@@ -22,6 +22,7 @@ crate::on_every_runtime!(a_peer_that_is_gone_before_it_is_accepted_harms_nobody)
 crate::on_every_runtime_in_a_process!(
     without_descriptors_it_waits_says_so_once_and_serves_on: short_of_descriptors,
         serves_on_in_a_shortage;
+    a_readiness_probe_is_told_of_a_shortage: short_of_descriptors, tells_of_a_shortage;
     a_shutdown_ends_a_shortage_and_loses_nobody: short_of_descriptors, stops_in_a_shortage;
     a_shutdown_in_a_shortage_that_does_not_pass_ends_at_the_deadline: short_of_descriptors,
         stops_at_the_deadline_of_a_shortage;
@@ -152,6 +153,13 @@ async fn short_of_descriptors(runtime: TestRuntime) {
                 limit_descriptors(1000);
                 tell("more", "");
             }
+            "readiness" => tell("readiness", handle.is_serving() && !handle.stats().shortage),
+            "ready" => {
+                // Nobody need come for it.
+                eventually("it is ready", || handle.is_serving());
+                assert!(!handle.stats().shortage);
+                tell("ready", "");
+            }
             "within" => {
                 handle.shutdown_within(Duration::from_secs(2));
                 break;
@@ -209,6 +217,36 @@ fn crowd(address: &Address) -> Vec<Client> {
             client
         })
         .collect()
+}
+
+#[cfg(target_os = "linux")]
+fn tells_of_a_shortage(mut process: Process) {
+    let address = process.address();
+    let mut inside = Client::connect(&address).unwrap();
+    assert_eq!(inside.ask("hello"), "hello");
+    process.tell("readiness");
+    assert_eq!(process.hear("readiness"), "true");
+    let mut clients = crowd(&address);
+    process.tell("shortage");
+    process.hear("shortage");
+    // For as long as it lasts.
+    for _ in 0..2 {
+        process.tell("readiness");
+        assert_eq!(process.hear("readiness"), "false");
+        process.tell("idle");
+        process.hear("idle");
+    }
+    process.tell("more");
+    process.hear("more");
+    for (i, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.line(), i.to_string());
+    }
+    process.tell("ready");
+    process.hear("ready");
+    process.tell("stop");
+    assert_eq!(inside.rest(), "");
+    process.hear("report");
+    process.ends_with(0);
 }
 
 #[cfg(target_os = "linux")]

@@ -24,14 +24,14 @@ use crate::support::peer::{
 crate::on_every_runtime!(
     the_eleventh_of_ten_waits_and_is_served_when_one_leaves,
     there_are_never_more_than_the_limit,
-    a_place_is_given_back_however_a_connection_ends,
-    a_place_is_held_until_the_socket_is_closed,
-    a_place_is_given_back_once,
+    a_permit_is_given_back_however_a_connection_ends,
+    a_permit_is_kept_until_the_socket_is_closed,
+    a_permit_is_given_back_once,
     the_limit_can_be_raised,
     the_limit_can_be_lowered_and_those_inside_stay,
     a_lower_limit_takes_hold_of_a_loop_that_waits_for_a_peer,
     the_limit_can_be_lifted,
-    a_shutdown_wins_over_a_wait_for_a_place,
+    a_shutdown_wins_over_a_wait_for_a_permit,
     listeners_share_one_limit,
     a_busy_listener_does_not_starve_the_others,
     a_quiet_listener_does_not_starve_the_others
@@ -104,7 +104,7 @@ async fn there_are_never_more_than_the_limit(runtime: TestRuntime) {
     assert!(most.load(SeqCst) <= 3);
 }
 
-async fn a_place_is_given_back_however_a_connection_ends(runtime: TestRuntime) {
+async fn a_permit_is_given_back_however_a_connection_ends(runtime: TestRuntime) {
     let server = at_home(&runtime)
         .max_connections(1)
         .idle_timeout(Duration::from_millis(50))
@@ -152,7 +152,7 @@ async fn a_place_is_given_back_however_a_connection_ends(runtime: TestRuntime) {
     assert_eq!((report.completed, report.limited.idle), (1, 1));
 }
 
-async fn a_place_is_held_until_the_socket_is_closed(runtime: TestRuntime) {
+async fn a_permit_is_kept_until_the_socket_is_closed(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(1).bind().await.unwrap();
     let events = server.handle().events();
     let (running, connections) = handing_over(server);
@@ -171,7 +171,7 @@ async fn a_place_is_held_until_the_socket_is_closed(runtime: TestRuntime) {
     assert_eq!(settled(running.await).completed, 2);
 }
 
-async fn a_place_is_given_back_once(runtime: TestRuntime) {
+async fn a_permit_is_given_back_once(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(1).bind().await.unwrap();
     let events = server.handle().events();
     let (running, connections) = handing_over(server);
@@ -273,7 +273,7 @@ async fn the_limit_can_be_lifted(runtime: TestRuntime) {
     assert_eq!(settled(running.await).completed, 5);
 }
 
-async fn a_shutdown_wins_over_a_wait_for_a_place(runtime: TestRuntime) {
+async fn a_shutdown_wins_over_a_wait_for_a_permit(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(1).bind().await.unwrap();
     let (told, is_told) = async_channel::bounded(2);
     let running = server.spawn(async move |mut conn: Connection| {

@@ -14,7 +14,7 @@ use gracious::{Connection, Reason, Runtime, Server, State};
 
 use crate::support::TestRuntime;
 use crate::support::client::{Client, assert_balance, echo, handing_over, read_in, refuses, waits};
-use crate::support::peer::{Counted, at_home, is_cut, loopback, settled};
+use crate::support::peer::{Counted, at_home, is_cut, loopback, passes, settled};
 
 crate::on_every_runtime!(
     a_dropped_serve_stops_the_server_and_frees_the_port,
@@ -28,6 +28,11 @@ crate::on_every_runtime!(
     a_dropped_serve_until_drops_its_work,
     a_handler_may_own_what_stops_its_server,
     a_runtime_that_takes_no_tasks_any_more_closes_the_server
+);
+
+#[cfg(target_os = "linux")]
+crate::on_every_runtime_in_a_process!(
+    a_forked_process_that_drops_a_server_leaves_it_to_its_parent: forks_and_drops, passes;
 );
 
 async fn a_dropped_serve_stops_the_server_and_frees_the_port(runtime: TestRuntime) {
@@ -406,7 +411,7 @@ mod on_an_executor_that_is_dropped {
     }
 
     #[test]
-    fn those_who_wait_for_a_place_are_closed_cleanly() {
+    fn those_who_wait_for_a_permit_are_closed_cleanly() {
         run(async |runtime, owner| {
             let server = Server::with_runtime(runtime).listen(loopback());
             let server = server
@@ -435,7 +440,7 @@ mod on_an_executor_that_is_dropped {
     }
 
     #[test]
-    fn halves_that_live_elsewhere_are_cut() {
+    fn halves_that_live_elsewhere_are_aborted() {
         run(async |runtime, owner| {
             let server = Server::with_runtime(runtime).listen(loopback());
             let server = server.bind().await.unwrap();
@@ -463,4 +468,54 @@ mod on_an_executor_that_is_dropped {
             assert_eq!(handle.state(), State::Closed);
         });
     }
+}
+
+/// A process that is forked drops the server, bound and then served: it is its parent's.
+#[cfg(target_os = "linux")]
+async fn forks_and_drops(runtime: TestRuntime) {
+    use std::sync::Mutex;
+
+    use crate::support::client::{eventually, unix_address};
+    use crate::support::peer::{fork, status_of};
+
+    let server = at_home(&runtime)
+        .listen(unix_address())
+        .bind()
+        .await
+        .unwrap();
+    let (addresses, handle) = (server.local_addrs().to_vec(), server.handle());
+    // Each process has its own.
+    let server = Mutex::new(Some(server));
+    let connect = |address| Client::connect(address).unwrap();
+    let mut early: Vec<_> = addresses.iter().map(connect).collect();
+    let forked = fork(|| drop(server.lock().unwrap().take()));
+    assert_eq!(status_of(forked), 0);
+    let mut late: Vec<_> = addresses.iter().map(connect).collect();
+    assert_eq!(handle.state(), State::Bound);
+    let server = server.into_inner().unwrap().unwrap();
+    let running = Mutex::new(Some(server.spawn(echo)));
+    for client in early.iter_mut().chain(&mut late) {
+        assert_eq!(client.ask("hello"), "hello");
+    }
+    let forked = fork(|| {
+        handle.shutdown();
+        handle.abort_connections();
+        handle.abort();
+        drop(running.lock().unwrap().take());
+    });
+    assert_eq!(status_of(forked), 0);
+    // Of each listener, and of its poller, which a fork shares.
+    for address in &addresses {
+        assert_eq!(connect(address).ask("hello"), "hello");
+    }
+    for client in &mut early {
+        assert_eq!(client.ask("still"), "still");
+    }
+    eventually("the last have left", || handle.active() == 4);
+    assert!(handle.is_serving());
+    handle.shutdown();
+    let running = running.into_inner().unwrap().unwrap();
+    assert_eq!(settled(running.await).completed, 6);
+    // The one that bound it takes the path away.
+    assert!(refuses(&addresses[1]));
 }

@@ -8,14 +8,14 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Barrier};
 use std::thread;
 
-use futures_lite::AsyncWriteExt;
+use futures_lite::{AsyncWriteExt, future};
 use gracious::{Address, Builder};
 
-use crate::support::client::{Client, echo, handing_over, refuses, taken_in, unix_path};
+use crate::support::client::{Client, echo, handing_over, refuses, rounds, taken_in, unix_path};
 use crate::support::peer::{Process, orders, passes, settled, tell};
 use crate::support::{Engine, TestRuntime};
 
@@ -36,6 +36,7 @@ crate::on_every_runtime!(
     its_owner_can_be_asked_for,
     a_successor_on_the_same_path_keeps_it,
     many_servers_after_each_other_lose_no_path,
+    of_servers_that_bind_a_path_at_once_one_gets_it,
     a_connection_goes_on_after_its_path_is_gone,
     odd_names_are_as_good_as_any,
     #[cfg(target_os = "linux")]
@@ -329,6 +330,31 @@ async fn many_servers_after_each_other_lose_no_path(runtime: TestRuntime) {
     }
     running.handle().shutdown();
     settled(running.await);
+}
+
+/// A path is nobody's to replace while its server does not listen on it yet.
+async fn of_servers_that_bind_a_path_at_once_one_gets_it(runtime: TestRuntime) {
+    for _ in 0..rounds(20) {
+        let path = unix_path();
+        let start = Arc::new(Barrier::new(4));
+        let threads = [(); 4].map(|()| {
+            let (start, builder) = (start.clone(), on(&runtime, &path));
+            thread::spawn(move || {
+                start.wait();
+                future::block_on(builder.bind())
+            })
+        });
+        let bound = threads.map(|thread| thread.join().unwrap());
+        let mut servers = Vec::new();
+        for bound in bound {
+            match bound {
+                Ok(server) => servers.push(server),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::AddrInUse, "{error}"),
+            }
+        }
+        assert_eq!(servers.len(), 1);
+        is_socket(&path);
+    }
 }
 
 async fn a_connection_goes_on_after_its_path_is_gone(runtime: TestRuntime) {

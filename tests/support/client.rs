@@ -9,7 +9,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc;
 use std::thread;
@@ -19,6 +19,7 @@ use async_channel::Receiver;
 use futures_lite::{AsyncBufReadExt, AsyncWrite, AsyncWriteExt, future};
 use gracious::{Address, Builder, Connection, Handle, Running, Runtime, Server, Stats};
 
+use super::program::{no_copy_is_left, start_test};
 use super::{Body, Engine, TestRuntime};
 
 /// Generous, and below the deadline of a test: a client that hangs fails and says so.
@@ -228,6 +229,7 @@ pub fn is_refused(error: &io::Error) -> bool {
 
 /// Whether nobody can connect to `address`.
 pub fn refuses(address: &Address) -> bool {
+    no_copy_is_left();
     Client::connect(address).is_err_and(|error| is_refused(&error))
 }
 
@@ -360,13 +362,17 @@ pub fn run_alone(engine: Engine, test: &str, body: &'static dyn Body<TestRuntime
         return super::run(engine, test, body);
     }
     let (_crate, test) = test.split_once("::").unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
         .args([test, "--exact", "--nocapture"])
         .env(ALONE, "1")
         .env("SMOL_THREADS", "1")
         .env("ASYNC_STD_THREAD_COUNT", "1")
-        .output()
-        .unwrap();
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = start_test(&mut command);
+    let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     let passed = output.status.success() && said.contains("1 passed");
     let erred = String::from_utf8_lossy(&output.stderr);

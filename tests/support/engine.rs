@@ -105,6 +105,13 @@ impl TestRuntime {
         self.spawn_boxed(Box::pin(future));
     }
 
+    /// Runs a future whose value nobody wants.
+    pub fn run<T>(&self, future: impl Future<Output = T> + Send + 'static) {
+        self.spawn(async move {
+            let _unwanted = future.await;
+        });
+    }
+
     fn spawn_boxed(&self, future: Boxed) {
         match &self.executor {
             #[cfg(feature = "async-std")]

@@ -13,6 +13,7 @@ pub mod client;
 pub mod engine;
 pub mod flood;
 pub mod peer;
+pub mod program;
 
 pub use engine::{Engine, TestRuntime};
 
@@ -34,8 +35,10 @@ where
     }
 }
 
-/// A server to be configured, on the engine that the test is run on.
+/// A server to be configured, on the engine that the test is run on. What the test has closed before
+/// can be bound again.
 pub fn server(runtime: TestRuntime) -> Builder<TestRuntime> {
+    program::no_copy_is_left();
     runtime.engine.server(runtime)
 }
 

@@ -14,6 +14,7 @@ use async_channel::Receiver;
 use gracious::{Address, Builder, Cause, Handle, Report, ServerEvent};
 
 use super::client::{Client, HOUR, assert_balance};
+use super::program::start_test;
 use super::{Body, Engine, TestRuntime};
 
 /// An address of its own for each server, where the system has more than one: no other process can
@@ -137,14 +138,14 @@ pub struct Process {
 
 impl Process {
     fn start(name: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
             .args([name, "--exact", "--nocapture", "--test-threads=1"])
             .env(CHILD, name)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        let mut child = start_test(&mut command);
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let mut errors = child.stderr.take().unwrap();
         let (line, lines) = mpsc::channel();
@@ -356,4 +357,34 @@ pub fn resident() -> usize {
 pub fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Forks. The new process has this thread alone, runs `child` and exits.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+pub fn fork(child: impl Fn()) -> i32 {
+    // SAFETY: the new process runs `child` alone, which a test has chosen for that, and ends without
+    // what is run at an orderly exit.
+    unsafe {
+        match libc::fork() {
+            0 => {
+                // One that a failed test leaves behind ends, too.
+                libc::alarm(60);
+                child();
+                libc::_exit(0)
+            }
+            pid => pid,
+        }
+    }
+}
+
+/// How a forked process ended, as `wait` tells it.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+pub fn status_of(forked: i32) -> i32 {
+    let mut status = 0;
+    // SAFETY: `status` is valid for writes.
+    let waited = unsafe { libc::waitpid(forked, &mut status, 0) };
+    assert_eq!(waited, forked);
+    status
 }

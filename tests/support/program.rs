@@ -4,13 +4,25 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
+
 /// Generous: on a busy machine nothing here takes a third of it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where Cargo builds an example of this package, which it does beside the tests.
+pub fn path(example: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.ancestors().nth(2).unwrap();
+    profile.join("examples").join(example)
+}
 
 pub struct Program {
     name: String,
@@ -31,32 +43,35 @@ pub struct Ended {
 }
 
 impl Program {
-    /// Starts one of this package's examples, which Cargo builds beside the tests.
+    /// Starts one of this package's examples.
     #[track_caller]
     pub fn example(name: &str, args: &[&str]) -> Self {
-        let test = std::env::current_exe().unwrap();
-        let profile = test.ancestors().nth(2).unwrap();
-        let path = profile.join("examples").join(name);
-        assert!(
-            path.exists(),
-            "no {}: `cargo test` builds the examples, `cargo test --test NAME` does not",
-            path.display()
-        );
-        let mut command = Command::new(path);
+        let mut command = Command::new(Self::example_path(name));
         command.args(args);
         Self::start(command)
     }
 
     #[track_caller]
+    pub fn example_path(name: &str) -> PathBuf {
+        let path = path(name);
+        assert!(
+            path.exists(),
+            "no {}: `cargo test` builds the examples, `cargo test --test NAME` does not",
+            path.display()
+        );
+        path
+    }
+
+    #[track_caller]
     pub fn start(mut command: Command) -> Self {
         let name = format!("{command:?}");
-        let mut child = command
+        command
             .env_remove("RUST_LOG")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{name}: {error}"));
+            .stderr(Stdio::piped());
+        let mut child =
+            starting(|| command.spawn()).unwrap_or_else(|error| panic!("{name}: {error}"));
         let out = lines(child.stdout.take().unwrap());
         let mut stderr = child.stderr.take().unwrap();
         let (say, err) = mpsc::channel();
@@ -113,13 +128,8 @@ impl Program {
     #[track_caller]
     pub fn kill(&self, name: &str) {
         let line = format!("kill -{name} {}", self.child.id());
-        assert!(
-            Command::new("sh")
-                .args(["-c", &line])
-                .status()
-                .unwrap()
-                .success()
-        );
+        let mut shell = starting(|| Command::new("sh").args(["-c", &line]).spawn()).unwrap();
+        assert!(shell.wait().unwrap().success());
     }
 
     /// Whether it has ended.
@@ -185,6 +195,33 @@ pub fn eventually<T>(what: &str, mut holds: impl FnMut() -> Option<T>) -> T {
         assert!(start.elapsed() < PATIENCE, "never came to pass: {what}");
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Held while a child is started. Until it has become its program it has a copy of every socket of
+/// this process: what is closed here meanwhile is still bound, and peers can connect to it.
+static STARTING: Mutex<()> = Mutex::new(());
+
+/// Starts a child.
+pub fn starting<T>(start: impl FnOnce() -> T) -> T {
+    let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    start()
+}
+
+/// Starts a test as a child, with its output in a pipe, and waits until it says that it runs: a child
+/// that has been started closes its copies only a moment later.
+pub fn start_test(command: &mut Command) -> Child {
+    starting(|| {
+        let child = command.spawn().unwrap();
+        let out = child.stdout.as_ref().unwrap();
+        let mut said = [PollFd::new(out, PollFlags::IN)];
+        retry_on_intr(|| poll(&mut said, None)).unwrap();
+        child
+    })
+}
+
+/// Waits until no child has a copy of what this process has closed.
+pub fn no_copy_is_left() {
+    starting(|| ());
 }
 
 fn lines(stdout: impl Read + Send + 'static) -> Receiver<String> {

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, future};
-use gracious::{Connection, Running, Waiting};
+use gracious::{Connection, Handle, Running, Waiting};
 
-use crate::support::client::{Client, eventually, waits};
-use crate::support::flood::ReadyPeers;
+use crate::support::client::{Client, echo, eventually, waits};
+use crate::support::flood::{Flood, ReadyPeers};
 use crate::support::peer::{logged, settled};
 use crate::{on_workers, on_workers_in_a_process, with_workers};
 
@@ -29,6 +29,7 @@ on_workers_in_a_process!(
     the_threads_that_take_over_are_used_again,
     who_only_works_is_not_named,
     who_never_pauses_is_not_named,
+    what_waits_behind_a_handler_that_blocks_is_served_beside_clients_that_never_pause,
 );
 
 /// Answers lines, and at the line `block` blocks its thread until the test lets it go.
@@ -53,6 +54,16 @@ fn blocking(
     (running, blocked, let_go)
 }
 
+/// What the log says when the handler of the second connection blocks its thread.
+fn second_blocks(handle: &Handle) -> String {
+    let mut connections = handle.connections().into_iter();
+    let second = connections.find(|connection| connection.id == 2).unwrap();
+    format!(
+        "WARN the handler of a connection from {} blocks a thread",
+        second.peer
+    )
+}
+
 /// The lines in the log about handlers that block.
 fn named() -> Vec<String> {
     let lines = logged().into_iter();
@@ -74,8 +85,7 @@ async fn a_handler_that_blocks_is_named_and_the_others_are_served(workers: usize
         assert_eq!(other.ask("still"), "still");
         assert_eq!(Client::of(&running).ask("new"), "new");
     }
-    let peer = running.handle().connections()[1].peer.clone();
-    let name = format!("WARN the handler of connection 2 from {peer} blocks a thread");
+    let name = second_blocks(&running.handle());
     eventually("it is named", || !named().is_empty());
     let_go.send(()).await.unwrap();
     assert_eq!(blocks.line(), "block");
@@ -261,6 +271,7 @@ async fn who_only_works_is_not_named(workers: usize) {
     let mut client = Client::of(&running);
     client.send("b");
     blocked.recv().await.unwrap();
+    let name = second_blocks(&running.handle());
     eventually("one is named", || !named().is_empty());
     // Another look or two at the threads.
     thread::sleep(Duration::from_millis(200));
@@ -268,8 +279,7 @@ async fn who_only_works_is_not_named(workers: usize) {
     assert_eq!((works.rest(), client.rest()), (String::new(), "x".into()));
     let named = named();
     if !held_up.load(SeqCst) {
-        assert_eq!(named.len(), 1, "{named:?}");
-        assert!(named[0].contains("connection 2 "), "{named:?}");
+        assert_eq!(named, [name], "once");
     }
     running.handle().shutdown();
     assert_eq!(settled(running.await).completed, 2);
@@ -306,6 +316,7 @@ async fn who_never_pauses_is_not_named(workers: usize) {
     let mut client = Client::of(&running);
     client.send("block\n");
     blocked.recv().await.unwrap();
+    let name = second_blocks(&handle);
     eventually("one is named", || !named().is_empty());
     // Another look or two at the threads.
     thread::sleep(Duration::from_millis(200));
@@ -313,10 +324,58 @@ async fn who_never_pauses_is_not_named(workers: usize) {
     assert_eq!(client.line(), "block");
     let named = named();
     if !held_up.load(SeqCst) {
-        assert_eq!(named.len(), 1, "{named:?}");
-        assert!(named[0].contains("connection 2 "), "{named:?}");
+        assert_eq!(named, [name], "once");
     }
     drop(client);
+    handle.shutdown();
+    settled(running.await);
+}
+
+/// The thread that takes over has always something of its own to run.
+async fn what_waits_behind_a_handler_that_blocks_is_served_beside_clients_that_never_pause(
+    workers: usize,
+) {
+    const OTHERS: usize = 100;
+    const FLOODS: usize = 4;
+    let server = with_workers(workers).bind().await.unwrap();
+    let (go, start) = async_channel::unbounded::<()>();
+    let (served, serve) = async_channel::unbounded();
+    let running = server.spawn(async move |mut conn: Connection| {
+        let id = conn.id() as usize;
+        if id > OTHERS + 1 {
+            return echo(conn).await;
+        }
+        if id > 1 {
+            start.recv().await.unwrap();
+            served.send(()).await.unwrap();
+            return conn.write_all(b"served\n").await;
+        }
+        conn.read_exact(&mut [0; 1]).await?;
+        // They are woken on this thread, which does not get to them.
+        for _ in 0..OTHERS {
+            go.try_send(()).unwrap();
+        }
+        for _ in 0..OTHERS {
+            serve.recv_blocking().unwrap();
+        }
+        conn.write_all(b"unblocked\n").await
+    });
+    let mut blocks = Client::of(&running);
+    let mut clients: Vec<_> = (0..OTHERS).map(|_| Client::of(&running)).collect();
+    let handle = running.handle();
+    eventually("all are in", || {
+        handle.stats().accepted == clients.len() as u64 + 1
+    });
+    let floods: Vec<_> = (0..FLOODS)
+        .map(|_| Flood::begin(Client::of(&running)))
+        .collect();
+    blocks.send("!");
+    for client in &mut clients {
+        assert_eq!(client.rest(), "served\n");
+    }
+    assert_eq!(blocks.rest(), "unblocked\n");
+    floods.iter().for_each(Flood::goes_on);
+    drop(floods);
     handle.shutdown();
     settled(running.await);
 }

@@ -15,6 +15,7 @@ use gracious::Connection;
 
 use crate::support::client::{Client, unix_path};
 use crate::support::peer::settled;
+use crate::support::program::starting;
 use crate::{on_workers, with_workers};
 
 on_workers!(
@@ -86,15 +87,13 @@ async fn files_of_others_are_read_in_handlers(workers: usize) {
 
 async fn processes_of_others_are_waited_for_in_handlers(workers: usize) {
     serve_one(workers, async || {
-        let output = smol::process::Command::new("echo")
-            .arg("hello")
-            .output()
-            .await?;
+        let output = starting(|| smol::process::Command::new("echo").arg("hello").output());
+        let output = output.await?;
         assert_eq!(output.stdout, b"hello\n");
-        let mut cat = smol::process::Command::new("cat")
-            .stdin(smol::process::Stdio::piped())
-            .stdout(smol::process::Stdio::piped())
-            .spawn()?;
+        let mut cat = smol::process::Command::new("cat");
+        cat.stdin(smol::process::Stdio::piped())
+            .stdout(smol::process::Stdio::piped());
+        let mut cat = starting(|| cat.spawn())?;
         let mut stdin = cat.stdin.take().unwrap();
         stdin.write_all(b"through a pipe").await?;
         drop(stdin);

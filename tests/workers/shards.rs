@@ -14,6 +14,7 @@ use gracious::{Address, Connection, Handle, Listener, Server};
 use crate::plain;
 use crate::support::client::{Client, answer_once, echo, eventually, unix_address};
 use crate::support::peer::{loopback, settled};
+use crate::support::program::no_copy_is_left;
 use crate::support::{DEADLINE, TestRuntime, within};
 
 /// How many sockets of this machine listen on `address`.
@@ -27,6 +28,7 @@ fn listening_on(address: &Address) -> usize {
         u32::from_ne_bytes(address.ip().octets()),
         address.port()
     );
+    no_copy_is_left();
     let sockets = BufReader::new(File::open("/proc/net/tcp").unwrap()).lines();
     // Those that listen come first. Behind them are all that were connected of late: other tests
     // leave tens of thousands.

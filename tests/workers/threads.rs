@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
@@ -11,10 +13,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncBufReadExt, AsyncWriteExt};
-use gracious::{Connection, Server};
+use gracious::{Connection, Reason, Server};
 
 use crate::support::client::{Client, HOUR, echo, eventually, handing_over};
-use crate::support::peer::settled;
+use crate::support::peer::{logged, settled};
 use crate::support::{DEADLINE, within};
 use crate::{on_workers, on_workers_in_a_process, plain, with_workers};
 
@@ -33,6 +35,7 @@ on_workers_in_a_process!(
     the_threads_stay_for_a_handler_that_has_detached_its_connection,
     a_waker_that_somebody_keeps_keeps_no_poller,
     many_wakes_from_elsewhere_cost_few_writes,
+    a_server_whose_poller_fails_for_good_ends_with_the_error,
 );
 
 /// The threads of servers with workers in this process, by name.
@@ -308,11 +311,52 @@ async fn a_waker_that_somebody_keeps_keeps_no_poller(workers: usize) {
 
 /// How many there are in this process.
 fn pollers() -> usize {
+    poller_descriptors().len()
+}
+
+fn poller_descriptors() -> BTreeSet<i32> {
     let all = fs::read_dir("/proc/self/fd").unwrap();
-    let links = all.filter_map(|it| fs::read_link(it.unwrap().path()).ok());
-    links
-        .filter(|link| link.to_string_lossy().contains("eventpoll"))
-        .count()
+    let pollers = all.map(|it| it.unwrap().path()).filter(|path| {
+        fs::read_link(path).is_ok_and(|link| link.to_string_lossy().contains("eventpoll"))
+    });
+    let number = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    pollers.map(number).collect()
+}
+
+/// Somebody else has closed its descriptor, and it is another file's by now.
+async fn a_server_whose_poller_fails_for_good_ends_with_the_error(workers: usize) {
+    // So that the reactor has its own.
+    async_io::Timer::after(Duration::ZERO).await;
+    let others = poller_descriptors();
+    let server = with_workers(workers).bind().await.unwrap();
+    let ours = poller_descriptors();
+    let running = server.spawn(echo);
+    let handle = running.handle();
+    let mut client = Client::of(&running);
+    assert_eq!(client.ask("hello"), "hello");
+    let nothing = fs::File::open("/dev/null").unwrap();
+    for &poller in ours.difference(&others) {
+        // SAFETY: the server alone uses that descriptor, and never through memory. That its calls fail
+        // from here on is what this test is about.
+        assert_eq!(unsafe { libc::dup2(nothing.as_raw_fd(), poller) }, poller);
+    }
+    // The wait that is under way ends with what comes next.
+    let _next = Client::of(&running);
+    let error = running.await.unwrap_err();
+    assert!(
+        error.to_string().starts_with("cannot wait for events: "),
+        "{error}"
+    );
+    assert_eq!(client.rest(), "");
+    let Reason::Listener(reason) = settled(Ok(handle.closed().await)).reason else {
+        panic!("another reason");
+    };
+    assert_eq!(reason, error.to_string());
+    let errors = logged()
+        .into_iter()
+        .filter(|line| line.starts_with("ERROR"));
+    assert_eq!(errors.count(), 1);
+    eventually("no thread is left", || own_threads().is_empty());
 }
 
 async fn the_threads_stay_for_a_handler_that_has_detached_its_connection(workers: usize) {

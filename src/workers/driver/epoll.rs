@@ -1,13 +1,18 @@
-//! Linux's epoll, edge by edge: a socket is registered once, for its whole life.
+//! Linux's epoll. A connection is registered once, for its whole life, and edge-triggered: each
+//! event is reported once. A listener is level-triggered: it is reported as long as a peer is
+//! queued.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Waker;
+use std::thread;
+use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::io::Errno;
 
 use super::listener::ListenerRegistration;
 use super::registration::{NOT_A_CONNECTION, Registered, Registrations, Slab};
@@ -16,25 +21,33 @@ use crate::sync::{lock, wake_by_ref};
 /// How many events one wait can bring.
 const EVENTS: usize = 1024;
 
+/// How long a wait takes in place of one that failed. The server's tasks are run until it has
+/// ended.
+const FAILED_WAIT: Duration = Duration::from_millis(10);
+
 /// The key of the poller's own wake-up.
 const WAKE: u64 = u64::MAX;
 
-/// One epoll, and what is registered with it.
+/// An epoll instance, and what is registered with it.
 #[derive(Debug)]
 pub(crate) struct Poller {
     epoll: OwnedFd,
+    /// An eventfd: a write to it ends a wait.
     wake: OwnedFd,
     pub(super) registrations: Box<dyn Registrations>,
     listeners: Mutex<Vec<Arc<ListenerRegistration>>>,
+    /// The error of a wait: there are no events any more.
+    failure: OnceLock<Errno>,
 }
 
-/// What one wait brought.
+/// What one wait brought. It is kept from wait to wait, so that nothing is allocated for one.
 pub(crate) struct Batch {
     events: Vec<Event>,
     wakers: Vec<Waker>,
 }
 
 impl Batch {
+    /// An empty batch with room for all events of a wait.
     pub(crate) fn new() -> Self {
         Self {
             events: Vec::with_capacity(EVENTS),
@@ -44,7 +57,7 @@ impl Batch {
 }
 
 impl Poller {
-    /// A poller for connections of one type.
+    /// Makes a poller for connections of the type `R`.
     pub(crate) fn new<R: Registered>() -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -53,19 +66,20 @@ impl Poller {
             wake,
             registrations: Box::new(Slab::<R>::default()),
             listeners: Mutex::default(),
+            failure: OnceLock::new(),
         };
-        // Edge-triggered, and so never read: each write is an event.
+        // Edge-triggered: each write is an event of its own, so the counter need never be read.
         poller.add(&poller.wake, WAKE, EventFlags::IN | EventFlags::ET)?;
         Ok(poller)
     }
 
-    /// Ends the wait under way, or else the next.
+    /// Ends the wait under way, or the next one if there is none.
     pub(crate) fn wake(&self) {
         // It fails only where 2^64 - 1 wake-ups are pending.
         let _ignored = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// How many wake-ups were written so far, which nothing else reads.
+    /// How many wake-ups were written since this was asked last.
     #[cfg(test)]
     pub(crate) fn wakes(&self) -> u64 {
         let mut count = [0; 8];
@@ -75,8 +89,9 @@ impl Poller {
         }
     }
 
-    /// Waits for events, for ever or not at all, and wakes the futures they concern. Gives the
-    /// number of events.
+    /// Waits for events, for ever or, without `block`, not at all, and wakes the futures that they
+    /// concern. Gives the number of events: none also where a signal ended the wait, or where it
+    /// [failed](Self::failure).
     pub(crate) fn wait(&self, batch: &mut Batch, block: bool) -> usize {
         const NOT_AT_ALL: Timespec = Timespec {
             tv_sec: 0,
@@ -85,9 +100,17 @@ impl Poller {
         let Batch { events, wakers } = batch;
         events.clear();
         let timeout = (!block).then_some(&NOT_AT_ALL);
-        // A signal ends the wait early, with no event.
-        if epoll::wait(&self.epoll, spare_capacity(events), timeout).is_err() {
-            return 0;
+        match epoll::wait(&self.epoll, spare_capacity(events), timeout) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return 0,
+            Err(error) => {
+                let _first = self.failure.set(error);
+                if block {
+                    // Without a pause the driver would spin.
+                    thread::sleep(FAILED_WAIT);
+                }
+                return 0;
+            }
         }
         if events.is_empty() {
             return 0;
@@ -99,14 +122,21 @@ impl Poller {
             let index = key as u32 & !NOT_A_CONNECTION;
             lock(&self.listeners).get(index as usize)?.report(self)
         });
-        // After the locks, since a waker is somebody else's code.
+        // After the locks: a waker is code of others.
         for waker in wakers.drain(..) {
             wake_by_ref(&waker);
         }
         events.len()
     }
 
-    /// Makes room for one more listener; `make` gets the key for its events.
+    /// The error because of which no event is reported any more, if there is one: other code of the
+    /// process has closed the epoll's descriptor, or waiting for it was forbidden. There is nothing
+    /// that a program can do about it.
+    pub(crate) fn failure(&self) -> Option<io::Error> {
+        self.failure.get().map(|&error| error.into())
+    }
+
+    /// Adds a listener to the table; `make` gets the key for its events.
     pub(super) fn add_listener(
         &self,
         make: impl FnOnce(u64) -> ListenerRegistration,
@@ -118,10 +148,20 @@ impl Poller {
         listener
     }
 
+    /// A poller whose every wait fails, since its epoll is none.
+    #[cfg(test)]
+    pub(crate) fn broken<R: Registered>() -> Self {
+        let epoll = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let working = Self::new::<R>().unwrap();
+        Self { epoll, ..working }
+    }
+
+    /// Has events of a descriptor be reported with this key.
     pub(super) fn add(&self, fd: &impl AsFd, key: u64, flags: EventFlags) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, EventData::new_u64(key), flags)?)
     }
 
+    /// Changes which events of a descriptor are reported.
     pub(super) fn modify(
         &self,
         fd: &(impl AsFd + ?Sized),
@@ -136,8 +176,9 @@ impl Poller {
         )?)
     }
 
+    /// Has no more events of a descriptor be reported.
     pub(super) fn delete(&self, fd: &impl AsFd) {
-        // It fails only where the descriptor is registered no longer.
+        // It fails only where the descriptor is not registered any more.
         let _ignored = epoll::delete(&self.epoll, fd);
     }
 }

@@ -10,29 +10,32 @@ use rustix::event::epoll::EventFlags;
 use super::Poller;
 use crate::sync::{MutexGuard, lock};
 
-/// How many peers may be expected at once.
+/// How many peers are expected at most when one is reported.
 const MOST_EXPECTED: u32 = 64;
-/// How often as many came as were expected, before twice as many are.
+/// How many reports in a row have to be about as many peers as were expected, until twice as many
+/// are expected.
 const BEFORE_MORE: u32 = 8;
 
 /// A listening socket under a worker's poller.
 ///
-/// As long as somebody is queued, each wait of the poller says so. So nobody has to accept until
-/// there is nobody left: only as many are taken as have come of late, which saves the last accept.
+/// As long as a peer is queued, each wait of the poller reports it. So after a report the accept
+/// loop need not accept until the queue is empty: it accepts as many peers as have come together of
+/// late, which saves the last accept, the one that finds none.
 #[derive(Debug)]
 pub(crate) struct WatchedListener<L: AsFd> {
     socket: Arc<L>,
     registration: Arc<ListenerRegistration>,
     poller: Arc<Poller>,
-    /// How many peers a report is taken to be about.
+    /// How many peers a report is expected to be about.
     expected: u32,
-    /// How many of them have not been looked for.
+    /// How many more peers to accept until the next report is waited for.
     left: u32,
-    /// How many reports in a row were about as many at least.
+    /// How many reports in a row were about as many peers as expected, or more.
     fulfilled: u32,
 }
 
 impl<L: AsFd + Send + Sync + 'static> WatchedListener<L> {
+    /// Registers a listening socket, which is in non-blocking mode.
     pub(crate) fn new(socket: L, poller: Arc<Poller>) -> io::Result<Self> {
         let socket = Arc::new(socket);
         Ok(Self {
@@ -47,11 +50,12 @@ impl<L: AsFd + Send + Sync + 'static> WatchedListener<L> {
 }
 
 impl<L: AsFd> WatchedListener<L> {
+    /// The socket of the standard library.
     pub(crate) fn get_ref(&self) -> &L {
         &self.socket
     }
 
-    /// One poll of accept.
+    /// Polls for the next peer, with `accept` for the system call.
     pub(crate) fn poll_accept<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -82,6 +86,7 @@ impl<L: AsFd> WatchedListener<L> {
         }
     }
 
+    /// Counts a report that was about as many peers as expected; expects more after enough of them.
     fn expect_more(&mut self) {
         self.fulfilled += 1;
         if self.fulfilled == BEFORE_MORE {
@@ -104,14 +109,17 @@ pub(crate) struct ListenerRegistration {
     state: Mutex<Reports>,
 }
 
+/// What was reported of a listener, and what waits for it.
 #[derive(Debug)]
 struct Reports {
-    /// Strong under the lock only, so that the listener is closed by its owner.
+    /// Upgraded under the lock only, so that the listener is closed by its owner.
     listener: Weak<dyn AsFd + Send + Sync>,
-    /// A peer was queued, and no accept has been tried since.
+    /// A peer was reported, and the accept loop has not taken that in yet.
     reported: bool,
-    /// No future waits for reports, so none are made: they would come at every wait.
+    /// The poller was asked for no more reports: no accept loop waits for one, and they would come
+    /// at every wait.
     muted: bool,
+    /// Of the accept loop that waits for a report.
     waker: Option<Waker>,
 }
 
@@ -155,8 +163,9 @@ impl ListenerRegistration {
         Poll::Pending
     }
 
-    /// Takes the listener out of the poller, which others may hold open. A waker that is left here
-    /// would keep the accept loop's task, and with it the pool and the poller, for ever.
+    /// Takes the listener out of the poller; closing it does not where another process has a
+    /// descriptor of it. The waker is dropped, too: it would keep the accept loop's task alive, and
+    /// that task the pool, and the pool the poller, which has this registration.
     fn remove(&self, listener: &impl AsFd, poller: &Poller) {
         poller.delete(listener);
         let waker = {
@@ -167,7 +176,8 @@ impl ListenerRegistration {
         drop(waker);
     }
 
-    /// Records that a peer is queued; gives the waker of the accept loop that waits for it.
+    /// Records that a peer is queued; gives the waker of the accept loop that waits for one. The
+    /// second report in a row that no accept loop has waited for mutes the listener.
     pub(super) fn report(&self, poller: &Poller) -> Option<Waker> {
         let mut state = self.state();
         if state.reported && state.waker.is_none() && !state.muted {
@@ -182,6 +192,7 @@ impl ListenerRegistration {
         state.waker.take()
     }
 
+    /// The reports, locked.
     fn state(&self) -> MutexGuard<'_, Reports> {
         lock(&self.state)
     }
@@ -205,7 +216,7 @@ mod tests {
         (poller, watched, address)
     }
 
-    /// How many are there without a wait.
+    /// Accepts without waiting; gives the number of peers.
     fn accept_all(watched: &mut WatchedListener<TcpListener>) -> usize {
         let mut cx = Context::from_waker(Waker::noop());
         let mut count = 0;
@@ -216,7 +227,8 @@ mod tests {
         count
     }
 
-    /// Else the driver of a server that is full would run in circles for as long as anybody queues.
+    /// Else the driver of a server without a free permit would spin for as long as a peer is
+    /// queued.
     #[test]
     fn who_is_queued_is_not_reported_again_and_again_while_nobody_accepts() {
         let (poller, mut watched, address) = listening();
@@ -224,11 +236,11 @@ mod tests {
         let mut reports = || poller.wait(&mut batch, false);
         for _ in 0..3 {
             let _clients = [(); 3].map(|()| TcpStream::connect(address).unwrap());
-            // Of the connect, the one that is left, and its edge where that was the last.
-            let told = (0..10).map(|_| reports()).sum::<usize>();
-            assert!((1..4).contains(&told), "{told} reports");
+            // Of the connect, of the peers that are left, and the edge when the listener is muted.
+            let reported = (0..10).map(|_| reports()).sum::<usize>();
+            assert!((1..4).contains(&reported), "{reported} reports");
             assert_eq!(reports(), 0);
-            // As soon as somebody does, the others are.
+            // As soon as one is accepted, the others are reported again.
             let mut accepted = 0;
             while accepted < 3 {
                 accepted += accept_all(&mut watched);
@@ -245,9 +257,9 @@ mod tests {
         let shared = socket2::SockRef::from(watched.get_ref());
         shared.shutdown(std::net::Shutdown::Both).unwrap();
         let mut batch = Batch::new();
-        let told = (0..100).map(|_| poller.wait(&mut batch, false));
-        let told = told.sum::<usize>();
-        assert!((1..4).contains(&told), "{told} reports");
+        let reported = (0..100).map(|_| poller.wait(&mut batch, false));
+        let reported = reported.sum::<usize>();
+        assert!((1..4).contains(&reported), "{reported} reports");
     }
 
     #[test]

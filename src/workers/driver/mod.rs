@@ -1,7 +1,8 @@
-//! The system's way to wait for many sockets.
+//! The system's way to wait for many sockets. Nothing above this folder names the system.
 //!
-//! A driver has a poller that connections and listeners are registered with: `Poller::wait` reports
-//! their events into the words of `socket::readiness` and wakes, `Poller::wake` ends a wait.
+//! Connections and listeners are registered with a [`Poller`]. Its `wait` records the events of
+//! connections in their words (`socket::readiness`) and wakes the futures that these concern; its
+//! `wake` ends a wait from another thread.
 
 pub(crate) mod epoll;
 mod listener;

@@ -1,10 +1,10 @@
 //! The connections that are registered with a poller, and each one's side of it.
 //!
 //! 1. A key names a slot and the id of the connection in it, so an event that is left over from an
-//!    earlier connection of the slot finds nobody.
-//! 2. A read that finds the socket empty notes how many events there had been *before* it looked: as
-//!    long as there is no other, there is nothing to read. Noted afterwards, an event between the
-//!    look and the note would be taken for seen.
+//!    earlier connection of the slot finds none.
+//! 2. A read that finds the socket empty notes how many events there had been *before* it looked:
+//!    as long as there is no further event, there is nothing to read. With the number of *after*
+//!    the look an event between the two would be taken for one that the read has seen.
 
 use std::any::Any;
 use std::fmt;
@@ -28,6 +28,7 @@ use crate::sync::lock;
 
 /// A connection, as a poller knows it.
 pub(crate) trait Registered: fmt::Debug + Send + Sync + 'static {
+    /// Its word and its task's first waker.
     fn readiness(&self) -> &Readiness;
 
     /// Takes the waker of a waiter that is registered with another than the task's first.
@@ -37,8 +38,9 @@ pub(crate) trait Registered: fmt::Debug + Send + Sync + 'static {
 /// A connection whose type a poller cannot name, because it is of a layer above.
 pub(crate) type Erased = Arc<dyn Any + Send + Sync>;
 
-/// The registered connections. Behind a trait, so that a slot is one pointer to a type that only the
-/// layers above know: a pointer to the trait in each slot would cost every connection 8 bytes more.
+/// The table of registered connections, whose type only layers above know. It is the table that is
+/// behind a trait, not each connection: a slot is one pointer then, and with a `dyn Registered` in
+/// it would be two, 8 bytes more for every connection.
 pub(super) trait Registrations: fmt::Debug + Send + Sync {
     /// Gives a connection a slot, and the key for its events.
     fn insert(&self, connection: Erased) -> (u32, u64);
@@ -46,8 +48,9 @@ pub(super) trait Registrations: fmt::Debug + Send + Sync {
     /// Empties a slot. The caller drops the connection, without a lock held.
     fn remove(&self, index: u32) -> Option<Erased>;
 
-    /// Records each event with the connection that it is for, and wakes or collects whom it
-    /// concerns. `other` gives the waker for a key that is not a connection's.
+    /// Records each event with the connection that it is for. Wakes the waiters that it concerns,
+    /// or collects their wakers in `wakers`, for the caller to wake without a lock. `other` gives
+    /// the waker for a key that is not a connection's.
     fn on_events(
         &self,
         events: &[Event],
@@ -56,12 +59,15 @@ pub(super) trait Registrations: fmt::Debug + Send + Sync {
     );
 }
 
+/// The table for connections of the type `R`.
 #[derive(Debug)]
 pub(super) struct Slab<R>(Mutex<Slots<R>>);
 
 #[derive(Debug)]
 struct Slots<R> {
+    /// The connections by their slot.
     connections: Vec<Option<Arc<R>>>,
+    /// The slots that are empty.
     free: Vec<u32>,
 }
 
@@ -120,8 +126,9 @@ impl<R: Registered> Registrations for Slab<R> {
             if key(readiness.id, index) != data {
                 continue;
             }
-            // A read stops at urgent data, however much there is behind it; as at an end, reads
-            // then go on until there is nothing.
+            // A read stops at urgent data, however much there is behind it, and brings less than
+            // the buffer holds. So it is taken for an end: a short read then does not count as
+            // having emptied the socket.
             let read_closed = flags.intersects(
                 EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI,
             );
@@ -129,7 +136,8 @@ impl<R: Registered> Registrations for Slab<R> {
             let writable = flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
             readiness.on_event(readable, writable, read_closed, |waiter| {
                 match readiness.task_waker(waiter) {
-                    // The waker of a task of the pool's, which this only queues.
+                    // Called under the lock of the table: it is the waker of a task of the pool's,
+                    // and does no more than queue that task.
                     Some(waker) => waker.wake_by_ref(),
                     None => wakers.extend(connection.other_waker(waiter)),
                 }
@@ -140,16 +148,18 @@ impl<R: Registered> Registrations for Slab<R> {
 
 /// Set in every key that is not a connection's.
 pub(super) const NOT_A_CONNECTION: u32 = 1 << 31;
-/// No slot.
+/// In place of a slot, where there is none.
 const NOWHERE: u32 = u32::MAX;
-/// A number of events that there never is.
+/// In place of a number of events; no word has it, since ticks are 29 bits.
 const NEVER: u32 = u32::MAX;
 
+/// The key of a connection in a slot: the lower half of its id, and the slot (invariant 1).
 fn key(id: u64, index: u32) -> u64 {
     id << 32 | u64::from(index)
 }
 
-/// Urgent data is asked for because of what it does to reads: see `on_events`.
+/// The events of every connection. Urgent data is among them because of what it does to reads: see
+/// `on_events`.
 const INPUT: EventFlags = EventFlags::IN
     .union(EventFlags::RDHUP)
     .union(EventFlags::PRI)
@@ -160,19 +170,21 @@ const INPUT: EventFlags = EventFlags::IN
 pub(crate) struct Registration {
     socket: Socket,
     poller: Arc<Poller>,
-    /// How many events there had been when the socket was found empty, stored by the reader alone.
+    /// How many events there had been when the socket was found empty (invariant 2), stored by the
+    /// reader alone.
     empty_at: AtomicU32,
-    /// The slot.
+    /// The slot in the table.
     index: AtomicU32,
 }
 
 impl Registration {
+    /// A socket that will be registered with this poller.
     pub(crate) fn new(socket: Socket, poller: Arc<Poller>) -> Self {
         Self {
             socket,
             poller,
-            // A peer that connects has mostly something to say: by the time the handler reads it is
-            // there, and a look saves the wait for the event that would say so.
+            // A peer that connects mostly sends something at once. By the time that the handler
+            // reads it has arrived, so the first read looks without having waited for an event.
             empty_at: AtomicU32::new(NEVER),
             index: AtomicU32::new(NOWHERE),
         }
@@ -193,9 +205,10 @@ impl Registration {
         registered
     }
 
-    /// Forgets the connection. Closing its socket takes it out of the epoll, unless a descriptor
-    /// that was duplicated `outlives` the close.
+    /// Takes the connection out of the table, once. Closing its socket takes that out of the epoll,
+    /// unless a descriptor that was duplicated `outlives` the close.
     pub(crate) fn deregister(&self, outlives: bool) {
+        // `SeqCst` pairs with nothing: of several threads one gets the slot.
         let index = self.index.swap(NOWHERE, SeqCst);
         if index == NOWHERE {
             return;
@@ -204,13 +217,13 @@ impl Registration {
         if outlives {
             self.poller.delete(self);
         }
-        // Without a lock: this may be the last owner, whose destructor closes the socket.
+        // Without the table's lock: the last owner of a connection closes its socket.
         drop(connection);
     }
 
-    /// Reads, if by the word that was `seen` there may be something; with `look`, in any case. After
-    /// `Pending` the caller registers its waker and asks [`may_read`](Self::may_read) of a newer
-    /// word.
+    /// Reads, if by the word that was `seen` there may be something; with `look`, in any case.
+    /// After `Pending` the caller registers its waker and asks [`may_read`](Self::may_read) of a
+    /// word that it loads afterwards.
     #[inline]
     pub(crate) fn poll_read(
         &self,
@@ -224,9 +237,10 @@ impl Registration {
         loop {
             match rustix::net::recv(&self.socket, &mut *buf, RecvFlags::empty()) {
                 Ok((n, _)) => {
-                    // A short read has emptied a TCP socket; what comes later is an event. Not so
-                    // at an end, which is no event of its own if it came with data, and not a Unix
-                    // socket, where a read stops after a message that carries descriptors.
+                    // A short read has emptied a TCP socket, and what comes later is an event. That
+                    // is not so where the peer has ended: its end is no event of its own if it came
+                    // with data. Nor of a Unix socket, where a read stops after a message that
+                    // carries descriptors.
                     let short = n > 0 && n < buf.len() && seen & READ_CLOSED == 0;
                     if short && matches!(self.socket, Socket::Tcp(_)) {
                         self.empty_at.store(ticks(seen), Relaxed);
@@ -249,8 +263,8 @@ impl Registration {
         ticks(word) != self.empty_at.load(Relaxed)
     }
 
-    /// Writes what fits. After `Pending` the caller registers its waker and asks
-    /// `is_write_blocked` of a newer word.
+    /// Writes what fits. After `Pending` the caller registers its waker and asks `is_write_blocked`
+    /// of a word that it loads afterwards.
     #[inline]
     pub(crate) fn poll_write(
         &self,
@@ -276,9 +290,13 @@ impl Registration {
                 Err(Errno::AGAIN) => {
                     if readiness.mark_write_blocked(seen) {
                         if seen & WRITE_INTEREST == 0 {
-                            // The first write that needs room asks for reports of it; room that
-                            // there is by then is an event.
-                            self.ask_for_room(readiness.id)?;
+                            // The first write that finds no room asks for events of room, from then
+                            // on. Room that there is already is an event, too.
+                            if let Err(error) = self.ask_for_room(readiness.id) {
+                                // Else the next write would wait for an event that never comes.
+                                readiness.unmark_write_blocked();
+                                return Poll::Ready(Err(error));
+                            }
                         }
                         return Poll::Pending;
                     }
@@ -288,6 +306,7 @@ impl Registration {
         }
     }
 
+    /// Has room to write be reported, as well as input.
     fn ask_for_room(&self, id: u64) -> io::Result<()> {
         let key = key(id, self.index.load(Relaxed));
         self.poller.modify(self, key, INPUT | EventFlags::OUT)
@@ -302,6 +321,9 @@ impl AsFd for Registration {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     /// The connections of a poller that has none.
@@ -316,5 +338,36 @@ pub(crate) mod tests {
         fn other_waker(&self, _waiter: Waiter) -> Option<Waker> {
             match *self {}
         }
+    }
+
+    /// As where the system has no memory left for it.
+    #[test]
+    fn a_writer_that_cannot_be_told_of_room_does_not_wait_for_it() {
+        let (mut peer, socket) = UnixStream::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let poller = Arc::new(Poller::new::<Nothing>().unwrap());
+        // It was never registered, so that its registration cannot be changed.
+        let registration = Registration::new(Socket::Unix(socket), poller);
+        let readiness = Readiness::new(1, 0);
+        let write = || registration.poll_write(&readiness, &[IoSlice::new(&[b'.'; 4096])]);
+        let fill = || {
+            let mut written = 0;
+            loop {
+                match write() {
+                    Poll::Ready(Ok(n)) => written += n,
+                    full => return (written, full),
+                }
+            }
+        };
+        let (_written, full) = fill();
+        assert!(matches!(full, Poll::Ready(Err(_))), "{full:?}");
+        let (written, full) = fill();
+        assert!(matches!(full, Poll::Ready(Err(_))), "{full:?}");
+        assert_eq!(written, 0);
+        // Once there is room, it is used.
+        peer.read_exact(&mut vec![0; 64 * 1024]).unwrap();
+        let (written, full) = fill();
+        assert!(matches!(full, Poll::Ready(Err(_))), "{full:?}");
+        assert!(written > 0);
     }
 }

@@ -1,0 +1,171 @@
+//! The handlers of the examples, on every engine, while a stop comes in the middle of their work.
+#![cfg(all(feature = "async-std", feature = "signals"))]
+// Each example brings the module of its command line.
+#![allow(clippy::duplicate_mod)]
+
+#[path = "../examples/chat.rs"]
+#[allow(dead_code)]
+mod chat;
+#[path = "../examples/proxy.rs"]
+#[allow(dead_code)]
+mod proxy;
+#[path = "../examples/redis.rs"]
+#[allow(dead_code)]
+mod redis;
+#[path = "support/mod.rs"]
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
+
+use gracious::{Connection, IdleWhen, Running};
+
+use support::TestRuntime;
+use support::client::{Client, tcp};
+
+on_every_runtime!(
+    redis_answers_the_half_command_that_a_stop_finds,
+    redis_answers_in_full_the_pipeline_that_a_stop_finds,
+    everybody_in_a_chat_hears_that_the_server_goes,
+    a_proxy_finishes_what_is_under_way_and_ends_what_is_quiet,
+);
+
+/// Sends a text, and reads what is expected in answer.
+#[track_caller]
+fn ask(client: &mut Client, text: &str, answer: &str) {
+    client.send(text);
+    let mut read = vec![0; answer.len()];
+    client.read_exact(&mut read).unwrap();
+    assert_eq!(String::from_utf8_lossy(&read), answer);
+}
+
+async fn serve_redis(runtime: TestRuntime) -> Running {
+    let store = redis::Store::default();
+    let server = tcp(runtime).bind().await.unwrap();
+    server.spawn(|conn: Connection| redis::redis(conn, store))
+}
+
+async fn redis_answers_the_half_command_that_a_stop_finds(runtime: TestRuntime) {
+    let running = serve_redis(runtime).await;
+    let mut idle = Client::of(&running);
+    ask(&mut idle, "set key value\r\n", "+OK\r\n");
+    let mut client = Client::of(&running);
+    ask(&mut client, "*1\r\n$4\r\nping\r\n", "+PONG\r\n");
+    client.send("*2\r\n$3\r\nGET\r\n$3");
+    let mut last = Client::of(&running);
+    last.send("*2\r\n$4\r\nECHO\r\n$4\r\n\r\n\r\n\r\nget nothing\r\nSHUTDOWN\r\n");
+    assert_eq!(last.rest(), "$4\r\n\r\n\r\n\r\n$-1\r\n+OK\r\n");
+    assert_eq!(idle.rest(), "");
+    client.send("\r\nkey\r\n*3\r\n$3\r\ndel\r\n$3\r\nkey\r\n$3\r\nkey\r\n");
+    assert_eq!(client.rest(), "$5\r\nvalue\r\n:1\r\n");
+    assert_eq!(running.await.unwrap().completed, 3);
+}
+
+async fn redis_answers_in_full_the_pipeline_that_a_stop_finds(runtime: TestRuntime) {
+    let running = serve_redis(runtime).await;
+    let mut client = Client::of(&running);
+    let commands: String = (0..5000).map(|n| format!("ECHO {n:04}\r\n")).collect();
+    client.send(&commands);
+    running.handle().shutdown();
+    let replies: String = (0..5000).map(|n| format!("$4\r\n{n:04}\r\n")).collect();
+    assert!(client.rest() == replies);
+    assert_eq!(running.await.unwrap().completed, 1);
+}
+
+async fn everybody_in_a_chat_hears_that_the_server_goes(runtime: TestRuntime) {
+    let people = chat::People::default();
+    let server = tcp(runtime).first_byte_grace(None).bind().await.unwrap();
+    let running = server.spawn(|conn: Connection| chat::chat(conn, people));
+    let mut nobody = Client::of(&running);
+    let mut guests = ["alice", "bob"].map(|name| {
+        let mut guest = Client::of(&running);
+        let said = format!("{name}: it is me\n");
+        ask(&mut guest, &format!("{name}\n{said}"), &said);
+        guest
+    });
+    let [alice, bob] = &mut guests;
+    let mut other = Client::of(&running);
+    other.send("bob\n");
+    assert_eq!(other.rest(), "that name is taken\n");
+    // What was said before the stop is heard before the end, by one who does not listen at present.
+    for n in 0..50 {
+        alice.send(&format!("bob, carol: {n}\n"));
+    }
+    ask(alice, "alice: all is said\n", "alice: all is said\n");
+    running.handle().shutdown();
+    let said: String = (0..50).map(|n| format!("alice: {n}\n")).collect();
+    assert_eq!(bob.rest(), said + "the server goes\n");
+    assert_eq!(alice.rest(), "the server goes\n");
+    assert_eq!(nobody.rest(), "the server goes\n");
+    // Nothing but its end is waited for: there is no deadline, and nobody hangs up.
+    assert_eq!(running.await.unwrap().completed, 4);
+}
+
+const SIZE: usize = 20 << 20;
+
+/// What is behind the proxy: it takes an upload when it is told to, gives a download, or echoes.
+fn upstream(mut client: TcpStream, proceed: &Receiver<()>) {
+    let mut word = [0; 1];
+    client.read_exact(&mut word).unwrap();
+    match &word {
+        b"u" => {
+            proceed.recv().unwrap();
+            let mut rest = Vec::new();
+            client.read_to_end(&mut rest).unwrap();
+            client.write_all(rest.len().to_string().as_bytes()).unwrap();
+        }
+        b"d" => client.write_all(&vec![b'.'; SIZE]).unwrap(),
+        _ => {
+            client.write_all(&word).unwrap();
+            // Which does not end by itself when the proxy has sent the end of its input.
+            let _end = client.read(&mut word);
+            proceed.recv().unwrap();
+        }
+    }
+}
+
+async fn a_proxy_finishes_what_is_under_way_and_ends_what_is_quiet(runtime: TestRuntime) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // Longer than a busy machine holds up a transfer.
+    let quiet = IdleWhen::Quiet(Duration::from_secs(3));
+    let server = tcp(runtime).first_byte_grace(None).idle_when(quiet);
+    let server = server.bind().await.unwrap();
+    let running = server.spawn(|conn: Connection| proxy::tunnel(conn, address));
+    // One after the other is connected to what is behind.
+    let connect = |first: &str| {
+        let mut client = Client::of(&running);
+        client.send(first);
+        let (proceed, waits) = mpsc::channel();
+        let (behind, _) = listener.accept().unwrap();
+        let behind = thread::spawn(move || upstream(behind, &waits));
+        (client, proceed, behind)
+    };
+    let (mut quiet, end_quiet, behind_quiet) = connect("e");
+    quiet.read_exact(&mut [0]).unwrap();
+    let (mut upload, take, behind_upload) = connect("u");
+    let mut sender = upload.twin();
+    let sent = thread::spawn(move || {
+        sender.write_all(&vec![b'.'; SIZE]).unwrap();
+        sender.finish();
+    });
+    let (mut download, _proceed, behind_download) = connect("d");
+    // Its first byte, and no more as yet.
+    download.read_exact(&mut [0]).unwrap();
+
+    running.handle().shutdown();
+    // Although what is behind it goes on; the other two are in the middle of it.
+    assert_eq!(quiet.rest(), "");
+    take.send(()).unwrap();
+    assert_eq!(upload.rest(), SIZE.to_string());
+    assert_eq!(download.rest().len(), SIZE - 1);
+    assert_eq!(running.await.unwrap().completed, 3);
+    end_quiet.send(()).unwrap();
+    sent.join().unwrap();
+    for behind in [behind_quiet, behind_upload, behind_download] {
+        behind.join().unwrap();
+    }
+}
