@@ -10,7 +10,9 @@
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{Ordering::SeqCst, fence};
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, PoisonError};
+#[cfg(any(target_os = "linux", test))]
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -34,12 +36,14 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// As [`lock`], of a lock that many may read under at once.
 #[inline]
+#[cfg(any(target_os = "linux", test))]
 pub(crate) fn read<T: ?Sized>(lock: &RwLock<T>) -> Guard<RwLockReadGuard<'_, T>> {
     Guard::new(lock.read().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// As [`lock`], of a lock that many may read under at once.
 #[inline]
+#[cfg(any(target_os = "linux", test))]
 pub(crate) fn write<T: ?Sized>(lock: &RwLock<T>) -> Guard<RwLockWriteGuard<'_, T>> {
     Guard::new(lock.write().unwrap_or_else(PoisonError::into_inner))
 }
@@ -150,6 +154,7 @@ mod counted {
 /// take as well. So neither is done under a lock of this crate: a waker that asks for that lock
 /// would wait for the thread that holds it, and this thread for the waker. A waker that panics is
 /// its owner's affair, and the others are notified all the same.
+#[inline]
 pub(crate) fn notify(event: &Event) {
     assert_unlocked();
     // Pairs with the lock that `Event::listen` takes: a future begins to listen first and looks
@@ -157,10 +162,15 @@ pub(crate) fn notify(event: &Event) {
     // sees its listener.
     fence(SeqCst);
     if event.total_listeners() > 0 {
-        // A second call goes on behind the listener whose waker has panicked.
-        while catch_unwind(AssertUnwindSafe(|| event.notify(usize::MAX))).is_err() {
-            log::error!(target: "gracious", "a waker panicked");
-        }
+        notify_listeners(event);
+    }
+}
+
+#[cold]
+fn notify_listeners(event: &Event) {
+    // A second call goes on behind the listener whose waker has panicked.
+    while catch_unwind(AssertUnwindSafe(|| event.notify(usize::MAX))).is_err() {
+        log::error!(target: "gracious", "a waker panicked");
     }
 }
 

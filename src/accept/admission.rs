@@ -44,7 +44,7 @@ pub(super) fn poll_next(
     }
     if sets.len() == 1 || !shared.permits.is_limited() {
         let accepted = sets[own].poll_accept(cx);
-        return accepted.map(|accepted| Some(enter(shared, own, accepted)));
+        return accepted.map(|accepted| Some(enter(shared, own, accepted, None)));
     }
     // The permit is reserved before a peer is accepted. Swapped, two loops that see the last permit
     // would each accept a peer. Where the surplus is rejected a peer is accepted in any case, and
@@ -67,48 +67,20 @@ pub(super) fn poll_next(
         };
         if let Poll::Ready(accepted) = accepted {
             shared.next_set.store(number + 1, Relaxed);
-            return Poll::Ready(Some(match reservation {
-                None => enter(shared, number, accepted),
-                Some(reservation) => enter_with(shared, number, accepted, reservation),
-            }));
+            return Poll::Ready(Some(enter(shared, number, accepted, reservation)));
         }
     }
     Poll::Pending
 }
 
-/// Enters an accepted peer into the registry, with a permit if there is one.
+/// Enters an accepted peer into the registry, with the permit that was reserved for it, or with one
+/// if there is one.
+#[inline]
 pub(crate) fn enter(
     shared: &Arc<Shared>,
     set: usize,
     accepted: io::Result<Accepted>,
-) -> io::Result<Arc<ConnectionState>> {
-    let connection = register(shared, set, accepted)?;
-    // Invariant 1.
-    if shared.queue.is_empty() {
-        shared.acquire_permit(&connection);
-    }
-    Ok(connection)
-}
-
-/// As [`enter`], with a permit that was reserved.
-fn enter_with(
-    shared: &Arc<Shared>,
-    set: usize,
-    accepted: io::Result<Accepted>,
-    reservation: Reservation<'_>,
-) -> io::Result<Arc<ConnectionState>> {
-    let connection = register(shared, set, accepted)?;
-    if shared.queue.is_empty() {
-        shared.keep_permit(&connection, reservation);
-    }
-    Ok(connection)
-}
-
-/// Enters an accepted peer into the registry, with a transport on its shard's engine.
-fn register(
-    shared: &Arc<Shared>,
-    set: usize,
-    accepted: io::Result<Accepted>,
+    reservation: Option<Reservation<'_>>,
 ) -> io::Result<Arc<ConnectionState>> {
     let Accepted {
         incoming,
@@ -127,7 +99,15 @@ fn register(
         address,
         shard,
     };
-    Ok(shared.registry.open(shared, arrival))
+    let connection = shared.registry.open(shared, arrival);
+    // Invariant 1.
+    if shared.queue.is_empty() {
+        match reservation {
+            Some(reservation) => shared.keep_permit(&connection, reservation),
+            None => _ = shared.acquire_permit(&connection),
+        }
+    }
+    Ok(connection)
 }
 
 /// Launches the handler of a new connection, rejects it, or has it wait for a permit.

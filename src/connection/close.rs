@@ -7,16 +7,18 @@
 //! one question: may the peer still be harmed?
 //!
 //! 1. *No*: it has ended its side, too, or broken the connection. Or it was idle when a drain ended
-//!    it, has everything, and nothing has come since. The socket is closed at once.
+//!    it, has everything, our end included, and nothing has come since. The socket is closed at once.
 //! 2. *It has not everything yet*: it is read from and waited for, however slow it is.
 //! 3. *It sends* what the handler has not read, or has sent it before: it is read from until its end,
 //!    or until it was silent for a `linger`.
 //! 4. *Nothing is known*: a handler has returned by itself, and an early answer to an upload looks
-//!    just so. Until the peer's end, or until it was silent for as long as a segment takes that was
-//!    lost and is sent again. Input makes it the third case.
+//!    just so; or a drain has ended an idle connection, and our end may be lost on its way, and the
+//!    peer's next request meet a closed socket. Until the peer's end, or until it was silent for as
+//!    long as a segment takes that was lost and is sent again. Input makes it the third case.
 //!
 //! `linger_total` bounds it all. In the fourth case, which is that of all servers that close first,
-//! the connection's permit is another's meanwhile: else round trips would throttle such a server.
+//! the connection's permit is another's meanwhile, and in the second for as long as an acknowledgment
+//! may take: else round trips would throttle such a server.
 //!
 //! What is done here needs no waiting; a connection that has to wait is its shard's [`closer`]'s.
 //!
@@ -29,6 +31,7 @@ use crate::shared::connection::ConnectionState;
 use crate::socket::budget;
 use crate::socket::buffer::Buffer;
 use crate::socket::readiness::{HalfState, flag};
+use crate::sync::notify;
 
 /// How many turns a connection gets that is closed without waiting.
 const TURNS_WITHOUT_WAITING: usize = 8;
@@ -83,8 +86,9 @@ pub(super) fn begin(state: &ConnectionState, cx: &mut Context<'_>) -> Poll<()> {
             seal(state, cx);
             return Poll::Ready(());
         }
-        Peer::Unknown => state.server.set_apart(state),
-        Peer::Behind(_) | Peer::Sends | Peer::Untold => {}
+        // An acknowledgment takes a round trip at best.
+        Peer::Behind(_) | Peer::Unknown => set_apart(state),
+        Peer::Sends | Peer::Untold => {}
     }
     Poll::Pending
 }
@@ -132,22 +136,24 @@ pub(super) fn poll_finish(state: &ConnectionState, cx: &mut Context<'_>) -> bool
 
 /// Whether the peer of a connection whose end was sent may still be harmed, and why.
 pub(super) fn peer(state: &ConnectionState) -> Peer {
-    match state.transport.unacknowledged() {
-        None => Peer::Untold,
-        Some(behind @ 1..) => Peer::Behind(behind),
-        Some(0) => peer_with_everything(state),
-    }
-}
-
-/// As [`peer`], of one that has everything.
-pub(super) fn peer_with_everything(state: &ConnectionState) -> Peer {
-    if state.reader.has(HalfState::UNREAD) {
+    let Some(left) = state.transport.unacknowledged() else {
+        return Peer::Untold;
+    };
+    if left.bytes > 0 {
+        Peer::Behind(left.bytes)
+    } else if state.reader.has(HalfState::UNREAD) {
         Peer::Sends
-    } else if state.has(flag::DRAIN_ENDED) {
+    } else if state.has(flag::DRAIN_ENDED) && !(left.end && may_lose_packets(state)) {
         Peer::Safe
     } else {
         Peer::Unknown
     }
+}
+
+/// Whether something may be lost on the way to this peer. On this machine the end has arrived when it
+/// is sent, and its acknowledgment may take 40 ms, for which no stop has to wait.
+fn may_lose_packets(state: &ConnectionState) -> bool {
+    !state.peer().ip().is_some_and(|ip| ip.is_loopback())
 }
 
 /// Notes that the peer has sent what nobody reads.
@@ -158,7 +164,39 @@ pub(super) fn note_input(state: &ConnectionState) {
             state.server.registry.count_unserved_input();
         }
     }
-    state.server.take_back(state);
+    take_back(state);
+}
+
+/// Has a connection that is being closed give its permit to another, unless its peer sends. Where as
+/// many are apart already as the limit allows it keeps its permit.
+pub(super) fn set_apart(state: &ConnectionState) {
+    let server = &state.server;
+    if state.has(flag::QUEUED | flag::APART) || state.reader.has(HalfState::UNREAD) {
+        return;
+    }
+    if !server.permits.set_apart() {
+        return;
+    }
+    if state.set(flag::APART) & flag::COUNTED != 0 {
+        // Its end was counted in between, as that of a connection with a permit.
+        server.permits.take_back();
+    } else if server.config.max_per_peer.is_some() {
+        server.registry.release_peer_permit(state);
+    }
+    notify(&server.permits.released);
+}
+
+/// Takes a permit again for a connection apart, whose peer takes its time or has more to say, over
+/// the limit if need be.
+pub(super) fn take_back(state: &ConnectionState) {
+    let server = &state.server;
+    // One whose end was counted in between was counted as apart.
+    if state.has(flag::APART) && state.clear(flag::APART) & flag::COUNTED == 0 {
+        server.permits.take_back();
+        if server.config.max_per_peer.is_some() {
+            server.registry.take_peer_permit_back(state);
+        }
+    }
 }
 
 /// Reads what is there, as much as is left of the turn, and throws it away. Only a transport of the

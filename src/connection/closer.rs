@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::close::{
-    self, Found, Peer, discard, note_input, peer, peer_with_everything, poll_finish, seal,
+    self, Found, Peer, discard, note_input, peer, poll_finish, seal, set_apart, take_back,
 };
 use super::task;
 use crate::lifecycle::Phase;
@@ -209,7 +209,7 @@ impl Future for Closer {
         let is_draining = this.shared.latch.phase() >= Phase::Draining;
         let pause = if is_draining { SHORT_PAUSE } else { PAUSE };
         let spare = std::mem::take(&mut this.spare);
-        let queue = this.shared.lingering(this.shard);
+        let queue = this.shared.lingering.of(this.shard);
         let taken = queue.take(spare, cx.waker().clone());
         if taken.is_over {
             return Poll::Ready(());
@@ -223,7 +223,7 @@ impl Future for Closer {
             None => this.timer = None,
         }
         if !this.fresh.is_empty() {
-            this.shared.lingering(this.shard).set_timed();
+            this.shared.lingering.of(this.shard).set_timed();
         }
         Poll::Pending
     }
@@ -232,7 +232,7 @@ impl Future for Closer {
 impl Drop for Closer {
     fn drop(&mut self) {
         // Where anything is left, the runtime is gone.
-        let left = self.shared.lingering(self.shard).close();
+        let left = self.shared.lingering.of(self.shard).close();
         let fresh = self.fresh.drain(..).flat_map(|(_, batch)| batch);
         let waiting = std::mem::take(&mut self.waiting).into_values();
         let waiting = waiting.map(|(lingering, _)| lingering);
@@ -312,11 +312,7 @@ impl Progress {
     /// has not everything.
     fn quiet(&mut self, state: &ConnectionState, now: Duration) -> Option<Duration> {
         let linger = state.server.config.linger;
-        let peer = if self.behind == Some(0) {
-            peer_with_everything(state)
-        } else {
-            peer(state)
-        };
+        let peer = peer(state);
         let behind = match peer {
             Peer::Untold => None,
             Peer::Behind(behind) => Some(behind),
@@ -326,14 +322,21 @@ impl Progress {
             self.last = now;
         }
         self.behind = behind;
+        let ask = || state.transport.quiet().unwrap_or(linger);
         match peer {
             Peer::Safe => Some(Duration::ZERO),
-            Peer::Behind(_) => None,
             Peer::Sends | Peer::Untold => Some(linger),
             Peer::Unknown => {
-                state.server.set_apart(state);
-                let ask = || state.transport.quiet().unwrap_or(linger);
+                set_apart(state);
                 Some(*self.quiet.get_or_insert_with(ask))
+            }
+            Peer::Behind(_) => {
+                // So long an acknowledgment may take that is lost: this one is slow.
+                let quiet = *self.quiet.get_or_insert_with(ask);
+                if now.saturating_sub(self.begun) >= quiet {
+                    take_back(state);
+                }
+                None
             }
         }
     }
@@ -360,7 +363,7 @@ pub(super) fn hand_over(state: &Arc<ConnectionState>, outcome: Option<(CloseKind
         state: state.clone(),
         outcome,
     };
-    let queue = state.server.lingering(state.shard);
+    let queue = state.server.lingering.of(state.shard);
     if let Err(lingering) = queue.push(lingering) {
         // The runtime is gone, but for this task.
         close::now(state);

@@ -246,6 +246,7 @@ impl HandlerResult {
         (kind, cold.limit_met.unwrap_or(cause))
     }
 
+    #[inline]
     fn account_without_limits(self, state: &ConnectionState, error: String) -> (CloseKind, Cause) {
         match self {
             _ if state.has(flag::REJECTED) => (CloseKind::Rejected, Cause::Rejected),

@@ -50,7 +50,7 @@ pub(crate) fn run(
 /// Serves until a shutdown, then drains.
 async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
     shared.start();
-    for shard in 0..shared.shards() {
+    for shard in 0..shared.lingering.shards() {
         launcher.spawn(shard, Box::pin(Closer::new(shared, shard)));
     }
     for set in 1..shared.listener_sets.len() {
@@ -68,7 +68,7 @@ async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
     shut_listeners(shared);
     let kept = sweep_and_close(shared, &**launcher).await;
     shared.latch.shut_at(shared.clock.now());
-    shared.hurry_closers();
+    shared.lingering.hurry();
     let idle = shared
         .registry
         .drain_busy(shared.uptime(), shared.config.spread);

@@ -260,7 +260,7 @@ impl<'a> Sweep<'a> {
                 (self.set, self.index) = (self.set + 1, 0);
                 continue;
             };
-            match enter(shared, self.set, accepted) {
+            match enter(shared, self.set, accepted, None) {
                 Ok(connection) => {
                     self.backoff = AcceptBackoff::default();
                     self.accepted += 1;
@@ -288,7 +288,7 @@ fn poll_any(shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<io::Result<Arc<C
     for (number, set) in shared.listener_sets.iter().enumerate() {
         let accepted = set.poll_accept(cx);
         if let Poll::Ready(accepted) = accepted {
-            return Poll::Ready(enter(shared, number, accepted));
+            return Poll::Ready(enter(shared, number, accepted, None));
         }
     }
     Poll::Pending

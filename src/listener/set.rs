@@ -104,6 +104,7 @@ impl ListenerSet {
     }
 
     /// Asks the listeners for a peer, beginning behind the one that gave the last.
+    #[inline]
     fn in_turn(
         &self,
         mut ask: impl FnMut(Asked<'_>) -> Poll<io::Result<(Incoming, Address)>>,
@@ -170,6 +171,7 @@ impl ListenerSet {
     }
 
     /// The addresses of the listeners whose handshakes under way the kernel has to be asked for.
+    #[cfg(target_os = "linux")]
     pub(crate) fn handshakes_at(&self) -> Vec<SocketAddr> {
         let listeners = lock(&self.0);
         let addresses = listeners
@@ -261,6 +263,7 @@ impl BoundListener {
 }
 
 impl Origin {
+    #[inline]
     fn accepted(self, accepted: io::Result<(Incoming, Address)>) -> io::Result<Accepted> {
         let (incoming, peer) = accepted?;
         Ok(Accepted {

@@ -14,6 +14,7 @@ use super::shut::Means;
 use super::{ListeningSocket, RawListener};
 use crate::address::Address;
 use crate::config::{Config, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
+#[cfg(target_os = "linux")]
 use crate::log;
 use crate::socket;
 use crate::socket::Incoming;

@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::io;
 use std::net::SocketAddrV4;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Waker};
@@ -25,8 +25,6 @@ use event_listener::EventListener;
 use super::Shared;
 use super::cold::{Cold, ColdLocked, TaskCold};
 use crate::address::{Address, NO_ADDRESS, lengthen, shorten};
-use crate::config::Config;
-use crate::idle::IdleWhen;
 use crate::report::{Straggler, Waiting};
 use crate::socket::readiness::{HalfState, Readiness, Waiter, flag};
 use crate::sync::{MutexGuard, assert_unlocked, lock, nanos, notify, wake_by_ref};
@@ -35,7 +33,7 @@ use crate::transport::Transport;
 /// What a connection, its task and its server know of it. 136 bytes, and what few need apart.
 #[derive(Debug)]
 pub(crate) struct ConnectionState {
-    readiness: Readiness,
+    pub(super) readiness: Readiness,
     pub(crate) server: Arc<Shared>,
     pub(crate) transport: Transport,
     /// Nanoseconds from the server's bind to the accept, as all times of a connection.
@@ -44,7 +42,7 @@ pub(crate) struct ConnectionState {
     pub(crate) received: AtomicU64,
     /// What had been received, and consumed, when the last write began that was completed or had to
     /// wait; stored by the write half alone.
-    answered: AtomicU64,
+    pub(super) answered: AtomicU64,
     /// Bytes written to the kernel, stored by the write half alone.
     pub(crate) sent: AtomicU64,
     cold: OnceLock<Box<Cold>>,
@@ -68,35 +66,13 @@ pub(crate) struct Arrival {
     pub(crate) shard: u16,
 }
 
-/// What the word of a new connection says of the server's configuration.
-pub(super) fn declared_flags(config: &Config) -> u64 {
-    let declared = config
-        .idle_when
-        .map_or(0, |when| idle_flags(when) | flag::DECLARED);
-    let watched = if config.watches_idle() {
-        flag::WATCHED
-    } else {
-        0
-    };
-    declared | watched
-}
-
-/// What the word says of a declaration.
-fn idle_flags(when: IdleWhen) -> u64 {
-    match when {
-        IdleWhen::Answered => 0,
-        IdleWhen::Unguarded => flag::UNGUARDED,
-        IdleWhen::Quiet(_) => flag::QUIET | flag::WATCHED,
-        IdleWhen::Never => flag::NEVER_IDLE,
-    }
-}
-
 thread_local! {
     /// The connection whose handler this thread is in; for comparison only.
     static IN_HANDLER_OF: Cell<*const ConnectionState> = const { Cell::new(std::ptr::null()) };
 }
 
 impl ConnectionState {
+    #[inline]
     pub(crate) fn new(
         id: u64,
         server: Arc<Shared>,
@@ -243,16 +219,16 @@ impl ConnectionState {
         }
     }
 
-    fn cold(&self) -> &Cold {
+    pub(super) fn cold(&self) -> &Cold {
         self.cold.get_or_init(Box::default)
     }
 
-    fn cold_locked(&self) -> MutexGuard<'_, ColdLocked> {
+    pub(super) fn cold_locked(&self) -> MutexGuard<'_, ColdLocked> {
         lock(self.cold().locked.get_or_init(Box::default))
     }
 
     /// The cold data if there is any yet.
-    fn existing_cold(&self) -> Option<MutexGuard<'_, ColdLocked>> {
+    pub(super) fn existing_cold(&self) -> Option<MutexGuard<'_, ColdLocked>> {
         Some(lock(self.cold.get()?.locked.get()?))
     }
 
@@ -330,7 +306,7 @@ impl ConnectionState {
             }
             // After ABORT is set, as the task looks for ABORT when it sets CLOSING: one sees the other.
             if self.has(flag::CLOSING) {
-                self.server.lingering(self.shard).hurry();
+                self.server.lingering.of(self.shard).hurry();
             }
         }
     }
@@ -348,35 +324,6 @@ impl ConnectionState {
         self.wake(Waiter::Writer);
     }
 
-    /// A busy guard is made.
-    pub(crate) fn begin_busy(&self) {
-        self.cold_locked().guards += 1;
-    }
-
-    /// Declares when this connection is idle.
-    pub(crate) fn idle_when(&self, when: IdleWhen) {
-        if let IdleWhen::Quiet(span) = when {
-            self.cold_locked().quiet = Some(span);
-            self.set(flag::WATCHED);
-            self.mark_activity();
-        }
-        self.clear(flag::NEVER_IDLE | flag::UNGUARDED | flag::QUIET);
-        self.set(idle_flags(when) | flag::DECLARED);
-        if self.has(flag::DRAINING) {
-            self.wake(Waiter::Reader);
-            self.wake_task();
-        }
-    }
-
-    /// How long no byte has to move until a connection that declared `Quiet` is idle.
-    pub(crate) fn quiet_span(&self) -> Duration {
-        let own = self.existing_cold().and_then(|cold| cold.quiet);
-        own.unwrap_or(match self.server.config.idle_when {
-            Some(IdleWhen::Quiet(span)) => span,
-            _ => Duration::ZERO,
-        })
-    }
-
     /// Whether this is the waker that the connection's own task was polled with last.
     pub(crate) fn is_own_task(&self, waker: &Waker) -> bool {
         match self.readiness.task_waker(Waiter::Task) {
@@ -385,81 +332,6 @@ impl ConnectionState {
                 let other = self.other_waker(Waiter::Task);
                 other.is_some_and(|own| own.will_wake(waker))
             }
-        }
-    }
-
-    /// A busy guard is dropped.
-    pub(crate) fn end_busy(&self) {
-        self.cold_locked().guards -= 1;
-        if self.has(flag::DRAINING) {
-            self.wake(Waiter::Reader);
-        }
-    }
-
-    /// Called by the read half, which waits no longer: `bytes` were received.
-    #[inline]
-    pub(crate) fn mark_received(&self, bytes: usize) {
-        // Before the count is stored: `is_busy` loads the count first, so whoever sees these bytes
-        // counted sees that they are unread.
-        self.reader.change(HalfState::WAITING, HalfState::UNREAD);
-        let total = self.received.load(Relaxed) + bytes as u64;
-        self.received.store(total, Release);
-        self.mark_activity();
-    }
-
-    /// Called by the read half: the handler has consumed all that was received.
-    #[inline]
-    pub(crate) fn mark_consumed(&self) {
-        self.reader.clear(HalfState::UNREAD);
-    }
-
-    /// Called by the write half when it begins to write: up to which received byte that write
-    /// answers.
-    #[inline]
-    pub(crate) fn answerable(&self) -> u64 {
-        // Loaded before the write: bytes that arrive later are not answered by it.
-        let received = self.received.load(Acquire);
-        if self.reader.has(HalfState::UNREAD) {
-            return self.answered.load(Relaxed);
-        }
-        received
-    }
-
-    /// Called by the write half before it waits.
-    pub(crate) fn before_wait(&self, answerable: u64) {
-        self.writer.set(HalfState::WAITING);
-        self.begin_answer(answerable);
-    }
-
-    /// Called by the write half when its write waits, or has been done in part. `UNANSWERED` is set
-    /// before `answered` is raised: until the write is completed nothing counts as answered. Swapped,
-    /// a drain between the two would take the connection for idle.
-    pub(crate) fn begin_answer(&self, answerable: u64) {
-        if self.answered.load(Relaxed) < answerable {
-            self.writer.set(HalfState::UNANSWERED);
-        }
-        self.mark_answered(answerable);
-    }
-
-    /// Called by the write half: its write has answered what was received up to `answerable`.
-    #[inline]
-    pub(crate) fn mark_answered(&self, answerable: u64) {
-        self.answered.store(answerable, Release);
-    }
-
-    /// Called by the write half after a write: at a drain the read half may wait for just that.
-    #[inline]
-    pub(crate) fn after_write(&self) {
-        let mut word = self.readiness.word_relaxed();
-        if word & flag::SPLIT != 0 {
-            // Pairs with the `SeqCst` read-modify-write that sets DRAINING: either this load sees
-            // the flag, or the reader, which loads the counts after it was woken by whoever set the
-            // flag, sees the answer.
-            fence(SeqCst);
-            word = self.readiness.word_relaxed();
-        }
-        if word & flag::DRAINING != 0 {
-            self.wake(Waiter::Reader);
         }
     }
 
@@ -498,48 +370,11 @@ impl ConnectionState {
         self.handler_steps() % 2 == 1
     }
 
-    /// Whether the connection is inside a message, not between two.
-    pub(crate) fn is_busy(&self) -> bool {
-        let word = self.word();
-        let is_guarded = self.existing_cold().is_some_and(|cold| cold.guards > 0);
-        if is_guarded || self.writer.has(HalfState::WAITING) {
-            return true;
-        }
-        if word & (flag::UNGUARDED | flag::NEVER_IDLE) != 0 {
-            return self.reader.has(HalfState::UNREAD);
-        }
-        if word & flag::QUIET != 0 {
-            let quiet = self.server.uptime().saturating_sub(self.last_activity());
-            return self.reader.has(HalfState::UNREAD) || quiet < self.quiet_span();
-        }
-        let received = self.received.load(Acquire);
-        self.answered.load(Acquire) < received || self.writer.has(HalfState::UNANSWERED)
-    }
-
     /// Changes how many futures of the handler wait for the server to close; gives the new number.
     pub(crate) fn count_self_waits(&self, change: impl FnOnce(u32) -> u32) -> u32 {
         let mut cold = self.cold_locked();
         cold.self_waits = change(cold.self_waits);
         cold.self_waits
-    }
-
-    /// A byte moved, or a wait for one began.
-    #[inline]
-    pub(crate) fn mark_activity(&self) {
-        if self.has(flag::WATCHED) {
-            let now = nanos(self.server.uptime());
-            self.cold().last_activity.store(now, Relaxed);
-        }
-    }
-
-    /// The uptime at which a byte last moved.
-    pub(crate) fn last_activity(&self) -> Duration {
-        Duration::from_nanos(self.cold().last_activity.load(Relaxed))
-    }
-
-    /// Whether either half waits for its peer.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.reader.has(HalfState::WAITING) || self.writer.has(HalfState::WAITING)
     }
 
     pub(crate) fn age(&self, uptime: Duration) -> Duration {

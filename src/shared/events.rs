@@ -96,6 +96,7 @@ impl EventQueue {
     }
 
     /// Pushes an event, if there is a subscriber.
+    #[inline]
     pub(super) fn push(&mut self, event: impl FnOnce() -> ServerEvent) {
         if self.has_subscribers {
             self.events.push(event());

@@ -1,7 +1,7 @@
 //! The connections that are being closed and wait for their peers: handed over by their tasks to the
 //! closer of their shard (`connection::closer`).
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Waker;
 
 use super::connection::ConnectionState;
@@ -20,6 +20,42 @@ pub(crate) struct Lingering {
     pub(crate) state: Arc<ConnectionState>,
     /// How its end is counted. `None` where its handler goes on without it: the task counts it then.
     pub(crate) outcome: Option<(CloseKind, Cause)>,
+}
+
+/// One a shard; a server without pools has one.
+#[derive(Debug, Default)]
+pub(crate) struct LingeringQueues(OnceLock<Box<[LingeringQueue]>>);
+
+impl LingeringQueues {
+    /// Says how many shards there are; before any connection.
+    #[cfg(target_os = "linux")]
+    pub(super) fn set_shards(&self, count: u16) {
+        let _first = self.0.set((0..count).map(|_| <_>::default()).collect());
+    }
+
+    fn all(&self) -> &[LingeringQueue] {
+        self.0.get_or_init(|| Box::new([LingeringQueue::default()]))
+    }
+
+    pub(crate) fn shards(&self) -> u16 {
+        self.all().len() as u16
+    }
+
+    /// Where the closer of a shard takes connections over.
+    pub(crate) fn of(&self, shard: u16) -> &LingeringQueue {
+        &self.all()[usize::from(shard)]
+    }
+
+    /// Has the closers look at all connections now: a drain waits for them.
+    pub(crate) fn hurry(&self) {
+        self.all().iter().for_each(LingeringQueue::hurry);
+    }
+
+    /// Has the closers end: nothing is left to be closed.
+    pub(super) fn end(&self) {
+        let end = |queue: &LingeringQueue| queue.change(|inner| inner.is_over = true);
+        self.all().iter().for_each(end);
+    }
 }
 
 /// What was handed over, and not taken by the closer yet.
@@ -80,11 +116,6 @@ impl LingeringQueue {
     /// Has the closer look at all connections now: one was aborted, or a drain waits for them.
     pub(super) fn hurry(&self) {
         self.change(|inner| inner.in_a_hurry = true);
-    }
-
-    /// Has the closer end: nothing is left to be closed.
-    pub(super) fn end(&self) {
-        self.change(|inner| inner.is_over = true);
     }
 
     fn change(&self, change: impl FnOnce(&mut Inner)) {

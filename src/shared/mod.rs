@@ -27,6 +27,7 @@ use crate::transport::Engine;
 #[cfg(target_os = "linux")]
 use crate::workers::WorkerPools;
 
+mod activity;
 mod cold;
 pub(crate) mod connection;
 pub(crate) mod events;
@@ -36,11 +37,12 @@ pub(crate) mod lingering;
 pub(crate) mod permits;
 pub(crate) mod registry;
 mod self_wait;
+mod tracking;
 mod work;
 
 use self::connection::ConnectionState;
 use self::ledger::{CloseKind, Closing};
-use self::lingering::LingeringQueue;
+use self::lingering::LingeringQueues;
 use self::permits::{Permits, Queue, Reservation};
 use self::registry::Registry;
 
@@ -61,8 +63,8 @@ pub(crate) struct Shared {
     /// Connections that were accepted and have no permit: by the sweep, or while the limit was
     /// lowered.
     pub(crate) queue: Queue<Arc<ConnectionState>>,
-    /// One a shard: the connections that are being closed and wait for their peers.
-    lingering: OnceLock<Box<[LingeringQueue]>>,
+    /// Connections that are being closed and wait for their peers.
+    pub(crate) lingering: LingeringQueues,
     addrs: Vec<Address>,
     /// One a shard, each with an accept loop of its own; empty once the listeners are closed.
     pub(crate) listener_sets: Vec<ListenerSet>,
@@ -105,7 +107,7 @@ impl Shared {
             registry: Registry::default(),
             permits: Permits::new(config.max_connections),
             queue: Queue::default(),
-            lingering: OnceLock::new(),
+            lingering: LingeringQueues::default(),
             config,
             clock: Box::new(runtime.clone()),
             addrs,
@@ -195,6 +197,7 @@ impl Shared {
     /// Has the server's tasks run on threads of its own; said before any peer is accepted.
     #[cfg(target_os = "linux")]
     pub(crate) fn set_pools(&self, pools: WorkerPools) {
+        self.lingering.set_shards(pools.count());
         let _first = self.pools.set(pools);
     }
 
@@ -211,34 +214,6 @@ impl Shared {
         }
         let _of_all = shard;
         Engine::Reactor
-    }
-
-    /// How many shards there are: one, where the server has no pools.
-    pub(crate) fn shards(&self) -> u16 {
-        #[cfg(target_os = "linux")]
-        if let Some(pools) = self.pools() {
-            return pools.count();
-        }
-        1
-    }
-
-    /// Where the closer of a shard takes connections over. Pools are set before the first peer comes.
-    pub(crate) fn lingering(&self, shard: u16) -> &LingeringQueue {
-        let all = self.lingering.get_or_init(|| {
-            (0..self.shards())
-                .map(|_| LingeringQueue::default())
-                .collect()
-        });
-        &all[usize::from(shard)]
-    }
-
-    fn all_lingering(&self) -> impl Iterator<Item = &LingeringQueue> {
-        self.lingering.get().into_iter().flatten()
-    }
-
-    /// Has the closers look at all connections now: a drain waits for them.
-    pub(crate) fn hurry_closers(&self) {
-        self.all_lingering().for_each(LingeringQueue::hurry);
     }
 
     /// The shard that gets the next connection which came through no shard's own socket.
@@ -405,37 +380,6 @@ impl Shared {
         }
     }
 
-    /// Has a connection that is being closed give its permit to another: its peer has everything, and
-    /// may have nothing more to say. Where as many are apart already as the limit allows it keeps its
-    /// permit.
-    pub(crate) fn set_apart(&self, connection: &ConnectionState) {
-        if connection.has(flag::QUEUED | flag::APART) || !self.permits.set_apart() {
-            return;
-        }
-        if connection.set(flag::APART) & flag::COUNTED != 0 {
-            // Its end was counted in between, as that of a connection with a permit.
-            self.permits.take_back();
-        } else if self.config.max_per_peer.is_some() {
-            self.registry.release_peer_permit(connection);
-        }
-        notify(&self.permits.released);
-    }
-
-    /// Takes a permit again for a connection apart, whose peer has more to say, over the limit if need
-    /// be.
-    pub(crate) fn take_back(&self, connection: &ConnectionState) {
-        if !connection.has(flag::APART) {
-            return;
-        }
-        // One whose end was counted in between was counted as apart.
-        if connection.clear(flag::APART) & flag::COUNTED == 0 {
-            self.permits.take_back();
-            if self.config.max_per_peer.is_some() {
-                self.registry.take_peer_permit_back(connection);
-            }
-        }
-    }
-
     /// The connection that has waited longest for a permit, with one, if there is one.
     pub(crate) fn next_queued(&self) -> Option<Arc<ConnectionState>> {
         self.queue
@@ -448,14 +392,7 @@ impl Shared {
     /// Counts the end of a connection, whose socket is closed.
     pub(crate) fn close_connection(&self, closing: Closing, kind: CloseKind, cause: Cause) {
         let (had_permit, was_apart) = (closing.has_permit, closing.is_apart);
-        let give_back = || {
-            if was_apart {
-                self.permits.end_apart();
-            }
-            if had_permit {
-                self.permits.give_back();
-            }
-        };
+        let give_back = || self.permits.end(had_permit, was_apart);
         let uptime = || self.uptime();
         let closed = self.registry.close(closing, kind, cause, uptime, give_back);
         // Also where it had none: an accept loop that pauses for want of descriptors tries again.
@@ -511,7 +448,7 @@ impl Shared {
         }
         notify(&self.registry.empty);
         log::info!(target: "gracious", "{}", self.report());
-        self.all_lingering().for_each(LingeringQueue::end);
+        self.lingering.end();
         self.registry.publish(State::Closed);
         #[cfg(target_os = "linux")]
         if let Some(pools) = self.pools() {

@@ -83,13 +83,13 @@ impl Permits {
 
     /// Gives a permit back, for the next connection.
     pub(super) fn release(&self) {
-        self.give_back();
+        self.end(true, false);
         notify(&self.released);
     }
 
     /// Exchanges a permit for a place among the connections apart; `false` where there is none. The
     /// caller notifies `released`.
-    pub(super) fn set_apart(&self) -> bool {
+    pub(crate) fn set_apart(&self) -> bool {
         let one_more = |apart| (apart < self.max.load(SeqCst)).then_some(apart + 1);
         let is_apart = self.apart.fetch_update(SeqCst, SeqCst, one_more).is_ok();
         if is_apart {
@@ -99,13 +99,8 @@ impl Permits {
     }
 
     /// Exchanges a place among the connections apart for a permit, also above the limit.
-    pub(super) fn take_back(&self) {
+    pub(crate) fn take_back(&self) {
         self.in_use.fetch_add(1, SeqCst);
-        self.end_apart();
-    }
-
-    /// Gives up a place among the connections apart.
-    pub(super) fn end_apart(&self) {
         self.apart.fetch_sub(1, SeqCst);
     }
 
@@ -114,9 +109,15 @@ impl Permits {
         self.apart.load(SeqCst)
     }
 
-    /// As [`release`](Self::release), under a lock: the caller notifies `released` afterwards.
-    pub(super) fn give_back(&self) {
-        self.in_use.fetch_sub(1, SeqCst);
+    /// A connection has ended that had a permit, or was apart, or neither. As
+    /// [`release`](Self::release), under a lock: the caller notifies `released` afterwards.
+    pub(super) fn end(&self, had_permit: bool, was_apart: bool) {
+        if had_permit {
+            self.in_use.fetch_sub(1, SeqCst);
+        }
+        if was_apart {
+            self.apart.fetch_sub(1, SeqCst);
+        }
     }
 
     /// Takes a permit for a peer that is still to be found; `None` where there is none.

@@ -68,11 +68,26 @@ pub(crate) enum Incoming {
 
 /// A stream of the user's own, without its type.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
-    /// As [`SocketRef::unacknowledged`].
+    /// As [`SocketRef::unacknowledged`], without the end.
     fn unacknowledged(&self) -> Option<usize>;
 
     /// As [`SocketRef::quiet`]; `None` where the transport does not tell.
     fn quiet(&self) -> Option<Duration>;
+}
+
+/// What a peer has not taken yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unacknowledged {
+    pub(crate) bytes: usize,
+    /// Our end may be lost on its way.
+    pub(crate) end: bool,
+}
+
+impl Unacknowledged {
+    /// Over a transport on which our end does not get lost.
+    pub(crate) fn bytes(bytes: usize) -> Self {
+        Self { bytes, end: false }
+    }
 }
 
 /// How long a peer has to be silent at least: it may be waiting for a processor.
@@ -87,6 +102,7 @@ pub(crate) enum SocketRef<'a> {
     Unix(&'a UnixStream),
 }
 
+#[cfg(target_os = "linux")]
 impl Socket {
     pub(crate) fn as_ref(&self) -> SocketRef<'_> {
         match self {
@@ -147,26 +163,28 @@ impl SocketRef<'_> {
         Ok(None)
     }
 
-    /// Once our end was sent: how many bytes the peer has not taken yet. Over TCP the peer's kernel
-    /// takes them, from a Unix socket the peer itself. `None` where the system does not tell.
+    /// Once our end was sent: what the peer has not taken yet. Over TCP the peer's kernel takes it,
+    /// from a Unix socket the peer itself. `None` where the system does not tell.
     #[cfg(target_os = "linux")]
-    pub(crate) fn unacknowledged(self) -> Option<usize> {
+    pub(crate) fn unacknowledged(self) -> Option<Unacknowledged> {
         match self {
-            // The FIN counts as one until it is acknowledged.
-            Self::Tcp(socket) => Some(output_queue(socket)?.saturating_sub(1)),
-            Self::Unix(socket) => output_queue(socket),
+            // The end counts as one.
+            Self::Tcp(socket) => output_queue(socket).map(|queued| Unacknowledged {
+                bytes: queued.saturating_sub(1),
+                end: queued > 0,
+            }),
+            Self::Unix(socket) => output_queue(socket).map(Unacknowledged::bytes),
         }
     }
 
-    /// Once our end was sent: how many bytes the peer has not taken yet; `None` where the system does
-    /// not tell.
+    /// Once our end was sent: what the peer has not taken yet; `None` where the system does not tell.
     #[cfg(not(target_os = "linux"))]
-    pub(crate) fn unacknowledged(self) -> Option<usize> {
+    pub(crate) fn unacknowledged(self) -> Option<Unacknowledged> {
         match self {
             Self::Tcp(_) => None,
             // What was written to a Unix socket is in the peer's receive queue, and stays there
             // when this end is closed.
-            Self::Unix(_) => Some(0),
+            Self::Unix(_) => Some(Unacknowledged::bytes(0)),
         }
     }
 

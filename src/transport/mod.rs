@@ -17,7 +17,7 @@ use async_io::Async;
 
 use crate::address::Address;
 use crate::socket::readiness::{HalfState, Readiness};
-use crate::socket::{Credentials, Incoming, Socket, SocketRef, Stream};
+use crate::socket::{Credentials, Incoming, Socket, SocketRef, Stream, Unacknowledged};
 use crate::sync::lock_for_user;
 #[cfg(target_os = "linux")]
 use crate::workers::{Poller, Registration};
@@ -221,10 +221,13 @@ impl Transport {
         }
     }
 
-    /// Once our end was sent: how many bytes the peer has not taken yet; `None` where nobody tells.
-    pub(crate) fn unacknowledged(&self) -> Option<usize> {
+    /// Once our end was sent: what the peer has not taken yet; `None` where nobody tells.
+    pub(crate) fn unacknowledged(&self) -> Option<Unacknowledged> {
         match self {
-            Self::Custom(io) => lock_for_user(io).unacknowledged(),
+            Self::Custom(io) => {
+                let bytes = lock_for_user(io).unacknowledged();
+                bytes.map(Unacknowledged::bytes)
+            }
             _ => self.socket()?.unacknowledged(),
         }
     }

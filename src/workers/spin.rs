@@ -62,7 +62,8 @@ impl AdaptiveSpin {
     }
 
     /// Calls `found` until it is true, for the span at most; gives whether it was.
-    pub(super) fn spin(&mut self, mut found: impl FnMut() -> bool) -> bool {
+    #[inline]
+    pub(super) fn spin(&mut self, found: impl FnMut() -> bool) -> bool {
         if self.span.is_zero() {
             return false;
         }
@@ -70,6 +71,10 @@ impl AdaptiveSpin {
             self.skip -= 1;
             return false;
         }
+        self.spin_now(found)
+    }
+
+    fn spin_now(&mut self, mut found: impl FnMut() -> bool) -> bool {
         let begun = Instant::now();
         let mut last = begun;
         loop {
