@@ -76,10 +76,8 @@ pub(super) fn begin(state: &ConnectionState, cx: &mut Context<'_>) -> Poll<()> {
         return Poll::Pending;
     }
     budget::begin_turn();
-    match discard(state, cx) {
-        Found::End => return Poll::Ready(()),
-        Found::Some | Found::Much => note_input(state),
-        Found::Nothing => {}
+    if discard(state, cx) == Found::End {
+        return Poll::Ready(());
     }
     match peer(state) {
         Peer::Safe => {
@@ -157,7 +155,7 @@ fn may_lose_packets(state: &ConnectionState) -> bool {
 }
 
 /// Notes that the peer has sent what nobody reads.
-pub(super) fn note_input(state: &ConnectionState) {
+fn note_input(state: &ConnectionState) {
     if !state.reader.has(HalfState::UNREAD) {
         state.reader.set(HalfState::UNREAD);
         if state.has(flag::DRAIN_ENDED) {
@@ -199,7 +197,7 @@ pub(super) fn take_back(state: &ConnectionState) {
     }
 }
 
-/// Reads what is there, as much as is left of the turn, and throws it away. Only a transport of the
+/// Reads what is there, as much as is left of the turn, and throws it away, which is noted. Only a transport of the
 /// user's own arranges a wake-up for what comes later.
 pub(super) fn discard(state: &ConnectionState, cx: &mut Context<'_>) -> Found {
     let mut found = Found::Nothing;
@@ -213,6 +211,7 @@ pub(super) fn discard(state: &ConnectionState, cx: &mut Context<'_>) -> Found {
             Ok(0) => return Found::End,
             Ok(bytes) => {
                 found = Found::Some;
+                note_input(state);
                 budget::spend(bytes);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return found,

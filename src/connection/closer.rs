@@ -16,9 +16,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::close::{
-    self, Found, Peer, discard, note_input, peer, poll_finish, seal, set_apart, take_back,
-};
+use super::close::{self, Found, Peer, discard, peer, poll_finish, seal, set_apart, take_back};
 use super::task;
 use crate::lifecycle::Phase;
 use crate::log;
@@ -271,7 +269,6 @@ impl Progress {
             // What our end waits for is still to be sent.
             Found::End | Found::Nothing => {}
             Found::Some | Found::Much => {
-                note_input(state);
                 self.last = now;
                 self.pause = SHORT_PAUSE;
             }

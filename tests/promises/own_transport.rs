@@ -173,6 +173,15 @@ impl Listener for Memory {
         }
     }
 
+    fn unacknowledged(_: &Self::Io) -> Option<usize> {
+        // What was written is in the peer's hands.
+        Some(0)
+    }
+
+    fn quiet(_: &Self::Io) -> Option<Duration> {
+        Some(Duration::ZERO)
+    }
+
     fn shut(&mut self) {
         self.queue.close();
     }
@@ -517,9 +526,7 @@ async fn a_listener_that_always_fails_does_not_starve_the_others(runtime: TestRu
         for _ in 0..3 {
             assert_eq!(Client::of(&running).ask("hello"), "hello");
         }
-        running
-            .handle()
-            .shutdown_within(std::time::Duration::from_secs(2));
+        running.handle().shutdown_within(Duration::from_secs(2));
         let report = settled(running.await);
         assert_eq!(report.accepted, 3);
         assert!(report.accept_errors > 0);
@@ -576,8 +583,8 @@ impl gracious::Runtime for Patient {
         self.0.spawn(future);
     }
 
-    fn sleep(&self, duration: std::time::Duration) -> impl Future<Output = ()> + Send + 'static {
-        let short = duration <= std::time::Duration::from_secs(1);
+    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static {
+        let short = duration <= Duration::from_secs(1);
         self.0.sleep(if short { HOUR } else { duration })
     }
 
@@ -709,6 +716,15 @@ impl Listener for Curious {
 
     fn local_addr(&self) -> io::Result<Address> {
         self.memory.local_addr()
+    }
+
+    fn unacknowledged(_: &Self::Io) -> Option<usize> {
+        // What was written is in the peer's hands.
+        Some(0)
+    }
+
+    fn quiet(_: &Self::Io) -> Option<Duration> {
+        Some(Duration::ZERO)
     }
 
     fn shut(&mut self) {

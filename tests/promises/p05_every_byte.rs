@@ -90,6 +90,8 @@ async fn a_slow_reader_gets_a_large_reply_whole(runtime: TestRuntime) {
         let mut client = Client::of(&running);
         client.send(&request());
         assert_whole(&read_slowly(&mut client));
+        // It has sent what nobody has read, and is waited for until it hangs up.
+        drop(client);
         let report = running.shutdown().await.unwrap();
         assert_eq!((report.accepted, report.completed), (1, 1));
         assert_eq!(report.bytes_out, LARGE as u64);
@@ -262,13 +264,20 @@ async fn a_client_that_writes_after_the_end_reads_to_the_end(runtime: TestRuntim
         for client in &mut clients {
             client.send("hello\n");
         }
+        let is_unix = address.starts_with("unix:");
+        if is_unix {
+            // Before it has read its reply nobody closes.
+            clients
+                .iter_mut()
+                .for_each(|it| assert_eq!(it.line(), "hello"));
+        }
         // Nobody has hung up, and all are closed.
         eventually("closed connections", || handle.stats().completed == 20);
         for client in &mut clients {
             // Neither has to succeed; the first makes the kernel send a reset.
             let _gone = client.write_all(b"one more thing\n");
             let _gone = client.write_all(b"and another\n");
-            assert_eq!(client.rest(), "hello\n");
+            assert_eq!(client.rest(), if is_unix { "" } else { "hello\n" });
         }
         running.shutdown().await.unwrap();
     }

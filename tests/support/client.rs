@@ -252,6 +252,12 @@ pub async fn answer_once(mut conn: Connection) -> io::Result<()> {
     Ok(())
 }
 
+/// Reads to the clean end of all of them, beside the test, and then hangs up: what was written to a
+/// Unix socket is with the server until its client has read it.
+pub fn reading(mut clients: Vec<Client>) -> thread::JoinHandle<Vec<String>> {
+    thread::spawn(move || clients.iter_mut().map(Client::rest).collect())
+}
+
 /// Serves, and hands every connection to the test.
 pub fn handing_over<R: Runtime>(server: Server<R>) -> (Running, Receiver<Connection>) {
     let (give, given) = async_channel::unbounded();
