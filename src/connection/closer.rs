@@ -257,7 +257,11 @@ impl Progress {
     fn look(&mut self, lingering: &Lingering, now: Duration, cx: &mut Context<'_>) -> Next {
         let state = &*lingering.state;
         if state.has(flag::ABORT) {
-            return Next::Abort;
+            // Who has everything, and was only waited for, is cut off from nothing.
+            return match peer(state) {
+                Peer::Safe | Peer::Unknown if state.has(flag::FINISHED) => Next::Close,
+                _ => Next::Abort,
+            };
         }
         let is_finished = poll_finish(state, cx);
         if is_finished && state.has(flag::PEER_ENDED) {

@@ -256,10 +256,12 @@ impl Registry {
         self.all().into_iter().map(info).collect()
     }
 
-    /// The open connections as stragglers, in the order they came.
+    /// The open connections as stragglers, in the order they came; without those that only wait for
+    /// their peers' ends.
     pub(crate) fn stragglers(&self, uptime: Duration) -> Vec<Straggler> {
         self.all()
             .iter()
+            .filter(|connection| !connection.has(flag::APART))
             .map(|connection| connection.straggler(uptime))
             .collect()
     }
