@@ -47,13 +47,15 @@ struct Enlisted {
 
 /// Lets signals stop `server`.
 pub(crate) fn enlist(server: &Arc<Shared>) -> io::Result<()> {
+    // Dropped after the guard: see `forget_closed`.
+    let _held;
     let mut servers = lock(&SERVERS);
     if LISTENER.load(SeqCst) != std::process::id() {
         // The servers in the list are those of the process that this one was forked from.
         servers.clear();
         listen()?;
     }
-    servers.retain(Enlisted::is_open);
+    _held = forget_closed(&mut servers);
     servers.push(Enlisted {
         server: Arc::downgrade(server),
         heard: 0,
@@ -144,9 +146,10 @@ fn hear(signal: i32) {
         "SIGTERM"
     };
     let (mut first, mut again) = (Vec::new(), Vec::new());
+    let _held;
     {
         let mut servers = lock(&SERVERS);
-        servers.retain(Enlisted::is_open);
+        _held = forget_closed(&mut servers);
         for enlisted in &mut *servers {
             let Some(server) = enlisted.server.upgrade() else {
                 continue;
@@ -177,11 +180,16 @@ fn hear(signal: i32) {
     }
 }
 
-impl Enlisted {
-    /// Whether the server is not closed yet.
-    fn is_open(&self) -> bool {
-        self.server
-            .upgrade()
-            .is_some_and(|server| server.latch.phase() < Phase::Closed)
-    }
+/// Forgets the servers that are closed. Gives all servers that it looked at: the caller drops them
+/// without the lock, since the last owner of a server runs destructors of others.
+fn forget_closed(servers: &mut Vec<Enlisted>) -> Vec<Arc<Shared>> {
+    let mut held = Vec::new();
+    servers.retain(|enlisted| {
+        let server = enlisted.server.upgrade();
+        let is_open = |server: &Arc<Shared>| server.latch.phase() < Phase::Closed;
+        let retained = server.as_ref().is_some_and(is_open);
+        held.extend(server);
+        retained
+    });
+    held
 }

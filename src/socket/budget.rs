@@ -22,8 +22,9 @@ const OPERATION: usize = TURN / 32;
 thread_local! {
     /// What is left of this thread's turn, in bytes.
     static LEFT: Cell<isize> = const { Cell::new(TURN as isize) };
-    /// How many turns of this thread were used up, modulo 2^32.
-    static USED_UP: Cell<u32> = const { Cell::new(0) };
+    /// A turn was used up since [`take_yield`] was asked.
+    #[cfg(target_os = "linux")]
+    static YIELDED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Begins a turn.
@@ -42,7 +43,8 @@ pub(crate) fn is_used_up() -> bool {
 #[cold]
 pub(crate) fn yield_turn<T>(cx: &Context<'_>) -> Poll<T> {
     begin_turn();
-    USED_UP.set(USED_UP.get().wrapping_add(1));
+    #[cfg(target_os = "linux")]
+    YIELDED.set(true);
     cx.waker().wake_by_ref();
     Poll::Pending
 }
@@ -53,9 +55,9 @@ pub(crate) fn spend(bytes: usize) {
     LEFT.set(LEFT.get() - bytes.max(OPERATION) as isize);
 }
 
-/// How many turns of this thread were used up, modulo 2^32.
+/// Whether a turn was used up on this thread since this was asked last.
 #[cfg(target_os = "linux")]
 #[inline]
-pub(crate) fn turns_used_up() -> u32 {
-    USED_UP.get()
+pub(crate) fn take_yield() -> bool {
+    YIELDED.get() && YIELDED.replace(false)
 }

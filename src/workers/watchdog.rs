@@ -76,9 +76,9 @@ impl Pool {
             }
             // The tasks that wait behind a blocked handler go to the injector, from which the
             // driver takes tasks in every round. From another worker's queue it steals only if it
-            // has nothing else to run.
+            // has nothing of that kind itself.
             for worker in blocked {
-                worker.give_up_queue(&self.injector);
+                worker.give_up_queues(&self.injector);
             }
             self.wake();
         }

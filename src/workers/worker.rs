@@ -9,24 +9,23 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
-use crossbeam_deque::{Injector, Steal, Stealer, Worker as Queue};
+use crossbeam_deque::{Injector, Steal, Stealer};
 
 use super::driver::Batch;
-use super::pool::{Job, LOCAL, Local, Pool};
+use super::pool::{Job, LOCAL, Local, Pool, Queues};
 use super::spin::{AdaptiveSpin, TaskTime};
-use crate::socket::budget;
 use crate::sync::lock;
 
-/// How many tasks run between two looks at the sockets, and how many of them may use up their turn,
-/// which takes many times as long as most tasks do.
+/// How many tasks run between two looks at the sockets. A task that uses up its turn takes as long as
+/// many that do not, and is the last.
 const TASKS_PER_TICK: usize = 256;
-const TURNS_PER_TICK: u32 = 8;
 
 /// A worker, as the other threads see it.
 pub(super) struct Worker {
     pub(super) number: usize,
-    /// The way to the tasks in this worker's queue.
-    stealer: Stealer<Job>,
+    /// The ways to the tasks in this worker's queues: to those that are ready, and to those that have
+    /// used up their turn.
+    stealers: [Stealer<Job>; 2],
     /// Counted up when the worker begins a task and when it ends one: odd while it is in a task.
     /// `Relaxed` will do: the watchdog compares what it reads with what it read 50 ms before.
     pub(super) task_steps: AtomicU64,
@@ -37,11 +36,11 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// A worker that runs the tasks in `queue`; it has no thread yet.
-    pub(super) fn new(number: usize, queue: &Queue<Job>) -> Self {
+    /// A worker that runs the tasks in `queues`; it has no thread yet.
+    pub(super) fn new(number: usize, queues: &Queues) -> Self {
         Self {
             number,
-            stealer: queue.stealer(),
+            stealers: [queues.ready.stealer(), queues.yielded.stealer()],
             task_steps: AtomicU64::new(0),
             parked: AtomicBool::new(false),
             thread: Mutex::default(),
@@ -66,29 +65,34 @@ impl Worker {
     }
 
     /// Moves the tasks that this worker has not begun to the injector, for other workers.
-    pub(super) fn give_up_queue(&self, injector: &Injector<Job>) {
-        // As many as there are now: the worker may go on at any time, and would be chased for ever.
-        for _ in 0..self.stealer.len() {
-            if let Steal::Success(job) = self.stealer.steal() {
-                injector.push(job);
+    pub(super) fn give_up_queues(&self, injector: &Injector<Job>) {
+        for stealer in &self.stealers {
+            // As many as there are now: the worker may go on at any time, and would be chased for ever.
+            for _ in 0..stealer.len() {
+                if let Steal::Success(job) = stealer.steal() {
+                    injector.push(job);
+                }
             }
         }
     }
 
-    /// Runs the tasks in this worker's queue, up to where the sockets have to be looked at; gives
-    /// how many it ran.
+    /// Runs the tasks that are ready, up to where the sockets have to be looked at, and then one of the
+    /// tasks that had used up their turn: however many are ready, those have their turn, too. Gives how
+    /// many it ran.
     ///
-    /// Never inlined: the queue's `pop`, which is inlined here, would be a call for each task if there
-    /// were two of it.
+    /// Never inlined: `pop` would be a call for each task if it were inlined in two places.
     #[inline(never)]
-    fn run_queue(&self, queue: &Queue<Job>) -> usize {
-        let before = budget::turns_used_up();
-        let turns = || budget::turns_used_up().wrapping_sub(before);
+    fn run_tick(&self, queues: &Queues) -> usize {
+        queues.has_yielded.set(false);
         let mut ran = 0;
-        while ran < TASKS_PER_TICK && turns() < TURNS_PER_TICK {
-            let Some(job) = queue.pop() else {
+        while ran < TASKS_PER_TICK && !queues.has_yielded.get() {
+            let Some(job) = queues.ready.pop() else {
                 break;
             };
+            self.run(job);
+            ran += 1;
+        }
+        if let Some(job) = queues.pop_yielded() {
             self.run(job);
             ran += 1;
         }
@@ -102,10 +106,10 @@ impl Pool {
     /// # Errors
     /// The system's, where there is no thread to be had.
     pub(super) fn spawn_worker(self: &Arc<Self>) -> io::Result<Arc<Worker>> {
-        let queue = Queue::new_fifo();
+        let queues = Queues::new();
         let worker = {
             let mut workers = lock(&self.workers);
-            let worker = Arc::new(Worker::new(workers.len(), &queue));
+            let worker = Arc::new(Worker::new(workers.len(), &queues));
             workers.push(worker.clone());
             self.spawned.store(workers.len(), SeqCst);
             worker
@@ -114,13 +118,13 @@ impl Pool {
         let name = format!("{}-{}", self.name, worker.number);
         let started = thread::Builder::new().name(name).spawn(move || {
             *lock(&this.thread) = Some(thread::current());
-            let queue = Rc::new(queue);
+            let queues = Rc::new(queues);
             let local = Local {
                 pool: pool.clone(),
-                queue: queue.clone(),
+                queues: queues.clone(),
             };
             LOCAL.with(|place| *place.borrow_mut() = Some(local));
-            pool.work(&this, &queue);
+            pool.work(&this, &queues);
             LOCAL.with(|place| *place.borrow_mut() = None);
         });
         let thread = match started {
@@ -140,13 +144,13 @@ impl Pool {
     }
 
     /// A worker's life.
-    fn work(&self, worker: &Worker, queue: &Queue<Job>) {
+    fn work(&self, worker: &Worker, queues: &Queues) {
         let mut batch = Batch::new();
         while !self.is_over() {
             if self.is_driver(worker) {
-                self.drive(worker, queue, &mut batch);
+                self.drive(worker, queues, &mut batch);
             } else {
-                self.help(worker, queue);
+                self.help(worker, queues, &mut batch);
             }
         }
         // A worker that sleeps finds that the pool is over, too.
@@ -161,14 +165,14 @@ impl Pool {
     /// Waits for events and runs the tasks that they wake, as long as this worker is the driver.
     ///
     /// Each round takes a bounded part of what there is in every place where there may be
-    /// something: the worker's own queue, the injector, another worker's queue if there is nothing
-    /// else, the sockets. So none of them can keep the driver from the next.
-    fn drive(&self, worker: &Worker, queue: &Queue<Job>, batch: &mut Batch) {
+    /// something: the worker's own queues, the injector, another worker's queue if nothing is ready,
+    /// the sockets. So none of them can keep the driver from the next.
+    fn drive(&self, worker: &Worker, queues: &Queues, batch: &mut Batch) {
         let mut task_time = TaskTime::default();
         let mut spin = AdaptiveSpin::new(self.spin);
         loop {
             let begun = self.has_helpers.then(Instant::now);
-            let ran = worker.run_queue(queue);
+            let ran = worker.run_tick(queues);
             if let Some(begun) = begun {
                 task_time.add(ran, begun);
             }
@@ -182,11 +186,8 @@ impl Pool {
                 self.poller.wake();
                 return;
             }
-            self.take_injected(queue);
-            if queue.is_empty() {
-                self.steal(worker, queue);
-            }
-            let mut block = queue.is_empty();
+            self.take_of_others(worker, queues);
+            let mut block = queues.is_empty();
             if block
                 && spin.spin(|| self.poller.wait(batch, false) > 0 || !self.injector.is_empty())
             {
@@ -201,17 +202,24 @@ impl Pool {
             }
             self.poller.wait(batch, block);
             self.sleeping.store(false, SeqCst);
-            if self.has_helpers && task_time.is_worth_a_helper(queue.len()) {
+            if self.has_helpers && task_time.is_worth_a_helper(queues.len()) {
                 self.wake_one();
             }
         }
     }
 
     /// Runs tasks that other workers have not begun, then sleeps until it is woken.
-    fn help(&self, worker: &Worker, queue: &Queue<Job>) {
+    fn help(&self, worker: &Worker, queues: &Queues, batch: &mut Batch) {
         loop {
-            while !queue.is_empty() || self.steal(worker, queue) {
-                worker.run_queue(queue);
+            loop {
+                worker.run_tick(queues);
+                if !queues.is_yielded_empty() {
+                    self.hear_beside_driver(batch);
+                }
+                self.take_of_others(worker, queues);
+                if queues.is_empty() {
+                    break;
+                }
             }
             if self.is_over() || self.is_driver(worker) {
                 return;
@@ -220,6 +228,18 @@ impl Pool {
             if self.is_over() || self.is_driver(worker) {
                 return;
             }
+        }
+    }
+
+    /// Looks at the sockets on a helper that goes round with tasks which never pause. The driver looks,
+    /// too, but may have to wait for a core. The caller looks at the injector next.
+    fn hear_beside_driver(&self, batch: &mut Batch) {
+        self.poller.wait(batch, false);
+        if batch.has_wake() {
+            // The driver sleeps on, and `Pool::wake` takes it for awake. `sleeping` is set before the
+            // caller's look at the injector, as by `drive` (invariant 2): that look finds the task of a
+            // push whose `wake` still saw `sleeping` cleared.
+            self.sleeping.store(true, SeqCst);
         }
     }
 
@@ -245,7 +265,7 @@ impl Pool {
     }
 
     /// Wakes one helper, if one sleeps.
-    fn wake_one(&self) {
+    pub(super) fn wake_one(&self) {
         if self.parked.load(Relaxed) > 0 {
             let workers = lock(&self.workers);
             if let Some(worker) = workers.iter().find(|worker| self.unpark_if_parked(worker)) {
@@ -254,22 +274,32 @@ impl Pool {
         }
     }
 
-    /// Moves some tasks of another worker's queue to this worker's; gives whether there were any.
-    fn steal(&self, worker: &Worker, queue: &Queue<Job>) -> bool {
+    /// Moves some tasks of the injector to this worker's queue, and if then no task is ready, some of
+    /// another worker's.
+    #[inline]
+    fn take_of_others(&self, worker: &Worker, queues: &Queues) {
+        if !self.injector.is_empty() {
+            some_of(|| self.injector.steal_batch(&queues.ready));
+        }
         // Where all other workers sleep as helpers none of them has a task. A stale count does no
         // harm: a worker that has just woken runs its tasks itself.
-        if self.parked.load(Relaxed) + 1 >= self.spawned.load(Relaxed) {
-            return false;
+        if !queues.ready.is_empty() || self.parked.load(Relaxed) + 1 >= self.spawned.load(Relaxed) {
+            return;
         }
-        let workers = lock(&self.workers);
-        let mut others = workers.iter().filter(|other| other.number != worker.number);
-        others.any(|other| some_of(|| other.stealer.steal_batch(queue)))
+        self.steal(worker, queues);
     }
 
-    /// Moves some tasks of the injector to this worker's queue.
-    fn take_injected(&self, queue: &Queue<Job>) {
-        if !self.injector.is_empty() {
-            some_of(|| self.injector.steal_batch(queue));
+    /// Moves some of another worker's tasks to this worker's queues: of those that are ready, and only
+    /// if there are none, of those that used up their turn.
+    fn steal(&self, worker: &Worker, queues: &Queues) {
+        let workers = lock(&self.workers);
+        let others = || workers.iter().filter(|other| other.number != worker.number);
+        let ready = &queues.ready;
+        let is_ready = others().any(|other| some_of(|| other.stealers[0].steal_batch(ready)));
+        if !is_ready && queues.is_yielded_empty() {
+            queues.steal_yielded(|yielded| {
+                others().any(|other| some_of(|| other.stealers[1].steal_batch(yielded)))
+            });
         }
     }
 }

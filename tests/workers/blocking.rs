@@ -339,7 +339,7 @@ async fn what_waits_behind_a_handler_that_blocks_is_served_beside_clients_that_n
     const FLOODS: usize = 4;
     let server = with_workers(workers).bind().await.unwrap();
     let (go, start) = async_channel::unbounded::<()>();
-    let (served, serve) = async_channel::unbounded();
+    let (let_go, is_let_go) = async_channel::unbounded::<()>();
     let running = server.spawn(async move |mut conn: Connection| {
         let id = conn.id() as usize;
         if id > OTHERS + 1 {
@@ -347,7 +347,6 @@ async fn what_waits_behind_a_handler_that_blocks_is_served_beside_clients_that_n
         }
         if id > 1 {
             start.recv().await.unwrap();
-            served.send(()).await.unwrap();
             return conn.write_all(b"served\n").await;
         }
         conn.read_exact(&mut [0; 1]).await?;
@@ -355,9 +354,7 @@ async fn what_waits_behind_a_handler_that_blocks_is_served_beside_clients_that_n
         for _ in 0..OTHERS {
             go.try_send(()).unwrap();
         }
-        for _ in 0..OTHERS {
-            serve.recv_blocking().unwrap();
-        }
+        is_let_go.recv_blocking().unwrap();
         conn.write_all(b"unblocked\n").await
     });
     let mut blocks = Client::of(&running);
@@ -373,8 +370,9 @@ async fn what_waits_behind_a_handler_that_blocks_is_served_beside_clients_that_n
     for client in &mut clients {
         assert_eq!(client.rest(), "served\n");
     }
-    assert_eq!(blocks.rest(), "unblocked\n");
     floods.iter().for_each(Flood::goes_on);
+    let_go.send(()).await.unwrap();
+    assert_eq!(blocks.rest(), "unblocked\n");
     drop(floods);
     handle.shutdown();
     settled(running.await);

@@ -44,6 +44,7 @@ pub(crate) struct Poller {
 pub(crate) struct Batch {
     events: Vec<Event>,
     wakers: Vec<Waker>,
+    has_wake: bool,
 }
 
 impl Batch {
@@ -52,7 +53,13 @@ impl Batch {
         Self {
             events: Vec::with_capacity(EVENTS),
             wakers: Vec::with_capacity(EVENTS),
+            has_wake: false,
         }
+    }
+
+    /// Whether one of the events was a [wake-up](Poller::wake), which no other wait brings then.
+    pub(crate) fn has_wake(&self) -> bool {
+        self.has_wake
     }
 }
 
@@ -97,8 +104,13 @@ impl Poller {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        let Batch { events, wakers } = batch;
+        let Batch {
+            events,
+            wakers,
+            has_wake,
+        } = batch;
         events.clear();
+        *has_wake = false;
         let timeout = (!block).then_some(&NOT_AT_ALL);
         match epoll::wait(&self.epoll, spare_capacity(events), timeout) {
             Ok(_) => {}
@@ -117,6 +129,7 @@ impl Poller {
         }
         self.registrations.on_events(events, wakers, &mut |key| {
             if key == WAKE {
+                *has_wake = true;
                 return None;
             }
             let index = key as u32 & !NOT_A_CONNECTION;
