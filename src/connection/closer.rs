@@ -140,10 +140,11 @@ impl Closer {
         while let Some((lingering, mut progress)) = self.pop_due(now, pause) {
             match progress.look(&lingering, now, cx) {
                 Next::LookAt(at) => {
-                    let key = (
-                        round_up(at, progress.pause.min(pause)),
-                        lingering.state.id(),
-                    );
+                    // There may be more to read: as soon as the others had their turn.
+                    let is_due = at <= now;
+                    let step = progress.pause.min(pause);
+                    let at = if is_due { now } else { round_up(at, step) };
+                    let key = (at, lingering.state.id());
                     self.waiting.insert(key, (lingering, progress));
                 }
                 next => next.end(lingering),
