@@ -63,11 +63,8 @@ async fn converse(mut lines: Lines, writer: &mut WriteHalf, people: &People) -> 
 #[async_std::main]
 async fn main() -> io::Result<Report> {
     let address = &*usage::words("chat [ADDRESS]", ["127.0.0.1:8888"])[0];
-    let server = Server::builder()
-        .listen(address)
-        .stop_on_signals()
-        .bind()
-        .await?;
+    let server = Server::builder().listen(address).stop_on_signals();
+    let server = server.bind().await?;
     println!("{server}");
     let people = People::default();
     server.serve(|conn| chat(conn, people)).await

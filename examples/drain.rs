@@ -9,9 +9,7 @@
 
 mod usage;
 
-use std::io;
-use std::process::ExitCode;
-use std::time::Duration;
+use std::{io, process::ExitCode, time::Duration};
 
 use async_std::task;
 use futures_lite::{AsyncWriteExt, StreamExt};
@@ -39,10 +37,8 @@ async fn show(handle: Handle) {
     let mut last = Some(first);
     while let Some(now) = last {
         bar.set_position(now.left);
-        bar.set_message(
-            now.time
-                .map_or("no deadline".into(), |time| format!("{time:.0?} to go")),
-        );
+        // There is always one: a deadline was set.
+        bar.set_message(format!("{:.0?} to go", now.time.unwrap_or_default()));
         last = progress.next().await;
     }
     bar.abandon();
@@ -51,12 +47,9 @@ async fn show(handle: Handle) {
 #[async_std::main]
 async fn main() -> io::Result<ExitCode> {
     usage::words("drain", []);
-    let server = Server::builder()
-        .listen("127.0.0.1:8888")
-        .deadline(Duration::from_secs(30))
-        .stop_on_signals()
-        .bind()
-        .await?;
+    let server = Server::builder().listen("127.0.0.1:8888");
+    let server = server.deadline(Duration::from_secs(30)).stop_on_signals();
+    let server = server.bind().await?;
     println!("{server}; Ctrl-C drains, again aborts");
     let shown = task::spawn(show(server.handle()));
     let report = server.serve(work).await?;

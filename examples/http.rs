@@ -11,9 +11,9 @@
 //! connections, so that clients and balancers go elsewhere by themselves; then idle connections end,
 //! and `/slow` is answered.
 
-use std::io;
-use std::process::ExitCode;
-use std::time::Duration;
+mod usage;
+
+use std::{io, time::Duration};
 
 use gracious::{Report, Server, web};
 
@@ -32,31 +32,11 @@ async fn answer(request: web::Request) -> web::Response<String> {
     }
 }
 
-async fn serve(address: &str) -> io::Result<Report> {
+#[async_std::main]
+async fn main() -> io::Result<Report> {
+    let address = &*usage::words("http [ADDRESS]", ["127.0.0.1:8080"])[0];
     let server = Server::builder().listen(address).stop_on_signals();
     let server = server.lame_duck(Duration::from_secs(1)).bind().await?;
     println!("{server}");
     server.serve(web::serve(answer)).await
-}
-
-fn main() -> ExitCode {
-    env_logger::init();
-    let address = match &std::env::args().skip(1).collect::<Vec<_>>()[..] {
-        [] => "127.0.0.1:8080".to_owned(),
-        [address] if !address.starts_with('-') => address.clone(),
-        _ => {
-            eprintln!("usage: http [ADDRESS]");
-            return ExitCode::from(2);
-        }
-    };
-    match async_std::task::block_on(serve(&address)) {
-        Ok(report) => {
-            println!("{report}");
-            report.exit_code()
-        }
-        Err(error) => {
-            eprintln!("http: {error}");
-            ExitCode::FAILURE
-        }
-    }
 }

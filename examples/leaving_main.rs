@@ -1,8 +1,7 @@
-//! What becomes of a server, its connections, a task and a child process when `main` is left.
-//!
-//! The child, a client that is owed a mebibyte, tells what it gets. `end`, `early` and `error` leave
-//! the work of `serve_until`, and no way leads past its drain. `drop` drops the server and waits;
-//! `forget` does not, and the process takes task and answer along.
+//! What becomes of a server, its connections, a task and a child process when `main` is left: with
+//! `end`, `early` and `error` by the work of `serve_until`, and no way leads past its drain. `drop`
+//! drops the server and waits; `forget` does not, and the process takes task and answer along. The
+//! child, a client that is owed a mebibyte, tells what it gets.
 //!
 //! ```sh
 //! cargo run --example leaving_main -- end     # or: early, error, drop, forget
@@ -10,7 +9,7 @@
 
 mod usage;
 
-use std::{io, net::TcpStream, os::fd::OwnedFd, process::Command, time::Duration};
+use std::{io, io::Write, net::TcpStream, os::fd::OwnedFd, process::Command, time::Duration};
 
 use async_std::{channel, task};
 use futures_lite::AsyncWriteExt;
@@ -40,11 +39,10 @@ async fn main() -> io::Result<()> {
     let work = async {
         begun.recv().await.map_err(io::Error::other)?;
         match mode {
-            "early" => return Ok(()),
-            "error" => return Err(io::Error::other("main returns this")),
-            _ => println!("main: at its end"),
+            "early" => Ok(()),
+            "error" => Err(io::Error::other("main returns this")),
+            _ => writeln!(io::stdout(), "main: at its end"),
         }
-        Ok(())
     };
     if mode == "drop" || mode == "forget" {
         let running = server.spawn(handler);

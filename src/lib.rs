@@ -93,7 +93,7 @@
 //!
 //! # What it does not do
 //!
-//! - It knows no protocol, and has no TLS: a handler gets a byte stream.
+//! - It knows no protocol but HTTP, by a feature, and has no TLS: a handler gets a byte stream.
 //! - It is no executor for general use. What a handler spawns is not the server's, unless it is
 //!   [tracked](Handle::track).
 //! - It cannot end a handler that blocks its thread. The socket is shut down under it and `serve`
@@ -103,6 +103,19 @@
 //! - It cannot see for itself when a protocol that reads while it answers, such as HTTP/2, is idle.
 //!   Such a handler has to declare it.
 //! - It runs on Unix: Linux is what it is tested on, FreeBSD and macOS what it is compiled for.
+//!
+//! # Pages
+//!
+//! In the repository: [which drain is yours][drain], for protocols that do not take turns; [what a client
+//! sees][sees] of a stop, and whether it may retry; [moving][moving] from async-std to smol, from asyncio
+//! and from tokio; [running it][running], with deadlines, load balancers, limits and the log;
+//! [all promises][promises], with their tests.
+//!
+//! [drain]: https://github.com/gracious-rs/gracious/blob/main/docs/which-drain.md
+//! [sees]: https://github.com/gracious-rs/gracious/blob/main/docs/what-a-client-sees.md
+//! [moving]: https://github.com/gracious-rs/gracious/blob/main/docs/moving.md
+//! [running]: https://github.com/gracious-rs/gracious/blob/main/docs/running.md
+//! [promises]: https://github.com/gracious-rs/gracious/blob/main/docs/promises.md
 //!
 //! # Features
 //!
@@ -165,7 +178,7 @@ pub use runtime::AsyncStd;
 pub use runtime::Runtime;
 #[cfg(feature = "smol")]
 pub use runtime::Smol;
-pub use server::{Running, Serve, Server};
+pub use server::{Running, Serve, ServeUntil, Server};
 pub use server_set::ServerSet;
 pub use shared::events::ServerEvent;
 pub use socket::{Credentials, Socket};

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_lite::future;
+use pin_project_lite::pin_project;
 
 #[cfg(target_os = "linux")]
 use crate::accept::spawn::LocalLauncher;
@@ -26,6 +27,7 @@ use crate::runtime::Runtime;
 use crate::shared::Shared;
 #[cfg(target_os = "linux")]
 use crate::shared::connection::ConnectionState;
+use crate::track::Tracked;
 use crate::transport::Engine;
 #[cfg(target_os = "linux")]
 use crate::workers::{self, Poller, WorkerOptions, WorkerPools};
@@ -217,7 +219,7 @@ impl<R: Runtime> Server<R> {
     /// Serves in the background.
     pub fn spawn<F, Fut>(self, handler: F) -> Running
     where
-        F: FnOnce(Connection) -> Fut + Clone + Send + 'static,
+        F: FnOnce(Connection) -> Fut + Clone + Send + 'static, // a type that is a `Handler`: `spawn_with`
         Fut: Future<Output: Outcome> + Send + 'static,
     {
         self.spawn_with(handler)
@@ -304,22 +306,18 @@ impl<R: Runtime> Server<R> {
     ///
     /// # Errors
     /// As [`serve`](Self::serve).
-    pub async fn serve_until<F, Fut, W>(
-        self,
-        handler: F,
-        work: W,
-    ) -> io::Result<(Option<W::Output>, Report)>
+    pub fn serve_until<F, Fut, W>(self, handler: F, work: W) -> ServeUntil<W>
     where
-        F: FnOnce(Connection) -> Fut + Clone + Send + 'static,
+        F: FnOnce(Connection) -> Fut + Clone + Send + 'static, // a type that is a `Handler`: `spawn_with`
         Fut: Future<Output: Outcome> + Send + 'static,
         W: Future,
     {
-        let handle = self.handle();
-        let work = handle.track_as("the work of `serve_until`", work);
-        let running = self.spawn_with(handler);
-        let value = work.await;
-        handle.shutdown_because(Reason::WorkEnded);
-        Ok((value, running.await?))
+        ServeUntil {
+            work: self.handle().track_as("the work of `serve_until`", work),
+            start: Some(Box::new(move || self.spawn_with(handler))),
+            running: None,
+            value: None,
+        }
     }
 }
 
@@ -367,6 +365,50 @@ impl Future for Serve {
 impl fmt::Debug for Serve {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Serve").finish_non_exhaustive()
+    }
+}
+
+pin_project! {
+    /// The future of [`Server::serve_until`]: it serves from its first poll on.
+    ///
+    /// Dropping it drops the work and shuts the server down: the stop goes on in the runtime,
+    /// deadline included.
+    // As `Serve`, it knows no handler.
+    #[must_use = "a server takes nobody in until it is served"]
+    pub struct ServeUntil<W: Future> {
+        #[pin]
+        work: Tracked<W>,
+        // `None` from the first poll on.
+        start: Option<Box<dyn FnOnce() -> Running + Send>>,
+        running: Option<Running>,
+        // What the work gave.
+        value: Option<Option<W::Output>>,
+    }
+}
+
+impl<W: Future> Future for ServeUntil<W> {
+    type Output = io::Result<(Option<W::Output>, Report)>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Some(start) = this.start.take() {
+            *this.running = Some(start());
+        }
+        let Some(running) = this.running else {
+            return Poll::Pending;
+        };
+        if this.value.is_none() {
+            *this.value = Some(ready!(this.work.poll(cx)));
+            running.handle.shutdown_because(Reason::WorkEnded);
+        }
+        let report = ready!(Pin::new(running).poll(cx))?;
+        Poll::Ready(Ok((this.value.take().flatten(), report)))
+    }
+}
+
+impl<W: Future> fmt::Debug for ServeUntil<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServeUntil").finish_non_exhaustive()
     }
 }
 

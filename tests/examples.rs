@@ -66,7 +66,7 @@ fn every_example_answers_what_it_does_not_know_with_its_usage() {
         }
         tried += 1;
     }
-    assert!(tried >= 9, "{tried}");
+    assert!(tried >= 11, "{tried}");
     for (name, word) in [
         ("scope", "values"),
         ("leaving_main", "start"),
@@ -315,6 +315,12 @@ fn background_serves_beside_other_work_and_is_closed_after_it() {
         rest[2]
     );
     assert_eq!(rest.len(), 3);
+}
+
+#[test]
+fn testing_finds_all_well() {
+    let ended = Program::example("testing", &[]).end();
+    assert_eq!(ended.assert(0).out, ["all is well"]);
 }
 
 /// Whatever ends the work: the server has drained, and the answer came in full.

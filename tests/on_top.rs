@@ -14,6 +14,9 @@ mod proxy;
 mod redis;
 #[path = "support/mod.rs"]
 mod support;
+#[path = "../examples/websocket.rs"]
+#[allow(dead_code)]
+mod websocket;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -21,7 +24,12 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use gracious::{Connection, IdleWhen, Running};
+use async_io::Async;
+use async_tungstenite::client_async;
+use async_tungstenite::tungstenite::Message;
+use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use futures_lite::StreamExt;
+use gracious::{Connection, IdleWhen, Running, fallible};
 
 use support::TestRuntime;
 use support::client::{Client, tcp};
@@ -31,6 +39,7 @@ on_every_runtime!(
     redis_answers_in_full_the_pipeline_that_a_stop_finds,
     everybody_in_a_chat_hears_that_the_server_goes,
     a_proxy_finishes_what_is_under_way_and_ends_what_is_quiet,
+    websocket_clients_are_answered_and_told_why_the_server_goes,
 );
 
 /// Sends a text, and reads what is expected in answer.
@@ -168,4 +177,44 @@ async fn a_proxy_finishes_what_is_under_way_and_ends_what_is_quiet(runtime: Test
     for behind in [behind_quiet, behind_upload, behind_download] {
         behind.join().unwrap();
     }
+}
+
+async fn websocket_clients_are_answered_and_told_why_the_server_goes(runtime: TestRuntime) {
+    let running = tcp(runtime)
+        .bind()
+        .await
+        .unwrap()
+        .spawn(fallible(websocket::echo));
+    let connect = async || {
+        let address = running.handle().local_addrs()[0].as_tcp().unwrap();
+        let client = Async::<TcpStream>::connect(address).await.unwrap();
+        let (client, _response) = client_async("ws://localhost/", client).await.unwrap();
+        client
+    };
+    // One has said nothing, one has its answer, one is owed many.
+    let mut clients = [connect().await, connect().await, connect().await];
+    clients[1].send("hello".into()).await.unwrap();
+    let answer = clients[1].next().await.unwrap().unwrap();
+    assert_eq!(answer.to_text().unwrap(), "hello");
+    let owed = 50;
+    for number in 0..owed {
+        let text = format!("{number}");
+        clients[2].send(text.into()).await.unwrap();
+    }
+    running.handle().shutdown();
+    for (index, client) in clients.iter_mut().enumerate() {
+        let mut answered = 0;
+        let goodbye = loop {
+            match client.next().await.unwrap().unwrap() {
+                Message::Close(goodbye) => break goodbye.unwrap(),
+                message => assert_eq!(message.to_text().unwrap(), answered.to_string()),
+            }
+            answered += 1;
+        };
+        assert_eq!(answered, if index == 2 { owed } else { 0 });
+        assert_eq!(goodbye.code, CloseCode::Away);
+        assert_eq!(goodbye.reason.as_str(), "the server goes");
+        assert!(client.next().await.is_none());
+    }
+    assert_eq!(running.await.unwrap().completed, 3);
 }

@@ -30,9 +30,16 @@
 //! [deadline](crate::Builder::deadline).
 //!
 //! # Limits
+//! [`builder`] has those of HTTP: how long a request's head may take, and a pause of its body, how
+//! large a head may be, how many requests an HTTP/2 connection may have at once. Beside them
 //! [`first_byte_timeout`](crate::Builder::first_byte_timeout) ends connections that say nothing,
-//! [`idle_timeout`](crate::Builder::idle_timeout) those on which no byte moves, in a head or in a
-//! body, too, and [`max_age`](crate::Builder::max_age) those that are old.
+//! [`idle_timeout`](crate::Builder::idle_timeout) those on which no byte moves, between two requests,
+//! too, and [`max_age`](crate::Builder::max_age) those that are old. A client that asks with
+//! `Expect: 100-continue` is told to go on when the service asks for the body.
+//!
+//! # Services that stay on their thread
+//! [`serve_local`] and [`local_service`] take what is not `Send`, for
+//! [`Server::serve_local`](crate::Server::serve_local).
 
 use std::error::Error;
 use std::future::Future;
@@ -45,12 +52,15 @@ use pin_project_lite::pin_project;
 
 use crate::connection::Connection;
 
+mod builder;
 mod io;
+mod progress;
 mod serving;
 mod streams;
 mod tracked;
 
-pub use self::serving::Serving;
+pub use self::builder::Builder;
+pub use self::serving::{Serving, ServingLocal};
 pub use self::tracked::upgrade;
 
 /// A request, with its body as it comes in.
@@ -60,49 +70,105 @@ pub use hyper::{Response, StatusCode};
 
 type BoxedError = Box<dyn Error + Send + Sync>;
 
+/// The limits of HTTP, to be set: `web::builder().head_timeout(span).serve(hello)`.
+pub fn builder() -> Builder {
+    Builder::default()
+}
+
 /// Makes a connection's handler of a function that answers a request: an `async fn(Request)` that
 /// returns a [`Response`] or a `Result` of one.
 ///
 /// The function is cloned for each connection; what it shares belongs in an `Arc`. An error that it
 /// returns ends the connection, which then counts as failed.
-pub fn serve<F, Fut>(
-    function: F,
-) -> impl FnOnce(Connection) -> Serving<Function<F>> + Clone + Send + 'static
+pub fn serve<F, Fut>(function: F) -> impl FnOnce(Connection) -> Serving + Clone + Send + 'static
 where
-    F: Fn(Request) -> Fut + Clone + Send + 'static,
-    Fut: Future<Output: Reply> + Send + 'static,
+    F: Fn(Request) -> Fut + Clone + Send + 'static, // a hyper `Service`: `web::service`
+    Fut: Future<Output: Reply<Body: Body<Data: Send> + Send>> + Send + 'static,
 {
-    service(Function(function))
+    builder().serve(function)
 }
 
 /// As [`serve`], of a hyper `Service`.
-pub fn service<S>(service: S) -> impl FnOnce(Connection) -> Serving<S> + Clone + Send + 'static
+pub fn service<S>(service: S) -> impl FnOnce(Connection) -> Serving + Clone + Send + 'static
 where
-    S: Answering + Clone + Send + 'static,
+    S: Answering<Future: Send, Body: Body<Data: Send> + Send> + Clone + Send + 'static,
 {
-    move |connection| Serving::new(connection, service)
+    builder().service(service)
+}
+
+/// As [`serve`], of a function that need not be `Send`, nor its future and its responses: for
+/// [`Server::serve_local`](crate::Server::serve_local).
+///
+/// ```
+/// # #[cfg(target_os = "linux")]
+/// # fn main() -> std::io::Result<()> { async_std::task::block_on(async {
+/// use std::cell::Cell;
+/// use std::rc::Rc;
+///
+/// use gracious::{Server, web};
+///
+/// let server = Server::builder().listen("127.0.0.1:0").workers(2).bind().await?;
+/// # server.handle().shutdown();
+/// server
+///     .serve_local(|| {
+///         let served = Rc::new(Cell::new(0)); // one a worker
+///         web::serve_local(move |_request| {
+///             served.set(served.get() + 1);
+///             let text = format!("you are number {} here\n", served.get());
+///             async { web::Response::new(text) }
+///         })
+///     })
+///     .await?;
+/// # Ok(()) }) }
+/// # #[cfg(not(target_os = "linux"))]
+/// # fn main() {}
+/// ```
+pub fn serve_local<F, Fut>(function: F) -> impl FnOnce(Connection) -> ServingLocal + Clone + 'static
+where
+    F: Fn(Request) -> Fut + Clone + 'static, // a hyper `Service`: `web::local_service`
+    Fut: Future<Output: Reply> + 'static,
+{
+    builder().serve_local(function)
+}
+
+/// As [`serve_local`], of a hyper `Service`.
+pub fn local_service<S>(service: S) -> impl FnOnce(Connection) -> ServingLocal + Clone + 'static
+where
+    S: Answering + Clone + 'static,
+{
+    builder().local_service(service)
 }
 
 /// A hyper `Service` that answers requests: what can be [served](service).
 pub trait Answering:
-    Service<Request, Response = Response<Self::Body>, Error: Into<BoxedError>, Future: Send + 'static>
+    Service<
+        Request,
+        Response = Response<<Self as Answering>::Body>,
+        Error: Into<BoxedError>,
+        Future: 'static,
+    >
 {
     /// The responses' body.
-    type Body: Body<Data: Send, Error: Into<BoxedError>> + Send + 'static;
+    type Body: Body<Error: Into<BoxedError>> + 'static;
 }
 
 impl<S, B> Answering for S
 where
-    S: Service<Request, Response = Response<B>, Error: Into<BoxedError>, Future: Send + 'static>,
-    B: Body<Data: Send, Error: Into<BoxedError>> + Send + 'static,
+    S: Service<Request, Response = Response<B>, Error: Into<BoxedError>, Future: 'static>,
+    B: Body<Error: Into<BoxedError>> + 'static,
 {
     type Body = B;
 }
 
 /// What a function that answers a request may return: a [`Response`], or a `Result` of one.
+#[diagnostic::on_unimplemented(
+    message = "a request cannot be answered with `{Self}`",
+    label = "expected a function that returns a `web::Response<B>`, or a `Result` of one",
+    note = "`B` is a body of the crate `http-body`, such as `String`, whose errors can be boxed, as can those of the `Result`"
+)]
 pub trait Reply: sealed::Sealed {
     /// The response's body.
-    type Body: Body<Data: Send, Error: Into<BoxedError>> + Send + 'static;
+    type Body: Body<Error: Into<BoxedError>> + 'static;
 
     #[doc(hidden)]
     fn into_result(self) -> Result<Response<Self::Body>, BoxedError>;
@@ -110,7 +176,7 @@ pub trait Reply: sealed::Sealed {
 
 impl<B> Reply for Response<B>
 where
-    B: Body<Data: Send, Error: Into<BoxedError>> + Send + 'static,
+    B: Body<Error: Into<BoxedError>> + 'static,
 {
     type Body = B;
 
@@ -121,7 +187,7 @@ where
 
 impl<B, E> Reply for Result<Response<B>, E>
 where
-    B: Body<Data: Send, Error: Into<BoxedError>> + Send + 'static,
+    B: Body<Error: Into<BoxedError>> + 'static,
     E: Into<BoxedError>,
 {
     type Body = B;
@@ -140,7 +206,7 @@ mod sealed {
 
 /// The service that [`serve`] makes of a function.
 #[derive(Clone, Debug)]
-pub struct Function<F>(F);
+pub(super) struct Function<F>(F);
 
 impl<F, Fut> Service<Request> for Function<F>
 where
@@ -162,7 +228,7 @@ pin_project! {
     /// The future of a function's reply, with its output made a `Result`.
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
-    pub struct Replying<Fut> {
+    pub(super) struct Replying<Fut> {
         #[pin]
         future: Fut,
     }

@@ -5,55 +5,94 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
 use futures_io::AsyncBufRead;
+use hyper::rt::bounds::Http2ServerConnExec;
 use hyper::server::conn::{http1, http2};
 use pin_project_lite::pin_project;
 
 use super::Answering;
+use super::builder::Settings;
 use super::io::Io;
+use super::progress::{Progress, Watch};
 use super::streams::{NewStreams, Streams};
-use super::tracked::{Tracked, UpgradeSlot};
-use crate::connection::{Connection, Control};
+use super::tracked::{Tracked, TrackedBody, TrackedResponse};
+use crate::connection::Connection;
 use crate::idle::IdleWhen;
 
 /// What every HTTP/2 connection begins with, and no HTTP/1 request.
-const PREFACE: &[u8] = b"PRI";
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The future of a connection that speaks HTTP, from [`serve`](super::serve) and
+/// [`service`](super::service).
+// A type that knows no service: what is wrong with a service would else be said again wherever the
+// type is used, in terms of what hyper wants of it.
+#[must_use = "futures do nothing unless polled"]
+pub struct Serving(pub(super) Pin<Box<dyn Future<Output = io::Result<()>> + Send>>);
+
+/// The future of a connection that speaks HTTP and stays on its thread, from
+/// [`serve_local`](super::serve_local) and [`local_service`](super::local_service).
+#[must_use = "futures do nothing unless polled"]
+pub struct ServingLocal(pub(super) Pin<Box<dyn Future<Output = io::Result<()>>>>);
+
+impl Future for Serving {
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl Future for ServingLocal {
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Serving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serving").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ServingLocal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServingLocal").finish_non_exhaustive()
+    }
+}
 
 pin_project! {
-    /// The future of a connection that speaks HTTP, from [`serve`](super::serve) and
-    /// [`service`](super::service).
-    #[must_use = "futures do nothing unless polled"]
-    pub struct Serving<S>
+    /// The future of a connection that speaks HTTP. `T` is the type of its streams, which says
+    /// whether it can move between threads.
+    pub(super) struct Conversation<S, T>
     where
         S: Answering,
     {
-        control: Control,
-        // Where a request leaves what the connection is to become.
-        upgrade: UpgradeSlot,
-        // A request has come since the server was asked to stop: no other will be taken.
-        is_last: Arc<AtomicBool>,
+        progress: Arc<Progress>,
+        watch: Watch,
+        settings: Arc<Settings>,
         #[pin]
-        state: State<S>,
+        state: State<S, T>,
     }
 }
 
 pin_project! {
     /// What the connection speaks.
     #[project = StateProj]
-    enum State<S>
+    enum State<S, T>
     where
         S: Answering,
     {
-        // The version is not known before the first bytes.
-        New { connection: Option<(Connection, S)> },
+        // The version is not known before the first bytes. Those that leave it open are in `seen`.
+        New { connection: Option<(Connection, S)>, seen: Vec<u8> },
         Http1 { #[pin] connection: http1::UpgradeableConnection<Io, Tracked<S>> },
         Http2 {
             #[pin]
-            connection: http2::Connection<Io, Tracked<S>, NewStreams>,
-            streams: Streams,
+            connection: http2::Connection<Io, Tracked<S>, NewStreams<T>>,
+            streams: Streams<T>,
             // GOAWAY was sent.
             has_goaway: bool,
         },
@@ -61,45 +100,64 @@ pin_project! {
     }
 }
 
-impl<S: Answering> Serving<S> {
-    pub(super) fn new(connection: Connection, service: S) -> Self {
+impl<S: Answering, T> Conversation<S, T> {
+    pub(super) fn new(connection: Connection, service: S, settings: Arc<Settings>) -> Self {
         Self {
-            control: connection.control(),
-            upgrade: UpgradeSlot::default(),
-            is_last: Arc::default(),
+            progress: Arc::new(Progress::new(connection.control())),
+            watch: Watch::new(settings.timeouts),
+            settings,
             state: State::New {
                 connection: Some((connection, service)),
+                seen: Vec::new(),
             },
         }
     }
 }
 
-impl<S: Answering> Future for Serving<S> {
+impl<S, T> Future for Conversation<S, T>
+where
+    S: Answering,
+    T: Future<Output = ()>,
+    NewStreams<T>: Http2ServerConnExec<TrackedResponse<S::Future>, TrackedBody<S::Body>>,
+{
     type Output = io::Result<()>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut this = self.project();
         loop {
-            let next = match this.state.as_mut().project() {
-                StateProj::New { connection } => {
+            let polled = match this.state.as_mut().project() {
+                StateProj::New { connection, seen } => {
                     let Some((stream, _)) = connection else {
                         return Poll::Ready(Ok(()));
                     };
-                    let is_http2 = ready!(Pin::new(stream).poll_fill_buf(cx))?.starts_with(PREFACE);
-                    let Some((stream, service)) = connection.take() else {
+                    let Poll::Ready(version) = poll_version(stream, seen, this.settings, cx)?
+                    else {
+                        if !seen.is_empty() {
+                            this.progress.has_input(false);
+                        }
+                        break;
+                    };
+                    let Some((mut stream, service)) = connection.take() else {
                         return Poll::Ready(Ok(()));
                     };
-                    let service = Tracked {
-                        service,
-                        control: this.control.clone(),
-                        upgrade: this.upgrade.clone(),
-                        is_last: this.is_last.clone(),
+                    stream.unread(seen)?;
+                    let progress = this.progress.clone();
+                    let service = Tracked { service, progress };
+                    let progress = this.progress.clone();
+                    let connection = stream;
+                    let io = Io {
+                        connection,
+                        progress,
+                        is_http1: matches!(version, Version::Http1),
                     };
-                    begin(stream, service, is_http2)
+                    begin(io, service, version, this.settings)
                 }
                 StateProj::Http1 { connection } => {
-                    ready!(connection.poll(cx)).map_err(into_io)?;
-                    let Some(upgrade) = this.upgrade.take() else {
+                    let Poll::Ready(ended) = connection.poll(cx) else {
+                        break;
+                    };
+                    ended.map_err(into_io)?;
+                    let Some(upgrade) = this.progress.take_upgrade() else {
                         return Poll::Ready(Ok(()));
                     };
                     let future = async move {
@@ -107,7 +165,7 @@ impl<S: Answering> Future for Serving<S> {
                         let upgraded = upgrade.on.await.map_err(into_io)?;
                         let parts = upgraded.downcast::<Io>();
                         let parts = parts.map_err(|_| io::ErrorKind::InvalidData)?;
-                        let mut connection = parts.io.0;
+                        let mut connection = parts.io.connection;
                         connection.unread(&parts.read_buf)?;
                         (upgrade.run)(connection).await
                     };
@@ -122,7 +180,8 @@ impl<S: Answering> Future for Serving<S> {
                 } => {
                     // Asked before the polls, so that what has arrived by the drain is taken in by
                     // them.
-                    let stops = this.control.is_shutting_down() || this.is_last.load(Relaxed);
+                    let progress = &this.progress;
+                    let stops = progress.control.is_shutting_down() || progress.is_last();
                     loop {
                         if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
                             return Poll::Ready(ended.map_err(into_io));
@@ -131,7 +190,7 @@ impl<S: Answering> Future for Serving<S> {
                             break;
                         }
                     }
-                    if *has_goaway || !(stops || this.is_last.load(Relaxed)) {
+                    if *has_goaway || !(stops || progress.is_last()) {
                         return Poll::Pending;
                     }
                     *has_goaway = true;
@@ -140,32 +199,75 @@ impl<S: Answering> Future for Serving<S> {
                 }
                 StateProj::Upgraded { future } => return future.as_mut().poll(cx),
             };
-            this.state.set(next);
+            this.state.set(polled);
         }
+        // HTTP/1, or what is not known to be anything else.
+        this.watch.poll(this.progress, cx)?;
+        Poll::Pending
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Version {
+    Http1,
+    Http2,
+}
+
+/// Looks at the first bytes for the version. What has arrived of HTTP/2's preface, as long as that is
+/// not whole, is kept in `seen`: the connection's buffer receives when it is empty.
+fn poll_version(
+    stream: &mut Connection,
+    seen: &mut Vec<u8>,
+    settings: &Settings,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<Version>> {
+    loop {
+        let bytes = ready!(Pin::new(&mut *stream).poll_fill_buf(cx))?;
+        let awaited = &PREFACE[seen.len()..];
+        if !settings.http2 || bytes.is_empty() {
+            return Poll::Ready(Ok(Version::Http1));
+        }
+        if bytes.starts_with(awaited) {
+            return Poll::Ready(Ok(Version::Http2));
+        }
+        if !awaited.starts_with(bytes) {
+            return Poll::Ready(Ok(Version::Http1));
+        }
+        seen.extend(bytes);
+        let len = bytes.len();
+        Pin::new(&mut *stream).consume(len);
     }
 }
 
 /// Begins to speak HTTP/1 or HTTP/2.
-fn begin<S: Answering>(stream: Connection, service: Tracked<S>, is_http2: bool) -> State<S> {
-    if is_http2 {
-        // Such a connection ends itself, after GOAWAY and with the last of its streams.
-        stream.idle_when(IdleWhen::Never);
-        let streams = Streams::default();
-        let builder = http2::Builder::new(streams.executor());
-        return State::Http2 {
-            connection: builder.serve_connection(Io(stream), service),
-            streams,
-            has_goaway: false,
-        };
+fn begin<S, T>(io: Io, service: Tracked<S>, version: Version, settings: &Settings) -> State<S, T>
+where
+    S: Answering,
+    T: Future<Output = ()>,
+    NewStreams<T>: Http2ServerConnExec<TrackedResponse<S::Future>, TrackedBody<S::Body>>,
+{
+    match version {
+        Version::Http1 => {
+            // This counts beside the guard of each request: input that hyper has read and not
+            // answered yet, such as half a head, keeps the connection busy.
+            io.connection.idle_when(IdleWhen::Answered);
+            let connection = settings.http1().serve_connection(io, service);
+            State::Http1 {
+                connection: connection.with_upgrades(),
+            }
+        }
+        Version::Http2 => {
+            // Such a connection ends itself, after GOAWAY and with the last of its streams.
+            io.connection.idle_when(IdleWhen::Never);
+            let streams = Streams::new();
+            let builder = settings.http2(streams.executor());
+            State::Http2 {
+                connection: builder.serve_connection(io, service),
+                streams,
+                has_goaway: false,
+            }
+        }
     }
-    // This counts beside the guard of each request: input that hyper has read and not answered yet,
-    // such as half a head, keeps the connection busy.
-    stream.idle_when(IdleWhen::Answered);
-    let connection = http1::Builder::new()
-        .half_close(true)
-        .serve_connection(Io(stream), service)
-        .with_upgrades();
-    State::Http1 { connection }
 }
 
 /// The error of hyper's as an `io::Error`. Errors that a peer may cause at any time keep their
@@ -180,12 +282,4 @@ fn into_io(error: hyper::Error) -> io::Error {
         .and_then(|source| source.downcast_ref::<io::Error>())
         .map(io::Error::kind);
     io::Error::new(kind.unwrap_or(io::ErrorKind::Other), error)
-}
-
-impl<S: Answering> fmt::Debug for Serving<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Serving")
-            .field("control", &self.control)
-            .finish_non_exhaustive()
-    }
 }

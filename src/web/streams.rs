@@ -13,34 +13,58 @@ use hyper::rt::Executor;
 
 use crate::sync::lock;
 
-type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// A stream that may be on any thread.
+pub(super) type SendStream = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What hyper hands new streams to.
-#[derive(Clone, Default)]
-pub(super) struct NewStreams(Arc<Mutex<Vec<Boxed>>>);
+/// A stream that stays on its thread.
+pub(super) type LocalStream = Pin<Box<dyn Future<Output = ()>>>;
 
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for NewStreams {
+/// What hyper hands new streams to, which it has without their types: `T` is [`SendStream`] or
+/// [`LocalStream`].
+pub(super) struct NewStreams<T>(Arc<Mutex<Vec<T>>>);
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for NewStreams<SendStream> {
     fn execute(&self, stream: F) {
         lock(&self.0).push(Box::pin(stream));
     }
 }
 
-impl fmt::Debug for NewStreams {
+impl<F: Future<Output = ()> + 'static> Executor<F> for NewStreams<LocalStream> {
+    fn execute(&self, stream: F) {
+        lock(&self.0).push(Box::pin(stream));
+    }
+}
+
+// Not derived, since the streams need not be `Clone`.
+impl<T> Clone for NewStreams<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> fmt::Debug for NewStreams<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NewStreams").finish_non_exhaustive()
     }
 }
 
 /// The streams that are open.
-#[derive(Debug, Default)]
-pub(super) struct Streams {
-    new: NewStreams,
-    open: FuturesUnordered<Boxed>,
+#[derive(Debug)]
+pub(super) struct Streams<T> {
+    new: NewStreams<T>,
+    open: FuturesUnordered<T>,
 }
 
-impl Streams {
+impl<T: Future<Output = ()>> Streams<T> {
+    pub(super) fn new() -> Self {
+        Self {
+            new: NewStreams(Arc::default()),
+            open: FuturesUnordered::new(),
+        }
+    }
+
     /// What hyper is given as its executor.
-    pub(super) fn executor(&self) -> NewStreams {
+    pub(super) fn executor(&self) -> NewStreams<T> {
         self.new.clone()
     }
 

@@ -3,21 +3,19 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body, Frame, SizeHint};
-use hyper::header::{CONNECTION, HeaderValue};
+use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use hyper::service::Service;
 use hyper::upgrade::OnUpgrade;
-use hyper::{Response, StatusCode, Version};
+use hyper::{Method, Response, StatusCode, Version};
 use pin_project_lite::pin_project;
 
+use super::progress::Progress;
 use super::{Answering, Request};
-use crate::connection::{Busy, Connection, Control};
-use crate::lifecycle::Phase;
-use crate::sync::lock;
+use crate::connection::{Busy, Connection};
 
 type Upgraded = Pin<Box<dyn Future<Output = std::io::Result<()>> + Send>>;
 
@@ -27,23 +25,16 @@ pub(super) struct Upgrade {
     pub(super) run: Box<dyn FnOnce(Connection) -> Upgraded + Send>,
 }
 
-/// Where a request leaves its upgrade for the connection's task.
-#[derive(Clone, Default)]
-pub(super) struct UpgradeSlot(Arc<Mutex<Option<Upgrade>>>);
-
-impl UpgradeSlot {
-    /// Takes the upgrade that a request has left, if one has.
-    pub(super) fn take(&self) -> Option<Upgrade> {
-        lock(&self.0).take()
-    }
-}
+/// What a request that asks for an upgrade brings with it: where to leave what is to become.
+#[derive(Clone)]
+struct UpgradeSlot(Arc<Progress>);
 
 /// Has the connection of `request` go on as another protocol, once the response was sent, which has
 /// to be `101 Switching Protocols`: then `run` is called with it, in the connection's task, whose
 /// outcome is that of `run`. What the client has sent by then is still to be read.
 ///
-/// `false` where that cannot be: over HTTP/2, or where another upgrade was asked for by this
-/// request.
+/// `false` where that cannot be: over HTTP/2, where the client has not asked for an upgrade, or where
+/// this was called for the same request before.
 ///
 /// ```
 /// use futures_lite::AsyncWriteExt;
@@ -68,13 +59,13 @@ where
     };
     let on = hyper::upgrade::on(request);
     let run = Box::new(|connection| -> Upgraded { Box::pin(run(connection)) });
-    *lock(&slot.0) = Some(Upgrade { on, run });
+    slot.0.set_upgrade(Upgrade { on, run });
     true
 }
 
-impl fmt::Debug for UpgradeSlot {
+impl fmt::Debug for Upgrade {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpgradeSlot").finish_non_exhaustive()
+        f.debug_struct("Upgrade").finish_non_exhaustive()
     }
 }
 
@@ -82,11 +73,7 @@ impl fmt::Debug for UpgradeSlot {
 #[derive(Debug)]
 pub(super) struct Tracked<S> {
     pub(super) service: S,
-    pub(super) control: Control,
-    pub(super) upgrade: UpgradeSlot,
-    /// Set by a request that comes after the server was asked to stop: its connection takes no
-    /// other.
-    pub(super) is_last: Arc<AtomicBool>,
+    pub(super) progress: Arc<Progress>,
 }
 
 impl<S: Answering> Service<Request> for Tracked<S> {
@@ -95,25 +82,36 @@ impl<S: Answering> Service<Request> for Tracked<S> {
     type Future = TrackedResponse<S::Future>;
 
     fn call(&self, mut request: Request) -> Self::Future {
-        let busy = Some(self.control.busy());
-        if is_stopping(&self.control) {
-            self.is_last.store(true, Relaxed);
-        }
-        let is_http1 = request.version() <= Version::HTTP_11;
-        if is_http1 {
-            request.extensions_mut().insert(self.upgrade.clone());
+        let exchange = Exchange {
+            _busy: self.progress.control.busy(),
+            is_http1: request.version() <= Version::HTTP_11,
+            progress: self.progress.clone(),
+        };
+        self.progress.begins_request();
+        // Into a map of the request's, which is not allocated for nothing.
+        let asks = request.headers().contains_key(UPGRADE) || request.method() == Method::CONNECT;
+        if exchange.is_http1 && asks {
+            let slot = UpgradeSlot(self.progress.clone());
+            request.extensions_mut().insert(slot);
         }
         TrackedResponse {
             future: self.service.call(request),
-            busy,
-            closes: is_http1.then(|| self.control.clone()),
+            exchange: Some(exchange),
         }
     }
 }
 
-/// Whether the server was asked to stop, the lame duck's time included.
-fn is_stopping(control: &Control) -> bool {
-    control.server().latch.phase() >= Phase::Draining || control.is_shutting_down()
+/// A request and its response: the connection is busy for as long as this lives.
+struct Exchange {
+    progress: Arc<Progress>,
+    is_http1: bool,
+    _busy: Busy,
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.progress.ends_request();
+    }
 }
 
 pin_project! {
@@ -121,9 +119,7 @@ pin_project! {
     pub(super) struct TrackedResponse<F> {
         #[pin]
         future: F,
-        busy: Option<Busy>,
-        // The connection, where a response can say that it is the last.
-        closes: Option<Control>,
+        exchange: Option<Exchange>,
     }
 }
 
@@ -137,22 +133,23 @@ where
         let this = self.project();
         let mut response = ready!(this.future.poll(cx))?;
         let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if !is_upgrade && this.closes.as_ref().is_some_and(is_stopping) {
+        let exchange = this.exchange.take();
+        let is_last = |it: &Exchange| it.is_http1 && it.progress.is_last_response();
+        if !is_upgrade && exchange.as_ref().is_some_and(is_last) {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
         }
-        let busy = this.busy.take();
-        Poll::Ready(Ok(response.map(|body| TrackedBody { body, busy })))
+        Poll::Ready(Ok(response.map(|body| TrackedBody { body, exchange })))
     }
 }
 
 pin_project! {
     /// A response's body, which keeps its connection busy until it is dropped, with all of it
     /// handed to hyper.
-    pub struct TrackedBody<B> {
+    pub(super) struct TrackedBody<B> {
         #[pin]
         body: B,
-        busy: Option<Busy>,
+        exchange: Option<Exchange>,
     }
 }
 

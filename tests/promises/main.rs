@@ -8,6 +8,8 @@ mod control;
 mod declared;
 #[cfg(feature = "http")]
 mod http;
+#[cfg(feature = "http")]
+mod http_requests;
 mod introspection;
 mod limits;
 mod lingering;

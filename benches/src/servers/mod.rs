@@ -9,6 +9,8 @@ mod async_std;
 mod epoll;
 mod futures_io;
 mod gracious;
+#[cfg(feature = "http")]
+pub mod http;
 mod smol;
 mod tokio;
 
@@ -166,7 +168,11 @@ impl Server {
 /// # Errors
 /// `NotFound`.
 pub fn find(name: &str) -> io::Result<&'static Server> {
-    let found = SERVERS.iter().find(|server| server.name == name);
+    #[cfg(feature = "http")]
+    let mut all = SERVERS.iter().chain(http::SERVERS);
+    #[cfg(not(feature = "http"))]
+    let mut all = SERVERS.iter();
+    let found = all.find(|server| server.name == name);
     found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no server called {name}")))
 }
 
