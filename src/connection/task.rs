@@ -19,6 +19,7 @@ use crate::report::Cause;
 use crate::shared::connection::ConnectionState;
 use crate::shared::ledger::CloseKind;
 use crate::socket::budget;
+use crate::socket::errors::is_too_slow;
 use crate::socket::readiness::{Waiter, flag};
 use crate::workers::PoolId;
 
@@ -348,6 +349,7 @@ fn log_failure(state: &ConnectionState, error: &io::Error) {
     // What a peer may do at any time is not worth a warning.
     let level = match error.kind() {
         BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof => log::Level::Debug,
+        _ if is_too_slow(error) => log::Level::Debug,
         _ => log::Level::Warn,
     };
     log::log!(

@@ -1,5 +1,7 @@
 //! The errors of a connection that the server has ended.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 
 use super::readiness::flag;
@@ -29,3 +31,30 @@ pub(crate) fn expired() -> io::Error {
         "the connection reached a time limit of the server",
     )
 }
+
+/// A peer has taken too long over something that the server's own code reads: it is the peer's
+/// failure, and no warning is due.
+#[cfg(feature = "http")]
+pub(crate) fn too_slow(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, TooSlow(message))
+}
+
+/// Whether an error is one of [`too_slow`].
+pub(crate) fn is_too_slow(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(<dyn Error + Send + Sync>::is::<TooSlow>)
+}
+
+// Without HTTP nobody makes one.
+#[cfg_attr(not(feature = "http"), allow(dead_code))]
+#[derive(Debug)]
+struct TooSlow(String);
+
+impl fmt::Display for TooSlow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for TooSlow {}

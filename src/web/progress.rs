@@ -14,6 +14,7 @@ use super::tracked::Upgrade;
 use crate::connection::Control;
 use crate::lifecycle::Phase;
 use crate::runtime::Sleep;
+use crate::socket::errors::too_slow;
 use crate::sync::lock;
 
 /// Between two requests: the peer may take its time.
@@ -201,7 +202,7 @@ impl Watch {
                     Awaited::Body(_) => "no more of a request's body has come",
                 };
                 let message = format!("{what} after {limit:?}");
-                return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+                return Err(too_slow(message));
             }
             match &mut self.timer {
                 // A timer that fires earlier looks again then.

@@ -365,9 +365,8 @@ fn schedule(job: Job) {
     let mut job = Some(job);
     // Pushed within the borrow of the thread's own: no code of others runs there.
     with_local(id, |local| job.take().map(|job| local.queues.push(job)));
-    if let Some(job) = job
-        && let Some(pool) = id.pool()
-    {
+    let Some(job) = job else { return };
+    if let Some(pool) = id.pool() {
         pool.injector.push(job);
         pool.wake();
     }
