@@ -19,11 +19,12 @@ const HANDSHAKE_GRACE: Duration = Duration::from_millis(3500);
 /// A handshake takes two or three round trips; a client on a poor line gets retransmissions, too.
 #[cfg(feature = "_tls")]
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// nginx's `lingering_timeout` is 5 s and Apache's 2 s; a peer that makes no progress for that long
-/// has stopped reading.
+/// As Apache's; nginx's `lingering_timeout` is 5 s. A peer that has sent nothing for that long sends
+/// nothing more.
 const LINGER: Duration = Duration::from_secs(2);
-/// As nginx's `lingering_time`.
-const LINGER_TOTAL: Duration = Duration::from_secs(30);
+/// What a slow reader may take for what is left of a large reply in the kernels' hands. nginx's
+/// `lingering_time` is 30 s, but bounds only how long it reads from a peer that sends.
+const LINGER_TOTAL: Duration = Duration::from_secs(60);
 /// asyncio's limit of a stream's line.
 const LINE_LIMIT: usize = 64 * 1024;
 /// std's 128 overflows in a burst; the kernel caps it at `net.core.somaxconn` (4096).

@@ -82,9 +82,10 @@
 //! code for any of this; others declare themselves with [`Connection::idle_when`]
 //! or [`Connection::busy`], and all can await [`Connection::shutdown_requested`].
 //!
-//! When a handler has returned, its peer is sent our end, and read from until it has taken
-//! everything that was written or has hung up; a socket closed before would destroy what is still
-//! on its way. Peers that make no progress are waited for only [so long](Builder::linger).
+//! When a handler has returned, its peer is sent our end, and read from for as long as a close might
+//! harm it: until it has hung up, or has taken everything that was written and is silent. A socket
+//! closed before would destroy what is still on its way, or fail a peer that writes before it has
+//! read why nobody listens. See [`Builder::linger`] and [`Builder::linger_total`].
 //!
 //! When the last connection is closed, [`Handle::closed`] and the future of `serve` give the
 //! [`Report`]. If the deadline comes first, or a second signal, or [`Handle::abort`], the handlers

@@ -29,6 +29,10 @@ pub struct Stats {
     pub rejected: u64,
     /// Connections that have not ended.
     pub active: u64,
+    /// Connections of those that are being closed and have given their permits to others: their
+    /// peers have everything, and may have nothing more to say. See
+    /// [`Builder::max_connections`](crate::Builder::max_connections).
+    pub closing: u64,
     /// The most connections that were active at once.
     pub peak: u64,
     /// Futures given to [`Handle::track`](crate::Handle::track) that have not ended; counted apart
@@ -57,6 +61,12 @@ pub struct Stats {
     /// for that are among the [failed](Self::failed).
     #[cfg(feature = "_tls")]
     pub failed_handshakes: u64,
+    /// Connections of those above that were closed while their peers had not everything, or still
+    /// sent, because [`Builder::linger_total`](crate::Builder::linger_total) had passed.
+    pub lingered_out: u64,
+    /// Connections of those above that were idle when a drain ended them, and whose peers sent
+    /// something afterwards, which nobody has served: requests that crossed with the end. Not counted over TLS.
+    pub unserved_input: u64,
     /// Bytes read from peers.
     pub bytes_in: u64,
     /// Bytes written to peers.
@@ -148,6 +158,8 @@ impl fmt::Display for Report {
             (stats.accept_errors, "accept errors"),
             #[cfg(feature = "_tls")]
             (stats.failed_handshakes, "failed TLS handshakes"),
+            (stats.lingered_out, "closed before their peers had done"),
+            (stats.unserved_input, "with input after their end"),
         ];
         for (count, what) in others.iter().filter(|(count, _)| *count > 0) {
             write!(f, ", {count} {what}")?;

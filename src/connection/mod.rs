@@ -18,6 +18,7 @@ use crate::socket::readiness::{Waiter, flag};
 use crate::socket::{Credentials, Socket};
 
 pub(crate) mod close;
+pub(crate) mod closer;
 mod control;
 mod lines;
 mod read;
@@ -132,18 +133,12 @@ impl Connection {
                 "only a plain connection can be detached: this one has TLS, whose keys stay with it",
             ));
         }
-        // From here on an abort leaves the socket alone; one that came before has shut it down.
-        if state.set(flag::DETACHED) & flag::ABORT != 0 {
-            state.clear(flag::DETACHED);
+        // First what may fail. An abort leaves a detached connection alone, so one that came between
+        // the mark and a failure would cut nothing, and nobody would cut the connection afterwards.
+        let socket = state.transport.duplicate()?;
+        if !state.readiness().detach() {
             return Err(aborted());
         }
-        let socket = match state.transport.duplicate() {
-            Ok(socket) => socket,
-            Err(error) => {
-                state.clear(flag::DETACHED);
-                return Err(error);
-            }
-        };
         let detached = Detached {
             socket,
             unread: self.reader.buffer.bytes().to_vec(),

@@ -65,7 +65,8 @@ fn act(cold: &mut TaskCold, state: &ConnectionState, uptime: Duration) -> Option
             state.wake(Waiter::Reader);
         }
     }
-    let expired = word & flag::EXPIRED != 0;
+    // What a peer has left to say when its connection is closed is no matter of these limits.
+    let expired = word & (flag::EXPIRED | flag::CLOSING) != 0;
     if let Some(limit) = config.first_byte_timeout.filter(|_| !expired) {
         if state.received.load(Relaxed) == 0 {
             let over = state.begun().saturating_add(limit);

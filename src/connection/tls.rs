@@ -122,21 +122,14 @@ pub(super) fn poll_send(state: &ConnectionState, cx: &mut Context<'_>) {
     let Some(tls) = state.tls().filter(|tls| tls.is_unsent()) else {
         return;
     };
+    // What is closing is its closer's, and its socket reports nothing any more.
+    if state.has(flag::CLOSING) {
+        return;
+    }
     let mut done = tls.poll_send(state.wire(), cx);
     // This is the task: nobody has to tell it.
     done.is_unsent = false;
     state.after_tls(&done);
-}
-
-/// Sends our end, for the connection's task; an error is an end, too.
-pub(super) fn poll_finish(state: &ConnectionState, cx: &mut Context<'_>) -> Poll<()> {
-    while state.poll_finish(cx).is_pending() {
-        poll_send(state, cx);
-        if state.tls().is_some_and(TlsState::is_unsent) {
-            return Poll::Pending;
-        }
-    }
-    Poll::Ready(())
 }
 
 /// Reads plaintext for the read half.

@@ -103,7 +103,8 @@ fn poll_send_slices(
             let total = state.sent.load(Relaxed) + n as u64;
             state.sent.store(total, Relaxed);
             // A write that had to wait has recorded in `before_wait` what it answers.
-            let is_whole = n == whole;
+            // Nor does a write of no bytes answer anything.
+            let is_whole = n == whole && n > 0;
             if !waited && is_whole {
                 state.mark_answered(answerable);
             } else if !waited {

@@ -2,8 +2,6 @@
 //! pay one pointer for it.
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Waker;
@@ -63,8 +61,6 @@ pub(crate) struct TaskCold {
     pub(crate) limit_met: Option<Cause>,
     /// The uptime at which `idle_timeout` asked this connection to end.
     pub(crate) asked_by_idle_timeout: Option<Duration>,
-    /// The orderly close under way.
-    pub(crate) lingering: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// What the handler failed with.
     pub(crate) error: String,
 }

@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -221,20 +221,6 @@ impl ConnectionState {
         }
     }
 
-    /// Waits until there may be something to read; for the close of a connection without halves.
-    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.transport.is_driven() {
-            return self.transport.poll_readable(cx);
-        }
-        if !self.transport.may_read(self.word()) {
-            self.register(Waiter::Reader, cx);
-            if !self.transport.may_read(self.word()) {
-                return Poll::Pending;
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-
     #[cfg(feature = "_tls")]
     pub(super) fn existing_tls(&self) -> Option<&TlsState> {
         self.cold.get()?.tls.get().map(|tls| &**tls)
@@ -330,6 +316,10 @@ impl ConnectionState {
             for waiter in [Waiter::Task, Waiter::Reader, Waiter::Writer] {
                 self.wake(waiter);
             }
+            // After ABORT is set, as the task looks for ABORT when it sets CLOSING: one sees the other.
+            if self.has(flag::CLOSING) {
+                self.server.lingering.of(self.shard).hurry();
+            }
         }
     }
 
@@ -417,13 +407,13 @@ impl ConnectionState {
     pub(crate) fn waiting(&self) -> Waiting {
         let word = self.word();
         #[cfg(feature = "_tls")]
-        if self.is_handshaking() {
+        if self.is_handshaking() && word & flag::CLOSING == 0 {
             return Waiting::Handshake;
         }
-        if word & flag::QUEUED != 0 {
-            Waiting::Limit
-        } else if word & flag::CLOSING != 0 {
+        if word & flag::CLOSING != 0 {
             Waiting::Close
+        } else if word & flag::QUEUED != 0 {
+            Waiting::Limit
         } else if self.writer.has(HalfState::WAITING) {
             Waiting::Write
         } else if self.reader.has(HalfState::WAITING) {

@@ -32,6 +32,7 @@ pub(crate) mod connection;
 pub(crate) mod events;
 mod id_map;
 pub(crate) mod ledger;
+pub(crate) mod lingering;
 pub(crate) mod permits;
 pub(crate) mod registry;
 mod self_wait;
@@ -41,6 +42,7 @@ mod work;
 
 use self::connection::ConnectionState;
 use self::ledger::{CloseKind, Closing};
+use self::lingering::LingeringQueues;
 use self::permits::{Permits, Queue, Reservation};
 use self::registry::Registry;
 
@@ -61,6 +63,8 @@ pub(crate) struct Shared {
     /// Connections that were accepted and have no permit: by the sweep, or while the limit was
     /// lowered.
     pub(crate) queue: Queue<Arc<ConnectionState>>,
+    /// Connections that are being closed and wait for their peers.
+    pub(crate) lingering: LingeringQueues,
     addrs: Vec<Address>,
     /// The TLS of each address that is served with it.
     #[cfg_attr(not(feature = "_tls"), allow(dead_code))]
@@ -104,6 +108,7 @@ impl Shared {
             registry: Registry::default(),
             permits: Permits::new(config.max_connections),
             queue: Queue::default(),
+            lingering: LingeringQueues::default(),
             config,
             clock: Box::new(runtime.clone()),
             addrs,
@@ -156,6 +161,7 @@ impl Shared {
 
     pub(crate) fn stats(&self) -> Stats {
         Stats {
+            closing: self.permits.apart() as u64,
             shortage: self.is_short(),
             #[cfg(feature = "_tls")]
             handshakes: self.permits.handshakes(),
@@ -195,6 +201,7 @@ impl Shared {
     /// Has the server's tasks run on threads of its own; said before any peer is accepted.
     #[cfg(target_os = "linux")]
     pub(crate) fn set_pools(&self, pools: WorkerPools) {
+        self.lingering.set_shards(pools.count());
         let _first = self.pools.set(pools);
     }
 
@@ -388,12 +395,8 @@ impl Shared {
 impl Shared {
     /// Counts the end of a connection, whose socket is closed.
     pub(crate) fn close_connection(&self, closing: Closing, kind: CloseKind, cause: Cause) {
-        let had_permit = closing.has_permit;
-        let give_back = || {
-            if had_permit {
-                self.permits.give_back();
-            }
-        };
+        let (had_permit, was_apart) = (closing.has_permit, closing.is_apart);
+        let give_back = || self.permits.end(had_permit, was_apart);
         let uptime = || self.uptime();
         let closed = self.registry.close(closing, kind, cause, uptime, give_back);
         // Also where it had none: an accept loop that pauses for want of descriptors tries again.
@@ -449,6 +452,7 @@ impl Shared {
         }
         notify(&self.registry.empty);
         log::info!(target: "gracious", "{}", self.report());
+        self.lingering.end();
         self.registry.publish(State::Closed);
         #[cfg(target_os = "linux")]
         if let Some(pools) = self.pools() {

@@ -4,7 +4,11 @@
 //!    afterwards; a future that waits for a permit begins to listen first and looks for a permit
 //!    afterwards. Swapped on either side, a change between the two acts would wake no future. The
 //!    `SeqCst` loads and stores here are one side of that, with the fence in `sync::notify`.
-//! 2. More permits may be in use than there are: a limit that is lowered takes none back.
+//! 2. More permits may be in use than there are: a limit that is lowered takes none back, and a
+//!    connection apart that needs its permit again takes one.
+//! 3. A connection that is being closed and only waits for its peer's end gives its permit back and
+//!    is counted apart, up to the limit once more: so there are never more than twice as many
+//!    connections as the limit allows, and round trips keep no permit.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -24,6 +28,8 @@ pub(crate) struct Permits {
     handshakes: AtomicUsize,
     #[cfg(feature = "_tls")]
     handshakes_apart: AtomicUsize,
+    /// How many connections are being closed and have given their permits back.
+    apart: AtomicUsize,
     /// `usize::MAX` where there is no limit.
     max: AtomicUsize,
     /// No peer is accepted, whether or not there are permits.
@@ -44,6 +50,7 @@ impl Permits {
             handshakes: AtomicUsize::new(0),
             #[cfg(feature = "_tls")]
             handshakes_apart: AtomicUsize::new(0),
+            apart: AtomicUsize::new(0),
             max: AtomicUsize::new(max_connections.unwrap_or(usize::MAX)),
             paused: AtomicBool::new(false),
             released: Event::new(),
@@ -85,13 +92,41 @@ impl Permits {
 
     /// Gives a permit back, for the next connection.
     pub(super) fn release(&self) {
-        self.give_back();
+        self.end(true, false);
         notify(&self.released);
     }
 
-    /// As [`release`](Self::release), under a lock: the caller notifies `released` afterwards.
-    pub(super) fn give_back(&self) {
-        self.in_use.fetch_sub(1, SeqCst);
+    /// Exchanges a permit for a place among the connections apart; `false` where there is none. The
+    /// caller notifies `released`.
+    pub(crate) fn set_apart(&self) -> bool {
+        let one_more = |apart| (apart < self.max.load(SeqCst)).then_some(apart + 1);
+        let is_apart = self.apart.fetch_update(SeqCst, SeqCst, one_more).is_ok();
+        if is_apart {
+            self.in_use.fetch_sub(1, SeqCst);
+        }
+        is_apart
+    }
+
+    /// Exchanges a place among the connections apart for a permit, also above the limit.
+    pub(crate) fn take_back(&self) {
+        self.in_use.fetch_add(1, SeqCst);
+        self.apart.fetch_sub(1, SeqCst);
+    }
+
+    /// How many connections are apart.
+    pub(super) fn apart(&self) -> usize {
+        self.apart.load(SeqCst)
+    }
+
+    /// A connection has ended that had a permit, or was apart, or neither. As
+    /// [`release`](Self::release), under a lock: the caller notifies `released` afterwards.
+    pub(super) fn end(&self, had_permit: bool, was_apart: bool) {
+        if had_permit {
+            self.in_use.fetch_sub(1, SeqCst);
+        }
+        if was_apart {
+            self.apart.fetch_sub(1, SeqCst);
+        }
     }
 
     /// A TLS handshake begins; gives whether its connection may do without a permit.

@@ -84,6 +84,8 @@ pub(crate) mod flag {
     pub(crate) const DECLARED: u64 = 1 << 28;
     /// When a byte moves is recorded.
     pub(crate) const WATCHED: u64 = 1 << 29;
+    /// The connection is being closed and has given its permit to another.
+    pub(crate) const APART: u64 = 1 << 30;
 
     /// The connection's bytes go through TLS, whose state is in its cold data.
     pub(crate) const TLS: u64 = 1 << 31;
@@ -205,6 +207,13 @@ impl Readiness {
     /// Clears flags; gives the word as it was.
     pub(crate) fn clear(&self, flags: u64) -> u64 {
         self.word.fetch_and(!flags, SeqCst)
+    }
+
+    /// Marks the connection as detached, unless it was aborted before; `false` then. One operation:
+    /// an abort either finds the mark, and leaves the socket alone, or has shut it down.
+    pub(crate) fn detach(&self) -> bool {
+        let mark = |word| (word & flag::ABORT == 0).then_some(word | flag::DETACHED);
+        self.word.fetch_update(SeqCst, SeqCst, mark).is_ok()
     }
 
     /// Whether `waker` is the task's first; and if so, whether `waiter` is registered with it.
