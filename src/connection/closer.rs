@@ -236,7 +236,19 @@ impl Drop for Closer {
         let waiting = std::mem::take(&mut self.waiting).into_values();
         let waiting = waiting.map(|(lingering, _)| lingering);
         let custom = self.custom.drain(..).map(|(_, lingering, _)| lingering);
-        for lingering in left.into_iter().chain(fresh).chain(waiting).chain(custom) {
+        let all: Vec<_> = left
+            .into_iter()
+            .chain(fresh)
+            .chain(waiting)
+            .chain(custom)
+            .collect();
+        if !all.is_empty() {
+            log::warn!(
+                target: "gracious",
+                "aborted {} connections that were being closed: the runtime is gone, or panicked", all.len(),
+            );
+        }
+        for lingering in all {
             lingering.state.abort();
             end_aborted(lingering);
         }
