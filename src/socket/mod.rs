@@ -246,9 +246,9 @@ fn output_queue(socket: impl AsFd) -> Option<usize> {
 fn retransmission(socket: &TcpStream) -> Option<(Duration, Duration)> {
     use std::os::fd::AsRawFd;
     // The beginning of the kernel's `struct tcp_info`: eight bytes, then numbers of 32 bits.
-    const RTO: usize = 2;
-    const RTT: usize = 17;
-    let mut info = [0_u32; RTT + 1];
+    const RETRANSMISSION: usize = 2;
+    const ROUND_TRIP: usize = 17;
+    let mut info = [0_u32; ROUND_TRIP + 1];
     let mut len = size_of_val(&info) as libc::socklen_t;
     // SAFETY: getsockopt stores at most `len` bytes at the address it is given, which is that of an
     // array of just that size, and how many it has stored in `len`, which is a `socklen_t`. Both
@@ -263,5 +263,5 @@ fn retransmission(socket: &TcpStream) -> Option<(Duration, Duration)> {
         )
     };
     let micros = |index: usize| Duration::from_micros(u64::from(info[index]));
-    (done == 0 && info[RTT] > 0).then(|| (micros(RTO), micros(RTT)))
+    (done == 0 && info[ROUND_TRIP] > 0).then(|| (micros(RETRANSMISSION), micros(ROUND_TRIP)))
 }
