@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use async_channel::Receiver;
-use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, future};
 use gracious::rustls::ProtocolVersion;
 use gracious::{Connection, EndedBy};
 
@@ -19,6 +19,7 @@ crate::on_every_runtime!(
     plain_and_tls_go_together_in_one_server,
     much_goes_both_ways_at_once,
     a_slow_reader_gets_everything,
+    what_the_kernel_had_no_room_for_is_sent_though_nobody_writes,
     halves_may_be_on_two_threads,
     reads_of_any_size_get_every_byte,
     vectored_writes_arrive_in_order,
@@ -109,7 +110,7 @@ async fn much_goes_both_ways_at_once(runtime: TestRuntime) {
             writer.write_all(&pattern(MUCH)).await?;
             writer.close().await
         };
-        futures_lite::future::try_zip(upload, download).await?;
+        future::try_zip(upload, download).await?;
         std::io::Result::Ok(())
     });
     let mut client = Secure::of(&running);
@@ -158,6 +159,40 @@ async fn a_slow_reader_gets_everything(runtime: TestRuntime) {
     assert!(received == pattern(MUCH));
     assert_eq!(client.rest(), "");
     assert_eq!(settled(running.await).completed, 1);
+}
+
+/// A write is done when its bytes are encrypted: what the kernel had no room for is then the task's to
+/// send, while the handler waits for something else.
+async fn what_the_kernel_had_no_room_for_is_sent_though_nobody_writes(runtime: TestRuntime) {
+    let server = secured(runtime).bind().await.unwrap();
+    let (say, said) = async_channel::bounded(1);
+    let (release, released) = async_channel::bounded::<()>(1);
+    let running = server.spawn(async move |mut conn: Connection| {
+        // Until several in a row have to wait, more than one for its turn: ciphertext is left then.
+        let (mut written, mut waits) = (0, 0);
+        while waits < 5 {
+            match future::poll_once(conn.write(&[7; 16 << 10])).await {
+                Some(n) => (written, waits) = (written + n?, 0),
+                None => {
+                    waits += 1;
+                    future::yield_now().await;
+                }
+            }
+        }
+        say.send(written).await.unwrap();
+        let _closed = released.recv().await;
+        std::io::Result::Ok(())
+    });
+    let mut client = Secure::of(&running);
+    let written = said.recv().await.unwrap();
+    let mut received = vec![0; written];
+    client.read_exact(&mut received).unwrap();
+    assert!(received == vec![7; written]);
+    release.close();
+    assert_eq!(client.rest(), "");
+    running.handle().shutdown();
+    let report = settled(running.await);
+    assert_eq!((report.completed, report.bytes_out), (1, written as u64));
 }
 
 async fn halves_may_be_on_two_threads(runtime: TestRuntime) {
