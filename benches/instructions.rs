@@ -55,6 +55,8 @@ mod counts {
         clients: usize,
         /// Whether others take their place before the server is asked again.
         hang_up: bool,
+        /// Whether they close when they have seen the server's end.
+        until_the_end: bool,
         waves: usize,
         limit: u64,
     }
@@ -65,8 +67,10 @@ mod counts {
         Subject::request("gracious workers(1)", 1_130),
         Subject::request("gracious workers(1), read", 960),
         Subject::connection("gracious workers(1)", 6_740),
+        Subject::closed_first("gracious workers(1), once", 6_740),
         Subject::request("gracious async-std", 2_530),
         Subject::connection("gracious async-std", 12_660),
+        Subject::closed_first("gracious async-std, once", 12_660),
     ];
 
     impl Subject {
@@ -76,6 +80,7 @@ mod counts {
                 work: "request, 50 clients",
                 clients: 50,
                 hang_up: false,
+                until_the_end: false,
                 waves: 200,
                 limit,
             }
@@ -88,8 +93,20 @@ mod counts {
                 work: "short connection",
                 clients: 1,
                 hang_up: true,
+                until_the_end: false,
                 waves: 800,
                 limit,
+            }
+        }
+
+        /// The server closes first, and the client when it has seen that.
+        const fn closed_first(server: &'static str, limit: u64) -> Self {
+            Self {
+                work: "closed first",
+                until_the_end: true,
+                clients: 50,
+                waves: 60,
+                ..Self::connection(server, limit)
             }
         }
 
@@ -124,11 +141,23 @@ mod counts {
                 for client in &mut clients {
                     client.read_exact(&mut [0; PONG.len()])?;
                 }
+                if self.until_the_end {
+                    for mut client in clients.drain(..) {
+                        client.read_exact(&mut [0]).err().ok_or_else(goes_on)?;
+                    }
+                }
                 server.processor_time()?;
             }
             server.terminate()?;
             counts.of_busiest_thread()
         }
+    }
+
+    fn goes_on() -> io::Error {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the server says more than it should",
+        )
     }
 
     /// What callgrind writes: a file for each thread.

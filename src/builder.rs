@@ -14,6 +14,8 @@ use crate::listener::{Adopted, Listener};
 use crate::runtime::AsyncStd;
 use crate::runtime::Runtime;
 use crate::server::Server;
+#[cfg(feature = "_tls")]
+use crate::tls::Tls;
 
 /// Configures and binds a [`Server`].
 ///
@@ -61,7 +63,37 @@ impl<R: Runtime> Builder<R> {
     /// A Unix path behind which no process listens any more is replaced; one behind which a process
     /// does, and a file that is no socket, are errors of [`bind`](Self::bind).
     pub fn listen(mut self, target: impl Into<Target>) -> Self {
-        self.sources.push(Source::Target(target.into()));
+        self.sources.push(Source::Target(target.into(), None));
+        self
+    }
+
+    /// Listens on `target` with TLS, beside what was given before; TCP or Unix.
+    ///
+    /// A connection's handler is called when its handshake has come to a good end. Until then the
+    /// connection is counted as [active](crate::Stats::active), and has no permit of
+    /// [`max_connections`](Self::max_connections) but is counted apart, up to that limit once more.
+    /// What is [rejected](Self::reject_with) before its handshake is closed without the message.
+    /// A handshake that fails is the end of one connection, `failed`, and counted in
+    /// [`Stats::failed_handshakes`](crate::Stats::failed_handshakes), too.
+    ///
+    /// From then on a [`Connection`](crate::Connection) is what it is without TLS, at a stop, too: a
+    /// drain lets a handshake that is under way come to its end, an incomplete record is a busy
+    /// connection, and at every orderly end the peer is sent TLS's own end before that of the
+    /// transport. Its counts are of plaintext. Its halves share a lock, it cannot be
+    /// [detached](crate::Connection::detach), and the kernel does no encryption.
+    #[cfg(feature = "_tls")]
+    pub fn listen_tls(mut self, target: impl Into<Target>, tls: impl Into<Tls>) -> Self {
+        self.sources
+            .push(Source::Target(target.into(), Some(tls.into())));
+        self
+    }
+
+    /// How long a TLS handshake may take; 10 s by default. One that takes longer fails. It has the
+    /// time to itself: [`first_byte_grace`](Self::first_byte_grace) and
+    /// [`first_byte_timeout`](Self::first_byte_timeout) begin at its end.
+    #[cfg(feature = "_tls")]
+    pub fn tls_handshake_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.config.tls_handshake_timeout = limit.into();
         self
     }
 
@@ -88,7 +120,10 @@ impl<R: Runtime> Builder<R> {
     /// what one costs.
     ///
     /// The surplus waits in the kernel's queue. A connection keeps its permit until its socket is
-    /// closed. A limit that the process has not descriptors enough for, by RLIMIT_NOFILE and what
+    /// closed, with one exception, so that round trips do not throttle a server that closes first:
+    /// where the handler is done and its peer sends nothing, and has everything or has been sent it a
+    /// moment ago, the permit is another's. As many as the limit allows may wait so for their peers'
+    /// ends ([`Stats::closing`](crate::Stats::closing)), beside those with permits. A limit that the process has not descriptors enough for, by RLIMIT_NOFILE and what
     /// is open at [`bind`](Self::bind), is a warning in the log, which names the numbers. See
     /// [`Handle::set_max_connections`](crate::Handle::set_max_connections) and
     /// [`reject_with`](Self::reject_with).
@@ -126,16 +161,26 @@ impl<R: Runtime> Builder<R> {
         self
     }
 
-    /// How long a closing connection waits for its peer without any progress; 2 s by default.
+    /// How long the peer of a closing connection has to be silent, where it has sent what the handler
+    /// has not read; 2 s by default. `None` waits for its end.
     ///
-    /// Only a peer that still sends, or has not taken everything, is waited for.
+    /// It is counted from the moment at which the peer has everything that was written; until then the
+    /// connection is not closed. What it sends meanwhile is read and thrown away: to close the socket
+    /// would fail its writes, and might destroy what it has not read. A peer that has everything and
+    /// has sent nothing is waited for only as long as a lost packet takes to be sent again (some 200 ms,
+    /// by TCP's own estimate; 1 s where there is none), and one that was idle when a drain ended it
+    /// until our end is acknowledged.
     pub fn linger(mut self, linger: impl Into<Option<Duration>>) -> Self {
         self.config.linger = linger.into().unwrap_or(Duration::MAX);
         self
     }
 
-    /// How long a closing connection waits for its peer in all; 30 s by default. A drain's deadline
+    /// How long a closing connection waits for its peer in all; 60 s by default. A drain's deadline
     /// ends it earlier.
+    ///
+    /// It bounds the wait for a peer that reads slowly, or not at all, and for one that goes on
+    /// sending. The socket is closed then, which is counted
+    /// ([`Stats::lingered_out`](crate::Stats::lingered_out)).
     pub fn linger_total(mut self, total: impl Into<Option<Duration>>) -> Self {
         self.config.linger_total = total.into().unwrap_or(Duration::MAX);
         self

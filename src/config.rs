@@ -16,11 +16,15 @@ const FIRST_BYTE_GRACE: Duration = Duration::from_secs(1);
 /// A SYN-ACK that is lost is sent again after 1 s, and the second after 2 s more; then the answer
 /// needs a round trip. With 1 % of the packets lost a grace of 1 s resets one client in a thousand.
 const HANDSHAKE_GRACE: Duration = Duration::from_millis(3500);
-/// nginx's `lingering_timeout` is 5 s and Apache's 2 s; a peer that makes no progress for that long
-/// has stopped reading.
+/// A handshake takes two or three round trips; a client on a poor line gets retransmissions, too.
+#[cfg(feature = "_tls")]
+const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// As Apache's; nginx's `lingering_timeout` is 5 s. A peer that has sent nothing for that long sends
+/// nothing more.
 const LINGER: Duration = Duration::from_secs(2);
-/// As nginx's `lingering_time`.
-const LINGER_TOTAL: Duration = Duration::from_secs(30);
+/// What a slow reader may take for what is left of a large reply in the kernels' hands. nginx's
+/// `lingering_time` is 30 s, but bounds only how long it reads from a peer that sends.
+const LINGER_TOTAL: Duration = Duration::from_secs(60);
 /// asyncio's limit of a stream's line.
 const LINE_LIMIT: usize = 64 * 1024;
 /// std's 128 overflows in a burst; the kernel caps it at `net.core.somaxconn` (4096).
@@ -41,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) linger_total: Duration,
     pub(crate) lame_duck: Duration,
     pub(crate) handshake_grace: Duration,
+    #[cfg(feature = "_tls")]
+    pub(crate) tls_handshake_timeout: Option<Duration>,
     pub(crate) spread: Duration,
     /// `None` where nothing was declared, which is `Answered`.
     pub(crate) idle_when: Option<IdleWhen>,
@@ -78,6 +84,8 @@ impl Default for Config {
             linger_total: LINGER_TOTAL,
             lame_duck: Duration::ZERO,
             handshake_grace: HANDSHAKE_GRACE,
+            #[cfg(feature = "_tls")]
+            tls_handshake_timeout: Some(TLS_HANDSHAKE_TIMEOUT),
             spread: Duration::ZERO,
             idle_when: None,
             idle_timeout: None,
@@ -133,6 +141,8 @@ impl Config {
             ("idle_timeout", self.idle_timeout),
             ("first_byte_timeout", self.first_byte_timeout),
             ("max_age", self.max_age),
+            #[cfg(feature = "_tls")]
+            ("tls_handshake_timeout", self.tls_handshake_timeout),
             #[cfg(target_os = "linux")]
             ("user_timeout", self.user_timeout),
         ];

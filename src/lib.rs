@@ -82,9 +82,10 @@
 //! code for any of this; others declare themselves with [`Connection::idle_when`]
 //! or [`Connection::busy`], and all can await [`Connection::shutdown_requested`].
 //!
-//! When a handler has returned, its peer is sent our end, and read from until it has taken
-//! everything that was written or has hung up; a socket closed before would destroy what is still
-//! on its way. Peers that make no progress are waited for only [so long](Builder::linger).
+//! When a handler has returned, its peer is sent our end, and read from for as long as a close might
+//! harm it: until it has hung up, or has taken everything that was written and is silent. A socket
+//! closed before would destroy what is still on its way, or fail a peer that writes before it has
+//! read why nobody listens. See [`Builder::linger`] and [`Builder::linger_total`].
 //!
 //! When the last connection is closed, [`Handle::closed`] and the future of `serve` give the
 //! [`Report`]. If the deadline comes first, or a second signal, or [`Handle::abort`], the handlers
@@ -92,7 +93,7 @@
 //!
 //! # What it does not do
 //!
-//! - It knows no protocol but HTTP, by a feature, and has no TLS: a handler gets a byte stream.
+//! - It knows no protocol but HTTP, and that only if asked: a handler gets a byte stream.
 //! - It is no executor for general use. What a handler spawns is not the server's, unless it is
 //!   [tracked](Handle::track).
 //! - It cannot end a handler that blocks its thread. The socket is shut down under it and `serve`
@@ -125,6 +126,8 @@
 //! - `smol`: the runtime `Smol`. `Server::with_runtime(Smol)` stands for `Server::builder()` then.
 //! - `signals` (default): `Builder::stop_on_signals`.
 //! - `http`: the module `web`, HTTP/1 and HTTP/2.
+//! - `tls`: `Builder::listen_tls` and `Connection::start_tls`, with rustls and ring.
+//! - `tls-aws-lc-rs`: the same with aws-lc-rs. Where both are on, what is made of PEM files uses ring.
 
 #![deny(unsafe_code)]
 
@@ -150,6 +153,8 @@ mod shared;
 mod signals;
 mod socket;
 mod sync;
+#[cfg(feature = "_tls")]
+mod tls;
 mod track;
 mod transport;
 #[cfg(feature = "http")]
@@ -177,10 +182,15 @@ pub use runtime::AsyncStd;
 pub use runtime::Runtime;
 #[cfg(feature = "smol")]
 pub use runtime::Smol;
+/// The TLS library, in the version that this crate uses.
+#[cfg(feature = "_tls")]
+pub use rustls;
 pub use server::{Running, Serve, ServeUntil, Server};
 pub use server_set::ServerSet;
 pub use shared::events::ServerEvent;
 pub use socket::{Credentials, Socket};
+#[cfg(feature = "_tls")]
+pub use tls::{Tls, TlsInfo};
 pub use track::Tracked;
 
 /// The README's program compiles.
@@ -192,3 +202,8 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/which-drain.md")]
 struct WhichDrain;
+
+/// And the server of this one.
+#[cfg(all(doctest, feature = "tls"))]
+#[doc = include_str!("../docs/tls.md")]
+struct TlsPage;

@@ -29,6 +29,10 @@ pub struct Stats {
     pub rejected: u64,
     /// Connections that have not ended.
     pub active: u64,
+    /// Connections of those that are being closed and have given their permits to others: their
+    /// peers have everything, and may have nothing more to say. See
+    /// [`Builder::max_connections`](crate::Builder::max_connections).
+    pub closing: u64,
     /// The most connections that were active at once.
     pub peak: u64,
     /// Futures given to [`Handle::track`](crate::Handle::track) that have not ended; counted apart
@@ -47,6 +51,22 @@ pub struct Stats {
     pub shortage: bool,
     /// Connections of those above that a limit ended, by the limit.
     pub limited: Limited,
+    /// TLS handshakes under way. These connections are among the [active](Self::active), and have
+    /// no permit of [`max_connections`](crate::Builder::max_connections) unless as many others as
+    /// that are in a handshake, too.
+    #[cfg(feature = "_tls")]
+    pub handshakes: u64,
+    /// TLS handshakes that came to nothing: a client's fault, or one that took
+    /// [too long](crate::Builder::tls_handshake_timeout). Connections whose handler was never called
+    /// for that are among the [failed](Self::failed).
+    #[cfg(feature = "_tls")]
+    pub failed_handshakes: u64,
+    /// Connections of those above that were closed while their peers had not everything, or still
+    /// sent, because [`Builder::linger_total`](crate::Builder::linger_total) had passed.
+    pub lingered_out: u64,
+    /// Connections of those above that were idle when a drain ended them, and whose peers sent
+    /// something afterwards, which nobody has served: requests that crossed with the end. Not counted over TLS.
+    pub unserved_input: u64,
     /// Bytes read from peers.
     pub bytes_in: u64,
     /// Bytes written to peers.
@@ -136,6 +156,10 @@ impl fmt::Display for Report {
             (stats.active, "still active"),
             (stats.tracked, "tracked futures left"),
             (stats.accept_errors, "accept errors"),
+            #[cfg(feature = "_tls")]
+            (stats.failed_handshakes, "failed TLS handshakes"),
+            (stats.lingered_out, "closed before their peers had done"),
+            (stats.unserved_input, "with input after their end"),
         ];
         for (count, what) in others.iter().filter(|(count, _)| *count > 0) {
             write!(f, ", {count} {what}")?;
@@ -247,6 +271,9 @@ pub enum Waiting {
     Close,
     /// A permit under [`max_connections`](crate::Builder::max_connections).
     Limit,
+    /// Its TLS handshake.
+    #[cfg(feature = "_tls")]
+    Handshake,
     /// Its handler, which waits for something of its own.
     Handler,
     /// Its handler, which blocks the thread it runs on and could not be dropped.
@@ -260,6 +287,8 @@ impl fmt::Display for Waiting {
             Self::Write => "waiting for its peer to read",
             Self::Close => "waiting for its peer to hang up",
             Self::Limit => "waiting for a permit",
+            #[cfg(feature = "_tls")]
+            Self::Handshake => "in its TLS handshake",
             Self::Handler => "its handler at work",
             Self::Blocked => "its handler blocks a thread",
         })
@@ -278,6 +307,9 @@ pub enum Cause {
     Drain,
     /// Its handler returned this error.
     Error(String),
+    /// Its TLS handshake failed with this; its handler was never called.
+    #[cfg(feature = "_tls")]
+    Handshake(String),
     /// Its handler panicked.
     Panic,
     /// It was aborted: at the deadline, by an abort, or with the runtime.

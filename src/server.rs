@@ -73,8 +73,8 @@ impl<R: Runtime> Server<R> {
             }
             None => (engines, Vec::new()),
         };
-        let listeners = bind::bind(sources, &config, &engines).await?;
-        let shared = Arc::new(Shared::new(&runtime, config, listeners)?);
+        let bound = bind::bind(sources, &config, &engines).await?;
+        let shared = Arc::new(Shared::new(&runtime, config, bound)?);
         // The first timer of a process has its reactor open descriptors. Without this it could be the
         // timer of a pause because there are none left.
         let _timer = future::poll_once(shared.clock.sleep(Duration::from_secs(1))).await;
@@ -144,7 +144,7 @@ impl<R: Runtime> Server<R> {
     /// ```
     pub fn serve<F, Fut>(self, handler: F) -> Serve
     where
-        F: FnOnce(Connection) -> Fut + Clone + Send + 'static, // a type that is a `Handler`: `serve_with`
+        F: FnOnce(Connection) -> Fut + Clone + Send + 'static, // a `Handler`: `serve_with`; HTTP: `web::serve`, `web::service`
         Fut: Future<Output: Outcome> + Send + 'static,
     {
         Serve(Box::pin(async move { self.spawn_with(handler).await }))
@@ -219,7 +219,7 @@ impl<R: Runtime> Server<R> {
     /// Serves in the background.
     pub fn spawn<F, Fut>(self, handler: F) -> Running
     where
-        F: FnOnce(Connection) -> Fut + Clone + Send + 'static, // a type that is a `Handler`: `spawn_with`
+        F: FnOnce(Connection) -> Fut + Clone + Send + 'static, // a `Handler`: `spawn_with`; HTTP: `web::serve`, `web::service`
         Fut: Future<Output: Outcome> + Send + 'static,
     {
         self.spawn_with(handler)
@@ -308,7 +308,7 @@ impl<R: Runtime> Server<R> {
     /// As [`serve`](Self::serve).
     pub fn serve_until<F, Fut, W>(self, handler: F, work: W) -> ServeUntil<W>
     where
-        F: FnOnce(Connection) -> Fut + Clone + Send + 'static, // a type that is a `Handler`: `spawn_with`
+        F: FnOnce(Connection) -> Fut + Clone + Send + 'static, // a `Handler`: `spawn_with`; HTTP: `web::serve`, `web::service`
         Fut: Future<Output: Outcome> + Send + 'static,
         W: Future,
     {

@@ -29,7 +29,7 @@ const LAYERS: [&[&str]; 11] = [
     ],
     &["socket"],
     &["workers"],
-    &["transport"],
+    &["tls", "transport"],
     &["listener"],
     &["shared"],
     &["connection"],

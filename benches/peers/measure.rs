@@ -136,7 +136,7 @@ fn costs(
         workload: workload.name.to_owned(),
         quantity: format!("processor time per {}", workload.unit()),
         unit: "µs".to_owned(),
-        reference: plan.reference(REFERENCE),
+        reference: plan.reference(workload.references().next().unwrap_or(REFERENCE)),
         series,
     })
 }

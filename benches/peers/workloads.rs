@@ -1,7 +1,7 @@
 //! What is asked of the servers.
 
 use benches::load::Shape;
-use benches::servers::{FLOOR, REFERENCE, Server, TakesPart};
+use benches::servers::{FLOOR, REFERENCE, REFERENCE_ONCE, Server, TakesPart};
 
 #[derive(Debug)]
 pub(crate) struct Workload {
@@ -36,6 +36,11 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     Workload::traffic("50 clients, 16 deep", Shape::clients(50).deep(16), 400_000),
     Workload::traffic(CHURN, Shape::clients(1).hanging_up(), 6_000),
     Workload::traffic("churn, 50 at once", Shape::clients(50).hanging_up(), 6_000),
+    Workload::traffic(
+        "churn, the server closes first, 50 at once",
+        Shape::clients(50).until_the_end(),
+        6_000,
+    ),
     Workload {
         name: "redis-benchmark",
         work: Work::RedisBenchmark { requests: 30_000 },
@@ -85,6 +90,7 @@ impl Workload {
     /// The servers that its figures are compared with.
     pub(crate) fn references(&self) -> impl Iterator<Item = &'static str> {
         match self.work {
+            Work::Traffic { shape, .. } if shape.is_until_the_end() => vec![REFERENCE_ONCE],
             Work::Traffic { .. } | Work::RedisBenchmark { .. } => vec![REFERENCE],
             Work::Idle => vec![REFERENCE, FLOOR],
             Work::Interruption => vec![],
@@ -100,10 +106,16 @@ impl Workload {
         }
     }
 
+    /// Whether it is for servers that answer once and close.
+    fn servers_close(&self) -> bool {
+        matches!(self.work, Work::Traffic { shape, .. } if shape.is_until_the_end())
+    }
+
     /// Whether that server is there for it.
     pub(crate) fn suits(&self, server: &Server) -> bool {
         match server.takes_part {
-            TakesPart::Always => true,
+            TakesPart::Always => !self.servers_close(),
+            TakesPart::WhenServersClose => self.servers_close(),
             TakesPart::WhenIdle => matches!(self.work, Work::Idle),
             TakesPart::WithOneClient => matches!(self.name, ONE_CLIENT | A_CORE_EACH),
         }

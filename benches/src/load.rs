@@ -18,6 +18,7 @@ pub struct Shape {
     clients: usize,
     depth: u64,
     hang_up: bool,
+    until_the_end: bool,
     sleepless: bool,
 }
 
@@ -29,6 +30,7 @@ impl Shape {
             clients,
             depth: 1,
             hang_up: false,
+            until_the_end: false,
             sleepless: false,
         }
     }
@@ -46,6 +48,22 @@ impl Shape {
             hang_up: true,
             ..self
         }
+    }
+
+    /// As [`hanging_up`](Self::hanging_up), but each client closes when it has seen the server's end.
+    #[must_use]
+    pub const fn until_the_end(self) -> Self {
+        Self {
+            hang_up: true,
+            until_the_end: true,
+            ..self
+        }
+    }
+
+    /// Whether it is the servers that close first.
+    #[must_use]
+    pub const fn is_until_the_end(self) -> bool {
+        self.until_the_end
     }
 
     /// The load never sleeps, so that no server waits for it to wake up: for servers that have
@@ -122,21 +140,29 @@ impl Load {
             self.ask(index)?;
         }
         let mut unanswered = requests as usize * PONG.len();
+        let mut ends = if self.shape.until_the_end {
+            requests
+        } else {
+            0
+        };
         let mut events = Vec::with_capacity(1024);
         let mut replies = [0; 1024];
         let timeout = self.shape.sleepless.then(Timespec::default);
-        while unanswered > 0 {
+        while unanswered > 0 || ends > 0 {
             epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref())?;
             for event in events.drain(..) {
                 let index = event.data.u64() as usize;
                 let client = self.clients[index].as_mut().expect("it is connected");
                 let len = client.stream.read(&mut replies)?;
-                if len == 0 {
+                if len == 0 && !(self.shape.until_the_end && client.awaited == 0) {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
                 unanswered -= len;
                 client.awaited -= len;
-                if client.awaited == 0 {
+                if len == 0 {
+                    ends -= 1;
+                }
+                if client.awaited == 0 && (len == 0 || !self.shape.until_the_end) {
                     if self.shape.hang_up {
                         self.clients[index] = None;
                     }

@@ -6,12 +6,15 @@
 //!    raises the phase first, and empties the queue afterwards. Swapped on either side, a
 //!    connection that is pushed between the two acts would stay there.
 
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 use futures_lite::AsyncWriteExt;
+#[cfg(feature = "_tls")]
+use futures_lite::future;
 
 use super::spawn::Launcher;
 use crate::connection::task::{self, Task};
@@ -24,7 +27,11 @@ use crate::shared::Shared;
 use crate::shared::connection::{Arrival, ConnectionState};
 use crate::shared::ledger::CloseKind;
 use crate::shared::permits::Reservation;
+#[cfg(feature = "_tls")]
+use crate::socket::buffer::Buffer;
 use crate::socket::readiness::flag;
+#[cfg(feature = "_tls")]
+use crate::tls::TlsState;
 use crate::transport::Transport;
 
 /// Polls for the next peer, in the accept loop of the set `own`; `None` where there is no permit
@@ -110,27 +117,95 @@ pub(crate) fn enter(
     Ok(connection)
 }
 
+/// Has events reported to a new connection, and TLS begin on it where its listener has that.
+fn prepare(connection: &Arc<ConnectionState>) -> io::Result<()> {
+    connection.register_socket()?;
+    #[cfg(feature = "_tls")]
+    if let Some(tls) = connection.listeners_tls() {
+        connection.begin_tls(TlsState::new(tls.config(), Buffer::default())?);
+    }
+    Ok(())
+}
+
+/// Launches the handler of a connection that has its permit, after its TLS handshake if there has to
+/// be one.
+pub(crate) fn start(
+    shared: &Arc<Shared>,
+    connection: Arc<ConnectionState>,
+    launcher: &Arc<dyn Launcher>,
+) {
+    #[cfg(feature = "_tls")]
+    if connection.is_handshaking() {
+        return super::handshake::begin(shared, connection, launcher);
+    }
+    let _has_its_own = shared;
+    launcher.launch(connection);
+}
+
+/// Launches the handler of a connection whose handshake is over, or has it wait for a permit again.
+#[cfg(feature = "_tls")]
+pub(super) fn admit_after_handshake(
+    shared: &Arc<Shared>,
+    connection: Arc<ConnectionState>,
+    launcher: &Arc<dyn Launcher>,
+) {
+    // Invariant 1.
+    if connection.has(flag::QUEUED) && shared.queue.is_empty() {
+        shared.acquire_permit(&connection);
+    }
+    if !connection.has(flag::QUEUED) {
+        launcher.launch(connection);
+    } else if shared.config.reject_with.is_some() {
+        reject(shared, connection, launcher);
+    } else {
+        // The caller notifies who launches what is queued: a permit may have been released since.
+        enqueue(shared, connection);
+    }
+}
+
+/// Waits for the next peer, or for a look at the queue. Where there are handshakes a connection may come
+/// to the queue while an accept loop has a permit and waits for a peer.
+pub(super) async fn next_or_queued<T>(
+    shared: &Shared,
+    next: impl Future<Output = Option<T>>,
+) -> Option<T> {
+    #[cfg(feature = "_tls")]
+    if shared.tls.iter().any(Option::is_some) {
+        let released = shared.permits.released.listen();
+        if !shared.queue.is_empty() && shared.has_permit() {
+            return None;
+        }
+        let released = async {
+            released.await;
+            None
+        };
+        return future::or(next, released).await;
+    }
+    let _only_with_tls = shared;
+    next.await
+}
+
 /// Launches the handler of a new connection, rejects it, or has it wait for a permit.
 pub(crate) fn admit(
     shared: &Arc<Shared>,
     connection: Arc<ConnectionState>,
-    launcher: &dyn Launcher,
+    launcher: &Arc<dyn Launcher>,
 ) {
     log::debug!(
         target: "gracious", conn = connection.id();
         "a connection from {}", connection.peer(),
     );
     let max_per_peer = shared.config.max_per_peer;
-    if let Err(error) = connection.register_socket() {
+    if let Err(error) = prepare(&connection) {
         // Without a registration nothing would report what its peer sends.
-        log::warn!(target: "gracious", conn = connection.id(); "cannot register a connection: {error}");
+        log::warn!(target: "gracious", conn = connection.id(); "cannot take a connection: {error}");
         close_unserved(connection);
     } else if max_per_peer.is_some_and(|max| !shared.registry.acquire_peer_permit(&connection, max))
     {
         shared.release_permit(&connection);
         reject(shared, connection, launcher);
     } else if !connection.has(flag::QUEUED) {
-        launcher.launch(connection);
+        start(shared, connection, launcher);
     } else if shared.config.reject_with.is_some() {
         reject(shared, connection, launcher);
     } else {
@@ -140,9 +215,13 @@ pub(crate) fn admit(
 
 /// Rejects a connection for which there is no permit: a task sends the configured message and
 /// closes it, as one of a handler would.
-fn reject(shared: &Shared, connection: Arc<ConnectionState>, launcher: &dyn Launcher) {
+fn reject(shared: &Shared, connection: Arc<ConnectionState>, launcher: &Arc<dyn Launcher>) {
     connection.set(flag::REJECTED);
-    let message = shared.config.reject_with.clone().unwrap_or_default();
+    let mut message = shared.config.reject_with.clone().unwrap_or_default();
+    if connection.is_handshaking() {
+        // Before its handshake a client could not read it.
+        message.clear();
+    }
     let mut stream = Connection::new(connection.clone());
     let refuse = async move { stream.write_all(&message).await };
     let shard = connection.shard;

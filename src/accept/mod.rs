@@ -17,7 +17,7 @@ use std::sync::Arc;
 use futures_lite::future;
 use futures_util::{FutureExt, select_biased};
 
-use self::admission::{admit, poll_next};
+use self::admission::{admit, next_or_queued, poll_next, start};
 use self::error::{AcceptBackoff, Next};
 use self::spawn::Launcher;
 use crate::lifecycle::Phase;
@@ -28,6 +28,8 @@ use crate::sync::notify;
 
 pub(crate) mod admission;
 pub(crate) mod error;
+#[cfg(feature = "_tls")]
+mod handshake;
 pub(crate) mod spawn;
 
 /// How many peers an accept loop takes in a row before other tasks of the thread have a turn.
@@ -35,7 +37,7 @@ pub(crate) const IN_A_ROW: u32 = 64;
 
 /// Accepts peers at one set of listeners until a shutdown, and for the time of the lame duck after
 /// it. A listener that cannot go on shuts the server down.
-pub(crate) async fn accept(shared: &Arc<Shared>, set: usize, launcher: &dyn Launcher) {
+pub(crate) async fn accept(shared: &Arc<Shared>, set: usize, launcher: &Arc<dyn Launcher>) {
     let shutdown = shared.latch.reached(Phase::Draining);
     match accept_until(shared, set, shutdown, launcher).await {
         Err(error) => return shared.fail(error),
@@ -56,7 +58,7 @@ async fn accept_until(
     shared: &Arc<Shared>,
     set: usize,
     stop: impl Future<Output = ()>,
-    launcher: &dyn Launcher,
+    launcher: &Arc<dyn Launcher>,
 ) -> io::Result<()> {
     let phase = shared.latch.phase();
     let accepting = async {
@@ -65,7 +67,7 @@ async fn accept_until(
         loop {
             match next_peer(shared, set, &mut backoff).await? {
                 Peer::New(connection) => admit(shared, connection, launcher),
-                Peer::Queued(connection) => launcher.launch(connection),
+                Peer::Queued(connection) => start(shared, connection, launcher),
             }
             accepted = accepted.wrapping_add(1);
             // Only where this future is pending does the race below look at `stop`. A loop that
@@ -107,7 +109,8 @@ async fn next_peer(
         if let Some(connection) = shared.next_queued() {
             return Ok(Peer::Queued(connection));
         }
-        let error = match poll_fn(|cx| poll_next(shared, set, cx)).await {
+        let next = poll_fn(|cx| poll_next(shared, set, cx));
+        let error = match next_or_queued(shared, next).await {
             None => continue,
             Some(Ok(connection)) => {
                 backoff.on_success(shared);

@@ -48,7 +48,7 @@ impl Control {
     }
 
     /// The connection's state; `None` after its end.
-    fn state(&self) -> Option<Arc<ConnectionState>> {
+    pub(super) fn state(&self) -> Option<Arc<ConnectionState>> {
         self.state.upgrade()
     }
 

@@ -18,11 +18,14 @@ use crate::socket::readiness::{Waiter, flag};
 use crate::socket::{Credentials, Socket};
 
 pub(crate) mod close;
+pub(crate) mod closer;
 mod control;
 mod lines;
 mod read;
 pub(crate) mod task;
 mod timeouts;
+#[cfg(feature = "_tls")]
+pub(crate) mod tls;
 mod wind_down;
 mod write;
 
@@ -120,22 +123,22 @@ impl Connection {
     /// of the same connection, in non-blocking mode.
     ///
     /// # Errors
-    /// `Unsupported` where the connection runs over a transport of the user's own; the system's
+    /// `Unsupported` where the connection runs over a transport of the user's own, or through TLS; the system's
     /// error where there is no descriptor to be had. The connection is closed then, as if dropped.
     pub fn detach(self) -> io::Result<Detached> {
         let state = &self.reader.state;
-        // From here on an abort leaves the socket alone; one that came before has shut it down.
-        if state.set(flag::DETACHED) & flag::ABORT != 0 {
-            state.clear(flag::DETACHED);
+        if state.has(flag::TLS) {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "only a plain connection can be detached: this one has TLS, whose keys stay with it",
+            ));
+        }
+        // First what may fail. An abort leaves a detached connection alone, so one that came between
+        // the mark and a failure would cut nothing, and nobody would cut the connection afterwards.
+        let socket = state.transport.duplicate()?;
+        if !state.readiness().detach() {
             return Err(aborted());
         }
-        let socket = match state.transport.duplicate() {
-            Ok(socket) => socket,
-            Err(error) => {
-                state.clear(flag::DETACHED);
-                return Err(error);
-            }
-        };
         let detached = Detached {
             socket,
             unread: self.reader.buffer.bytes().to_vec(),

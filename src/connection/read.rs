@@ -30,7 +30,7 @@ pub struct ReadHalf {
 }
 
 /// The flags with which a read takes the long way.
-const SPECIAL: u64 = flag::DRAINING | flag::PEER_ENDED | flag::ENDED_BY_SERVER;
+const SPECIAL: u64 = flag::TLS | flag::DRAINING | flag::PEER_ENDED | flag::ENDED_BY_SERVER;
 
 impl ReadHalf {
     /// Reads line by line; see [`Lines`].
@@ -127,7 +127,8 @@ impl ReadHalf {
         }
     }
 
-    /// Receives at a drain, after the peer's end, or where the server has ended the connection.
+    /// Receives at a drain, after the peer's end, where the server has ended the connection, or
+    /// through TLS.
     #[cold]
     fn poll_receive_specially(
         &mut self,
@@ -145,10 +146,9 @@ impl ReadHalf {
         if budget::is_used_up() {
             return budget::yield_turn(cx);
         }
-        // Invariant 1: the kernel is asked in any case, whatever was reported.
-        let state = &*self.state;
-        let transport = &state.transport;
-        let received = transport.poll_read(word, &state.reader, cx, buf, true);
+        // Invariant 1: at a drain the kernel is asked in any case, whatever was reported.
+        let looks = word & SPECIAL != flag::TLS;
+        let received = self.poll_transport(word, cx, buf, looks);
         if let Poll::Ready(received) = received {
             return Poll::Ready(self.note(received));
         }
@@ -177,6 +177,23 @@ impl ReadHalf {
         self.state.reader.clear(HalfState::WAITING);
         self.state.set(flag::DRAIN_ENDED);
         Poll::Ready(Ok(0))
+    }
+
+    /// Reads from the transport, through TLS where there is that.
+    fn poll_transport(
+        &mut self,
+        word: u64,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+        look: bool,
+    ) -> Poll<io::Result<usize>> {
+        let state = &*self.state;
+        #[cfg(feature = "_tls")]
+        if let Some(tls) = state.tls() {
+            return super::tls::poll_read(state, tls, cx, buf, look);
+        }
+        let transport = &state.transport;
+        transport.poll_read(word, &state.reader, cx, buf, look)
     }
 
     /// Goes on waiting. For an event that came before the waker was registered the reader is woken

@@ -12,8 +12,8 @@ use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
 
-use super::close::poll_close;
 use super::timeouts::{self, WAITS_FOR_QUIET};
+use super::{close, closer};
 use crate::log;
 use crate::report::Cause;
 use crate::shared::connection::ConnectionState;
@@ -96,6 +96,21 @@ impl Task<Ready<io::Result<()>>> {
         Self {
             handler: Handler::Gone {
                 result: Some(HandlerResult::Panicked),
+                pool: None,
+            },
+            state: Some(state),
+        }
+    }
+}
+
+#[cfg(feature = "_tls")]
+impl Task<Ready<io::Result<()>>> {
+    /// For a connection that failed before it had a handler.
+    pub(crate) fn failed(state: Arc<ConnectionState>, cause: Cause) -> Self {
+        state.with_task_cold(|cold| cold.limit_met = Some(cause));
+        Self {
+            handler: Handler::Gone {
+                result: Some(HandlerResult::Failed),
                 pool: None,
             },
             state: Some(state),
@@ -198,21 +213,29 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
                 Poll::Pending
             };
         }
-        if word & (flag::READER | flag::WRITER) == 0 && word & flag::CLOSED == 0 {
-            if poll_close(state, cx).is_pending() {
+        let halves = flag::READER | flag::WRITER;
+        if word & (halves | flag::CLOSING | flag::CLOSED) == 0 {
+            if close::begin(state, cx).is_ready() {
+                state.set(flag::CLOSED | flag::FINISHED);
+                if result.is_none() {
+                    // The handler goes on without its connection, and is waited for.
+                    state.transport.shutdown_both();
+                }
+            } else if state.set(flag::CLOSING) & flag::ABORT != 0 {
+                // An abort tells the closer where it finds the flag; this one is the task's.
+                cx.waker().wake_by_ref();
                 return Poll::Pending;
+            } else {
+                return hand_over(this.state, result);
             }
-            state.set(flag::CLOSED | flag::FINISHED);
-            if result.is_none() {
-                // The handler goes on without its connection, and is waited for.
-                state.transport.shutdown_both();
-            }
-        } else if word & (flag::WRITER | flag::FINISHED) == 0 {
-            // Only a transport of the user's own comes here: its end may have to wait.
-            if state.transport.poll_finish(cx).is_ready() {
+        } else if word & (flag::WRITER | flag::FINISHED | flag::CLOSING) == 0 {
+            // Only TLS and a transport of the user's own come here: their end may have to wait.
+            if state.poll_finish(cx).is_ready() {
                 state.set(flag::FINISHED);
             }
         }
+        #[cfg(feature = "_tls")]
+        super::tls::poll_send(state, cx);
         let word = state.word();
         if word & flag::CLOSED == 0 {
             if word & WAITS_FOR_QUIET == WAITS_FOR_QUIET {
@@ -225,16 +248,24 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
         let Some(result) = result else {
             return Poll::Pending;
         };
-        let cold = state.take_task_cold().map(|cold| *cold).unwrap_or_default();
-        let (kind, cause) = result.account(state, cold.error);
-        end(this.state, kind, cold.limit_met.unwrap_or(cause));
+        let (kind, cause) = result.account(state);
+        end(this.state, kind, cause);
         Poll::Ready(())
     }
 }
 
 impl HandlerResult {
+    /// How the connection's end is counted.
+    fn account(self, state: &ConnectionState) -> (CloseKind, Cause) {
+        let Some(cold) = state.take_task_cold() else {
+            return self.account_without_limits(state, String::new());
+        };
+        let (kind, cause) = self.account_without_limits(state, cold.error);
+        (kind, cold.limit_met.unwrap_or(cause))
+    }
+
     #[inline]
-    fn account(self, state: &ConnectionState, error: String) -> (CloseKind, Cause) {
+    fn account_without_limits(self, state: &ConnectionState, error: String) -> (CloseKind, Cause) {
         match self {
             _ if state.has(flag::REJECTED) => (CloseKind::Rejected, Cause::Rejected),
             // What the handler returned may be no more than what the abort made of its reads.
@@ -255,6 +286,22 @@ impl HandlerResult {
     }
 }
 
+/// Leaves the close, which has to wait for the peer, to the shard's closer. The task of a handler that
+/// has ended ends with this; that of one that goes on is woken when the connection is closed.
+fn hand_over(state: &mut Option<Arc<ConnectionState>>, result: Option<HandlerResult>) -> Poll<()> {
+    if let Some(state) = state {
+        // Nothing reads or writes that an event would concern.
+        state.transport.deregister(false);
+        let outcome = result.map(|result| result.account(state));
+        closer::hand_over(state, outcome);
+    }
+    if result.is_none() {
+        return Poll::Pending;
+    }
+    *state = None;
+    Poll::Ready(())
+}
+
 fn end(state: &mut Option<Arc<ConnectionState>>, kind: CloseKind, cause: Cause) {
     if let Some(state) = state.take() {
         finish(state, kind, cause);
@@ -264,7 +311,7 @@ fn end(state: &mut Option<Arc<ConnectionState>>, kind: CloseKind, cause: Cause) 
 /// Closes the socket, then counts the end.
 pub(crate) fn finish(state: Arc<ConnectionState>, kind: CloseKind, cause: Cause) {
     state.clear_other_waker(Waiter::Task);
-    // A future that lingers owns the state.
+    // Halves that live elsewhere keep the state, and need none of the task's timers.
     drop(state.take_task_cold());
     state.transport.deregister(state.has(flag::DETACHED));
     let Some(closing) = state.server.registry.begin_close(&state) else {
@@ -275,7 +322,14 @@ pub(crate) fn finish(state: Arc<ConnectionState>, kind: CloseKind, cause: Cause)
         "a connection from {} ended: {kind:?}, {cause:?}", state.peer(),
     );
     let server = state.server.clone();
-    drop(state);
+    // A transport of the user's own may panic when it is dropped; its end is counted all the same.
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(state))) {
+        let (id, message) = (closing.id, message(&*panic));
+        log::error!(
+            target: "gracious", conn = id;
+            "the transport of connection {id} panicked when it was dropped: {message}",
+        );
+    }
     server.close_connection(closing, kind, cause);
 }
 

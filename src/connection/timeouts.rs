@@ -47,7 +47,7 @@ fn act(cold: &mut TaskCold, state: &ConnectionState, uptime: Duration) -> Option
     let mut look_again = |at: Duration| next = Some(next.map_or(at, |next| next.min(at)));
 
     if word & flag::FIRST_BYTE_GRACE != 0 {
-        let over = state.accepted().saturating_add(config.first_byte_grace);
+        let over = state.begun().saturating_add(config.first_byte_grace);
         if over <= uptime {
             state.end_first_byte_grace();
         } else {
@@ -65,10 +65,11 @@ fn act(cold: &mut TaskCold, state: &ConnectionState, uptime: Duration) -> Option
             state.wake(Waiter::Reader);
         }
     }
-    let expired = word & flag::EXPIRED != 0;
+    // What a peer has left to say when its connection is closed is no matter of these limits.
+    let expired = word & (flag::EXPIRED | flag::CLOSING) != 0;
     if let Some(limit) = config.first_byte_timeout.filter(|_| !expired) {
         if state.received.load(Relaxed) == 0 {
-            let over = state.accepted().saturating_add(limit);
+            let over = state.begun().saturating_add(limit);
             if over <= uptime {
                 expire(cold, state, Cause::FirstByteTimeout);
                 return next;

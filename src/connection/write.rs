@@ -14,7 +14,7 @@ use crate::shared::connection::ConnectionState;
 use crate::socket::budget::{self, TURN};
 use crate::socket::buffer::Buffer;
 use crate::socket::errors::{aborted, ended_by_server};
-use crate::socket::readiness::{HalfState, Waiter, flag};
+use crate::socket::readiness::{HalfState, Waiter, flag, is_tls};
 
 /// The writing half of a [`Connection`]. Dropping it sends the peer our end.
 pub struct WriteHalf {
@@ -89,11 +89,10 @@ fn poll_send_slices(
         warn_undeclared(state);
     }
     let answerable = state.answerable();
-    let transport = &state.transport;
     let sent = if budget::is_used_up() {
         budget::yield_turn(cx)
     } else {
-        transport.poll_write(state.readiness(), &state.writer, cx, bufs)
+        poll_transport(state, cx, bufs)
     };
     // A write that yields its turn is one that waits: it makes the connection busy.
     let Poll::Ready(sent) = sent else {
@@ -106,7 +105,10 @@ fn poll_send_slices(
         if word & flag::ENDED_BY_SERVER != 0 {
             return Poll::Ready(Err(ended_by_server(state.word())));
         }
-        if transport.missed_write(word) {
+        if is_tls(word) {
+            #[cfg(feature = "_tls")]
+            super::tls::writer_waits(state, cx);
+        } else if state.transport.missed_write(word) {
             cx.waker().wake_by_ref();
         }
         return Poll::Pending;
@@ -117,7 +119,8 @@ fn poll_send_slices(
             let total = state.sent.load(Relaxed) + n as u64;
             state.sent.store(total, Relaxed);
             // A write that had to wait has recorded in `before_wait` what it answers.
-            let is_whole = n == whole;
+            // Nor does a write of no bytes answer anything.
+            let is_whole = n == whole && n > 0;
             if !waited && is_whole {
                 state.mark_answered(answerable);
             } else if !waited {
@@ -146,6 +149,28 @@ fn poll_send_slices(
     Poll::Ready(sent)
 }
 
+/// Writes to the transport, through TLS where there is that.
+#[inline]
+fn poll_transport(
+    state: &ConnectionState,
+    cx: &mut Context<'_>,
+    bufs: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    #[cfg(feature = "_tls")]
+    if let Some(tls) = state.tls() {
+        return super::tls::poll_write(state, tls, bufs);
+    }
+    let transport = &state.transport;
+    transport.poll_write(state.readiness(), &state.writer, cx, bufs)
+}
+
+/// Flushes what the transport, or TLS, has kept.
+fn poll_flush(state: &ConnectionState, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    #[cfg(feature = "_tls")]
+    ready!(super::tls::poll_flush(state, cx))?;
+    state.transport.poll_flush(cx)
+}
+
 /// Tells the operator, once a process and before any stop has shown it, of a protocol that writes
 /// while a read of it waits and has declared nothing: a drain would take such a connection for idle
 /// in the middle of a reply. Where requests and replies take turns this never happens.
@@ -166,7 +191,13 @@ fn warn_undeclared(state: &ConnectionState) {
 
 /// Sends the peer our end, which `close` of async-io's and async-std's sockets does not.
 fn poll_finish(state: &ConnectionState, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-    ready!(state.transport.poll_finish(cx))?;
+    let finished = state.poll_finish(cx);
+    #[cfg(feature = "_tls")]
+    if finished.is_pending() {
+        ready!(super::tls::poll_flush(state, cx))?;
+        cx.waker().wake_by_ref();
+    }
+    ready!(finished)?;
     state.set(flag::FINISHED);
     Poll::Ready(Ok(()))
 }
@@ -192,7 +223,7 @@ macro_rules! writes {
             }
 
             fn poll_flush($self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                $state.transport.poll_flush(cx)
+                poll_flush(&$state, cx)
             }
 
             fn poll_close($self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -228,15 +259,13 @@ pub(super) fn leave(state: &ConnectionState, bits: u64) {
     if word & (flag::DETACHED | flag::WRITER) != 0 {
         return;
     }
-    if word & flag::READER == 0 || !state.transport.finishes_at_once() {
+    if word & flag::READER == 0 || !state.finishes_at_once() {
         // The task closes a connection without halves, and ends a transport whose end takes time.
         state.wake_task();
     } else if word & flag::FINISHED == 0 {
         state.set(flag::FINISHED);
         // Where it fails there is no peer to tell.
-        let _ignored = state
-            .transport
-            .poll_finish(&mut Context::from_waker(Waker::noop()));
+        let _ignored = state.poll_finish(&mut Context::from_waker(Waker::noop()));
     }
     if word & (flag::READER | flag::DRAINING) == flag::READER | flag::DRAINING {
         // No write makes the connection busy any more.

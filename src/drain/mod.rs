@@ -22,6 +22,7 @@ use self::abort::{DriverGuard, abort_and_close};
 use self::sweep::{keep_sweeping, launch_queued, shut_listeners, sweep_and_close};
 use crate::accept::spawn::Launcher;
 use crate::accept::{AcceptorGuard, accept};
+use crate::connection::closer::Closer;
 use crate::lifecycle::Phase;
 use crate::runtime::sleep_until;
 use crate::shared::Shared;
@@ -49,28 +50,32 @@ pub(crate) fn run(
 /// Serves until a shutdown, then drains.
 async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
     shared.start();
+    for shard in 0..shared.lingering.shards() {
+        launcher.spawn(shard, Box::pin(Closer::new(shared, shard)));
+    }
     for set in 1..shared.listener_sets.len() {
         let (shared, guard) = (shared.clone(), AcceptorGuard::new(shared));
         let beside = launcher.clone();
         let accepting = async move {
-            accept(&shared, set, &*beside).await;
+            accept(&shared, set, &beside).await;
             drop((beside, guard));
         };
         launcher.spawn(set as u16, Box::pin(accepting));
     }
-    accept(shared, 0, &**launcher).await;
+    accept(shared, 0, launcher).await;
 
     // Invariant 1.
     shut_listeners(shared);
-    let kept = sweep_and_close(shared, &**launcher).await;
+    let kept = sweep_and_close(shared, launcher).await;
     shared.latch.shut_at(shared.clock.now());
+    shared.lingering.hurry();
     let idle = shared
         .registry
         .drain_busy(shared.uptime(), shared.config.spread);
 
     let settled = future::zip(
-        keep_sweeping(shared, &**launcher, kept),
-        launch_queued(shared, &**launcher),
+        keep_sweeping(shared, launcher, kept),
+        launch_queued(shared, launcher),
     );
     let drained = async {
         settled.await;

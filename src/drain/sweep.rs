@@ -28,7 +28,7 @@ use std::time::Duration;
 use futures_lite::future;
 
 use super::handshakes::Handshakes;
-use crate::accept::admission::{admit, close_unserved, enter};
+use crate::accept::admission::{admit, close_unserved, enter, start};
 use crate::accept::error::{AcceptBackoff, Next};
 use crate::accept::spawn::Launcher;
 use crate::accept::{AcceptorGuard, IN_A_ROW};
@@ -47,9 +47,9 @@ trait Destination {
 }
 
 /// It is admitted, as by an accept loop.
-impl Destination for &dyn Launcher {
+impl Destination for Arc<dyn Launcher> {
     fn take(&self, shared: &Arc<Shared>, connection: Arc<ConnectionState>) {
-        admit(shared, connection, *self);
+        admit(shared, connection, self);
     }
 }
 
@@ -89,7 +89,7 @@ pub(super) enum Kept {
 }
 
 /// Sweeps all listeners and closes those that need not be kept.
-pub(super) async fn sweep_and_close(shared: &Arc<Shared>, launcher: &dyn Launcher) -> Kept {
+pub(super) async fn sweep_and_close(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) -> Kept {
     if !sweep(shared, launcher).await {
         return Kept::Queue;
     }
@@ -106,7 +106,11 @@ pub(super) async fn sweep_and_close(shared: &Arc<Shared>, launcher: &dyn Launche
 }
 
 /// Accepts at the shut listeners for as long as they have to be kept, then closes them.
-pub(super) async fn keep_sweeping(shared: &Arc<Shared>, launcher: &dyn Launcher, mut kept: Kept) {
+pub(super) async fn keep_sweeping(
+    shared: &Arc<Shared>,
+    launcher: &Arc<dyn Launcher>,
+    mut kept: Kept,
+) {
     let mut backoff = AcceptBackoff::default();
     loop {
         let mut handshakes = match kept {
@@ -147,10 +151,10 @@ pub(super) async fn keep_sweeping(shared: &Arc<Shared>, launcher: &dyn Launcher,
 
 /// Accepts every peer that is queued, and yields to other tasks in between; `false` where some are
 /// left, because the server is short of something, or aborted.
-async fn sweep(shared: &Arc<Shared>, launcher: &dyn Launcher) -> bool {
+async fn sweep(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) -> bool {
     let mut sweep = Sweep::new(shared);
     loop {
-        if sweep.some(&launcher, IN_A_ROW) {
+        if sweep.some(launcher, IN_A_ROW) {
             return sweep.is_complete;
         }
         // An abort closes the listeners itself: see `abort_and_close`.
@@ -162,14 +166,14 @@ async fn sweep(shared: &Arc<Shared>, launcher: &dyn Launcher) -> bool {
 }
 
 /// Closes all listeners, after a last sweep.
-fn close_listeners(shared: &Arc<Shared>, launcher: &dyn Launcher) {
-    close_after_sweep(shared, &launcher, false);
+fn close_listeners(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
+    close_after_sweep(shared, launcher, false);
 }
 
 /// Closes, after a last sweep, the listeners that are not asked about handshakes: there are none on
 /// Unix sockets, and a listener that could not be shut still lets new peers in.
-fn close_others(shared: &Arc<Shared>, launcher: &dyn Launcher) {
-    close_after_sweep(shared, &launcher, true);
+fn close_others(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
+    close_after_sweep(shared, launcher, true);
 }
 
 /// Closes all listeners at once, from any thread. Peers that are still queued are closed without a
@@ -296,15 +300,15 @@ fn poll_any(shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<io::Result<Arc<C
 
 /// Launches the handlers of queued connections as permits are released, until none can come any
 /// more.
-pub(super) async fn launch_queued(shared: &Shared, launcher: &dyn Launcher) {
+pub(super) async fn launch_queued(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
     loop {
         let released = shared.permits.released.listen();
         while let Some(connection) = shared.next_queued() {
-            launcher.launch(connection);
+            start(shared, connection, launcher);
         }
-        // The accept loops are checked before the queue: once none runs, nothing can be queued any
-        // more. Swapped, a connection queued between the two acts would be left there.
-        let is_accepting = shared.registry.is_accepting();
+        // The accept loops, and TLS handshakes, are checked before the queue: once there are none,
+        // nothing can be queued any more. Swapped, a connection queued between the two acts would be left there.
+        let is_accepting = shared.registry.is_accepting() || shared.has_handshakes();
         if shared.is_closed_to_peers() && !is_accepting && shared.queue.is_empty() {
             return;
         }

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use super::custom::CustomListener;
 use super::inherited::Adopted;
 use super::unix::Unix;
-use super::{AnyListener, ErasedListener, Listener, RawListener, tcp};
+use super::{AnyListener, ErasedListener, Listener, RawListener, Security, tcp};
 use crate::address::{Address, Target};
 use crate::config::Config;
 use crate::transport::Engine;
 
 /// What a builder was asked to listen on.
 pub(crate) enum Source {
-    Target(Target),
+    Target(Target, Option<Security>),
     Adopted(Adopted),
     Custom(Arc<dyn ErasedListener>),
 }
@@ -30,15 +30,21 @@ impl Source {
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Target(target) => target.fmt(f),
+            Self::Target(target, _) => target.fmt(f),
             Self::Adopted(adopted) => adopted.fmt(f),
             Self::Custom(_) => f.write_str("Custom"),
         }
     }
 }
 
-/// Binds everything, in the order of `sources`, or nothing. Gives for each address its listeners:
-/// one, or, on TCP, as many as there are engines, one for each shard.
+/// What listens at one address.
+pub(crate) struct Bound {
+    /// One, or, on TCP, as many as there are engines, one for each shard.
+    pub(crate) sockets: Vec<AnyListener>,
+    pub(crate) tls: Option<Security>,
+}
+
+/// Binds everything, in the order of `sources`, or nothing. Gives for each address its listeners.
 ///
 /// # Errors
 /// The first source that cannot be bound, with its address. What was bound before is closed.
@@ -46,7 +52,7 @@ pub(crate) async fn bind(
     sources: Vec<Source>,
     config: &Config,
     engines: &[Engine],
-) -> io::Result<Vec<Vec<AnyListener>>> {
+) -> io::Result<Vec<Bound>> {
     if sources.is_empty() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -57,44 +63,54 @@ pub(crate) async fn bind(
     // unless one of the other addresses is IPv4 with the same port, and so has to know them all.
     let mut resolved = Vec::new();
     for source in sources {
-        resolved.push(match source {
-            Source::Target(target) => match target.into_address()? {
-                Address::Tcp(address) => Resolved::Tcp(vec![address]),
-                Address::Host(host, port) => Resolved::Tcp(tcp::resolve(host, port).await?),
-                address @ (Address::Unix(_) | Address::Abstract(_)) => Resolved::Unix(address),
-                address => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidInput,
-                        format!(
+        let mut tls = None;
+        let it = match source {
+            Source::Target(target, security) => {
+                tls = security;
+                match target.into_address()? {
+                    Address::Tcp(address) => Resolved::Tcp(vec![address]),
+                    Address::Host(host, port) => Resolved::Tcp(tcp::resolve(host, port).await?),
+                    address @ (Address::Unix(_) | Address::Abstract(_)) => Resolved::Unix(address),
+                    address => {
+                        let message = format!(
                             "cannot listen on `{address}`: expected HOST:PORT, unix:PATH or unix:@NAME"
-                        ),
-                    ));
+                        );
+                        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+                    }
                 }
-            },
-            Source::Adopted(adopted) => Resolved::Bound(AnyListener::Socket(adopted.into_raw(&engines[0])?)),
+            }
+            Source::Adopted(adopted) => {
+                Resolved::Bound(AnyListener::Socket(adopted.into_raw(&engines[0])?))
+            }
             Source::Custom(listener) => Resolved::Bound(AnyListener::Custom(listener)),
-        });
+        };
+        resolved.push((it, tls));
     }
     let mut all: Vec<SocketAddr> = Vec::new();
-    for it in &resolved {
+    for (it, _) in &resolved {
         if let Resolved::Tcp(addresses) = it {
             all.extend(addresses);
         }
     }
-    let mut bound: Vec<Vec<AnyListener>> = Vec::new();
-    for it in resolved {
-        match it {
+    let mut bound: Vec<Bound> = Vec::new();
+    for (it, tls) in resolved {
+        let sockets = match it {
             Resolved::Tcp(addresses) => {
-                for sockets in tcp::bind_all(&addresses, &all, config, engines)? {
-                    bound.push(sockets.into_iter().map(socket).collect());
-                }
+                let all = tcp::bind_all(&addresses, &all, config, engines)?;
+                let all = all.into_iter();
+                all.map(|sockets| sockets.into_iter().map(socket).collect())
+                    .collect()
             }
             Resolved::Unix(address) => {
                 let socket = Unix::bind(address, config, &engines[0]).await?;
-                bound.push(vec![self::socket(socket)]);
+                vec![vec![self::socket(socket)]]
             }
-            Resolved::Bound(listener) => bound.push(vec![listener]),
-        }
+            Resolved::Bound(listener) => vec![vec![listener]],
+        };
+        bound.extend(sockets.into_iter().map(|sockets| Bound {
+            sockets,
+            tls: tls.clone(),
+        }));
     }
     Ok(bound)
 }

@@ -1,7 +1,7 @@
 //! Listeners of the user's own.
 
 use std::future::{Future, poll_fn};
-use std::io;
+use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -10,12 +10,13 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
+use futures_io::{AsyncRead, AsyncWrite};
 use futures_lite::future;
 
 use super::{ErasedListener, Listener};
 use crate::address::Address;
 use crate::log;
-use crate::socket::Incoming;
+use crate::socket::{Incoming, Stream};
 use crate::sync::{assert_unlocked, lock, wake_by_ref};
 
 /// How often, and after which pauses, a stop looks whether a thread has left the listener's code. An
@@ -163,7 +164,7 @@ impl<L: Listener> CustomListener<L> {
             Ok(Poll::Ready((listener, accepted))) => {
                 self.put_back(Some(Holding::Idle(listener)), None);
                 let accepted = accepted.unwrap_or(Err(io::ErrorKind::Interrupted.into()));
-                (Poll::Ready(accepted.map(custom)), waker)
+                (Poll::Ready(accepted.map(custom::<L>)), waker)
             }
             Err(error) => {
                 self.put_back(None, None);
@@ -271,11 +272,58 @@ fn accept<L: Listener>(mut listener: L, release: Arc<AtomicBool>) -> Accepting<L
     })
 }
 
-fn custom<I>((io, peer): (I, Address)) -> (Incoming, Address)
-where
-    I: futures_io::AsyncRead + futures_io::AsyncWrite + Unpin + Send + 'static,
-{
-    (Incoming::Custom(Box::new(Mutex::new(io))), peer)
+fn custom<L: Listener>((io, peer): (L::Io, Address)) -> (Incoming, Address) {
+    let stream = CustomStream::<L>(io);
+    (Incoming::Custom(Box::new(Mutex::new(stream))), peer)
+}
+
+/// A connection over a transport of the user's own, with what its listener knows of such.
+struct CustomStream<L: Listener>(L::Io);
+
+impl<L: Listener> Stream for CustomStream<L> {
+    fn unacknowledged(&self) -> Option<usize> {
+        L::unacknowledged(&self.0)
+    }
+
+    fn quiet(&self) -> Option<Duration> {
+        L::quiet(&self.0)
+    }
+}
+
+impl<L: Listener> AsyncRead for CustomStream<L> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl<L: Listener> AsyncWrite for CustomStream<L> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_close(cx)
+    }
 }
 
 /// A panic of the user's ends the listener, not the server's task.

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_io::Async;
 use futures_io::{AsyncRead, AsyncWrite};
@@ -58,10 +59,43 @@ pub trait Listener: Send + 'static {
     /// If it cannot be told; binding fails then.
     fn local_addr(&self) -> io::Result<Address>;
 
+    /// How many of the bytes written to `io` its peer has not taken yet; `None`, as by default, where
+    /// the transport does not tell.
+    ///
+    /// It is asked, from time to time, when the handler is done and our end was sent (`poll_close` is
+    /// done). As long as there are some, `io` is read from and not dropped, for
+    /// [`linger_total`](crate::Builder::linger_total) at most. Where the transport does not tell, `io`
+    /// is dropped when the peer has ended its side, too, or has sent nothing for a
+    /// [`linger`](crate::Builder::linger). Answer `Some(0)` if dropping `io` destroys nothing that is
+    /// under way.
+    fn unacknowledged(io: &Self::Io) -> Option<usize> {
+        let _does_not_tell = io;
+        None
+    }
+
+    /// How long the peer of `io`, which has taken everything, has to be silent until nothing that it
+    /// has sent can be under way any more; `None`, as by default, where the transport does not tell,
+    /// which is then a [`linger`](crate::Builder::linger).
+    ///
+    /// It is asked once for a connection whose handler has returned by itself: its peer may not know
+    /// yet that nobody reads what it sends. Answer zero if dropping `io` does the peer no harm.
+    fn quiet(io: &Self::Io) -> Option<Duration> {
+        let _does_not_tell = io;
+        None
+    }
+
     /// Lets no new peer in. Peers that are queued already are then accepted, until `accept` is
     /// pending, and the listener is dropped.
     fn shut(&mut self);
 }
+
+/// What secures the connections of a listener.
+#[cfg(feature = "_tls")]
+pub(crate) use crate::tls::Tls as Security;
+/// Nothing can.
+#[cfg(not(feature = "_tls"))]
+#[derive(Clone, Debug)]
+pub(crate) enum Security {}
 
 /// A bound listener.
 pub(crate) enum AnyListener {

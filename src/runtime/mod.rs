@@ -26,6 +26,11 @@ pub use self::smol::Smol;
 ///
 /// A runtime is a value: a server clones it freely, so it should be cheap to clone.
 ///
+/// Its methods are called on whatever thread needs them, also on the threads of a server with
+/// [`workers`](crate::Builder::workers), on which no runtime was entered. One that needs to be
+/// entered, such as tokio, keeps a handle of itself and enters that in both methods; where one of
+/// them panics, the connections that depend on it are aborted.
+///
 /// ```
 /// use std::future::Future;
 /// use std::sync::Arc;

@@ -152,6 +152,12 @@ impl ConnectionState {
 
     /// Whether the connection is inside a message, not between two.
     pub(crate) fn is_busy(&self) -> bool {
+        // In this order: a write marks what it could not send first, and counts as an answer
+        // afterwards.
+        self.is_inside_message() || self.is_inside_tls()
+    }
+
+    fn is_inside_message(&self) -> bool {
         let word = self.word();
         let is_guarded = self.has_guards();
         if is_guarded || self.writer.has(HalfState::WAITING) {

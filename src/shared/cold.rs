@@ -2,8 +2,6 @@
 //! pay one pointer for it.
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Waker;
@@ -14,6 +12,8 @@ use event_listener::Event;
 use crate::address::Address;
 use crate::report::Cause;
 use crate::runtime::Sleep;
+#[cfg(feature = "_tls")]
+use crate::tls::TlsState;
 
 /// The cold data of a connection.
 #[derive(Debug, Default)]
@@ -24,6 +24,9 @@ pub(super) struct Cold {
     pub(super) last_activity: AtomicU64,
     /// How many busy guards live.
     pub(super) guards: AtomicU32,
+    /// The TLS that the connection's bytes go through, once it has begun.
+    #[cfg(feature = "_tls")]
+    pub(super) tls: OnceLock<Box<TlsState>>,
     /// What is used under a lock, allocated apart: a long address or a limit alone does not need
     /// it.
     pub(super) locked: OnceLock<Box<Mutex<ColdLocked>>>,
@@ -58,8 +61,6 @@ pub(crate) struct TaskCold {
     pub(crate) limit_met: Option<Cause>,
     /// The uptime at which `idle_timeout` asked this connection to end.
     pub(crate) asked_by_idle_timeout: Option<Duration>,
-    /// The orderly close under way.
-    pub(crate) lingering: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// What the handler failed with.
     pub(crate) error: String,
 }

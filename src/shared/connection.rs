@@ -13,10 +13,10 @@ use std::cell::Cell;
 use std::io;
 use std::net::SocketAddrV4;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ use crate::address::{Address, NO_ADDRESS, lengthen, shorten};
 use crate::report::{Straggler, Waiting};
 use crate::socket::readiness::{HalfState, Readiness, Waiter, flag};
 use crate::sync::{MutexGuard, assert_unlocked, lock, nanos, notify, wake_by_ref};
+#[cfg(feature = "_tls")]
+use crate::tls::{Tls, TlsState};
 use crate::transport::Transport;
 
 /// What a connection, its task and its server know of it. 136 bytes, and what few need apart.
@@ -219,18 +221,15 @@ impl ConnectionState {
         }
     }
 
-    /// Waits until there may be something to read; for the close of a connection without halves.
-    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.transport.is_driven() {
-            return self.transport.poll_readable(cx);
-        }
-        if !self.transport.may_read(self.word()) {
-            self.register(Waiter::Reader, cx);
-            if !self.transport.may_read(self.word()) {
-                return Poll::Pending;
-            }
-        }
-        Poll::Ready(Ok(()))
+    #[cfg(feature = "_tls")]
+    pub(super) fn existing_tls(&self) -> Option<&TlsState> {
+        self.cold.get()?.tls.get().map(|tls| &**tls)
+    }
+
+    /// Keeps the connection's TLS; `false` where there is one already.
+    #[cfg(feature = "_tls")]
+    pub(super) fn set_tls(&self, tls: TlsState) -> bool {
+        self.cold().tls.set(Box::new(tls)).is_ok()
     }
 
     pub(super) fn cold(&self) -> &Cold {
@@ -290,8 +289,7 @@ impl ConnectionState {
     /// Asks this connection to come to an end. One that has just been accepted may still send its
     /// first byte.
     pub(crate) fn notify_drain(&self, uptime: Duration) {
-        let is_fresh = self.received.load(Acquire) == 0
-            && self.age(uptime) < self.server.config.first_byte_grace;
+        let is_fresh = self.is_fresh(uptime);
         self.set(if is_fresh {
             flag::DRAINING | flag::FIRST_BYTE_GRACE
         } else {
@@ -317,6 +315,10 @@ impl ConnectionState {
             self.notify_listeners();
             for waiter in [Waiter::Task, Waiter::Reader, Waiter::Writer] {
                 self.wake(waiter);
+            }
+            // After ABORT is set, as the task looks for ABORT when it sets CLOSING: one sees the other.
+            if self.has(flag::CLOSING) {
+                self.server.lingering.of(self.shard).hurry();
             }
         }
     }
@@ -396,12 +398,22 @@ impl ConnectionState {
         Duration::from_nanos(self.accepted)
     }
 
+    /// The TLS of the listener that this connection came through.
+    #[cfg(feature = "_tls")]
+    pub(crate) fn listeners_tls(&self) -> Option<&Tls> {
+        self.server.tls[usize::from(self.address)].as_ref()
+    }
+
     pub(crate) fn waiting(&self) -> Waiting {
         let word = self.word();
-        if word & flag::QUEUED != 0 {
-            Waiting::Limit
-        } else if word & flag::CLOSING != 0 {
+        #[cfg(feature = "_tls")]
+        if self.is_handshaking() && word & flag::CLOSING == 0 {
+            return Waiting::Handshake;
+        }
+        if word & flag::CLOSING != 0 {
             Waiting::Close
+        } else if word & flag::QUEUED != 0 {
+            Waiting::Limit
         } else if self.writer.has(HalfState::WAITING) {
             Waiting::Write
         } else if self.reader.has(HalfState::WAITING) {

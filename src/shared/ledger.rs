@@ -27,6 +27,8 @@ pub(crate) struct Closing {
     pub(crate) bytes_out: u64,
     pub(crate) accepted: Duration,
     pub(crate) has_permit: bool,
+    /// It has given its permit to another.
+    pub(crate) is_apart: bool,
     pub(super) is_self_waiter: bool,
     /// The address whose part of `max_per_peer` it holds.
     pub(super) peer_permit: Option<IpAddr>,
@@ -49,6 +51,12 @@ pub(crate) struct Ledger {
     pub(super) bytes_out: u64,
     pub(super) accept_errors: AcceptErrors,
     limited: Limited,
+    #[cfg(feature = "_tls")]
+    pub(super) failed_handshakes: u64,
+    /// Connections that were closed although their peers had not everything, or still sent.
+    pub(super) lingered_out: u64,
+    /// Connections that a drain ended and whose peers sent something afterwards.
+    pub(super) unserved_input: u64,
     /// How many connections come from one address; kept only where that is limited.
     per_peer: HashMap<IpAddr, usize>,
     /// Connections whose handlers wait for the server to close.
@@ -83,6 +91,8 @@ impl Ledger {
             Cause::IdleTimeout => self.limited.idle += 1,
             Cause::FirstByteTimeout => self.limited.first_byte += 1,
             Cause::MaxAge => self.limited.age += 1,
+            #[cfg(feature = "_tls")]
+            Cause::Handshake(_) => self.failed_handshakes += 1,
             _ => {}
         }
         if let Some(ip) = closing.peer_permit {
@@ -103,7 +113,12 @@ impl Ledger {
         has_permit
     }
 
-    fn release_peer_permit(&mut self, ip: IpAddr) {
+    /// Takes one of the permits of an address, also above its limit.
+    pub(super) fn take_peer_permit_back(&mut self, ip: IpAddr) {
+        *self.per_peer.entry(ip).or_default() += 1;
+    }
+
+    pub(super) fn release_peer_permit(&mut self, ip: IpAddr) {
         if let Some(count) = self.per_peer.get_mut(&ip) {
             *count -= 1;
             if *count == 0 {
@@ -166,6 +181,15 @@ impl Ledger {
             // The server knows it.
             shortage: false,
             limited: self.limited,
+            // The server knows it.
+            #[cfg(feature = "_tls")]
+            handshakes: 0,
+            #[cfg(feature = "_tls")]
+            failed_handshakes: self.failed_handshakes,
+            // Counted with the permits.
+            closing: 0,
+            lingered_out: self.lingered_out,
+            unserved_input: self.unserved_input,
             bytes_in: self.bytes_in + bytes_in,
             bytes_out: self.bytes_out + bytes_out,
         }

@@ -15,32 +15,34 @@ use futures_lite::future;
 use crate::address::Address;
 use crate::config::Config;
 use crate::lifecycle::{Latch, Phase, Reason, State};
-use crate::listener::AnyListener;
-use crate::listener::set::ListenerSet;
+use crate::listener::{Security, bind::Bound, set::ListenerSet};
 use crate::log;
-use crate::report::{Cause, ListenerInfo, Report, Stats};
+use crate::report::{ListenerInfo, Report, Stats};
 use crate::runtime::{Clock, Runtime};
 use crate::socket::owner::Owner;
 use crate::socket::readiness::flag;
-use crate::sync::{lock, notify};
+use crate::sync::lock;
 use crate::transport::Engine;
 #[cfg(target_os = "linux")]
 use crate::workers::WorkerPools;
 
+mod account;
 mod activity;
 mod cold;
 pub(crate) mod connection;
 pub(crate) mod events;
 mod id_map;
 pub(crate) mod ledger;
+pub(crate) mod lingering;
 pub(crate) mod permits;
 pub(crate) mod registry;
 mod self_wait;
+mod tls;
 mod tracking;
 mod work;
 
 use self::connection::ConnectionState;
-use self::ledger::{CloseKind, Closing};
+use self::lingering::LingeringQueues;
 use self::permits::{Permits, Queue, Reservation};
 use self::registry::Registry;
 
@@ -61,13 +63,17 @@ pub(crate) struct Shared {
     /// Connections that were accepted and have no permit: by the sweep, or while the limit was
     /// lowered.
     pub(crate) queue: Queue<Arc<ConnectionState>>,
+    /// Connections that are being closed and wait for their peers.
+    pub(crate) lingering: LingeringQueues,
     addrs: Vec<Address>,
+    /// The TLS of each address that is served with it.
+    #[cfg_attr(not(feature = "_tls"), allow(dead_code))]
+    pub(crate) tls: Vec<Option<Security>>,
     /// One a shard, each with an accept loop of its own; empty once the listeners are closed.
     pub(crate) listener_sets: Vec<ListenerSet>,
     /// Which set is asked first where several share a limit.
     pub(crate) next_set: AtomicUsize,
-    /// When there was last too little of something to accept with, in nanoseconds of uptime; 0 where
-    /// there is enough.
+    /// When accept last met a shortage, in nanoseconds of uptime; 0 where there is enough.
     pub(crate) last_shortage: AtomicU64,
     bound_at: Instant,
     /// The process that bound the server, and the only one that acts for it.
@@ -92,20 +98,21 @@ impl Shared {
     pub(crate) fn new(
         runtime: &impl Runtime,
         config: Config,
-        listeners: Vec<Vec<AnyListener>>,
+        bound: Vec<Bound>,
     ) -> io::Result<Self> {
-        let addrs = listeners
-            .iter()
-            .map(|sockets| sockets[0].local_addr())
-            .collect::<io::Result<_>>()?;
+        let addrs = bound.iter().map(|bound| bound.sockets[0].local_addr());
+        let addrs = addrs.collect::<io::Result<_>>()?;
+        let (listeners, tls) = bound.into_iter().map(|it| (it.sockets, it.tls)).unzip();
         Ok(Self {
             latch: Latch::default(),
             registry: Registry::default(),
             permits: Permits::new(config.max_connections),
             queue: Queue::default(),
+            lingering: LingeringQueues::default(),
             config,
             clock: Box::new(runtime.clone()),
             addrs,
+            tls,
             listener_sets: ListenerSet::all(listeners),
             next_set: AtomicUsize::new(0),
             last_shortage: AtomicU64::new(0),
@@ -154,7 +161,10 @@ impl Shared {
 
     pub(crate) fn stats(&self) -> Stats {
         Stats {
+            closing: self.permits.apart() as u64,
             shortage: self.is_short(),
+            #[cfg(feature = "_tls")]
+            handshakes: self.permits.handshakes(),
             ..self.registry.stats()
         }
     }
@@ -191,6 +201,7 @@ impl Shared {
     /// Has the server's tasks run on threads of its own; said before any peer is accepted.
     #[cfg(target_os = "linux")]
     pub(crate) fn set_pools(&self, pools: WorkerPools) {
+        self.lingering.set_shards(pools.count());
         let _first = self.pools.set(pools);
     }
 
@@ -377,102 +388,6 @@ impl Shared {
     pub(crate) fn next_queued(&self) -> Option<Arc<ConnectionState>> {
         self.queue
             .pop_if(|connection| self.acquire_permit(connection))
-    }
-}
-
-/// The account.
-impl Shared {
-    /// Counts the end of a connection, whose socket is closed.
-    pub(crate) fn close_connection(&self, closing: Closing, kind: CloseKind, cause: Cause) {
-        let had_permit = closing.has_permit;
-        let give_back = || {
-            if had_permit {
-                self.permits.give_back();
-            }
-        };
-        let uptime = || self.uptime();
-        let closed = self.registry.close(closing, kind, cause, uptime, give_back);
-        // Also where it had none: an accept loop that pauses for want of descriptors tries again.
-        notify(&self.permits.released);
-        if closed {
-            self.close();
-        }
-    }
-
-    /// Waits until no connection and no tracked work is left.
-    pub(crate) async fn emptied(&self) {
-        loop {
-            let empty = self.registry.empty.listen();
-            if self.registry.is_empty() {
-                return;
-            }
-            let drained_for = || self.drained_for().unwrap_or_default();
-            self.registry.attend_to_work(drained_for);
-            empty.await;
-        }
-    }
-
-    /// Counts the end of tracked work, whose future is dropped.
-    pub(crate) fn untrack(&self, id: u64, is_dropped: bool) {
-        self.registry.untrack(id, is_dropped, self.drained_for());
-        self.close_if_abandoned();
-    }
-
-    /// How long ago the drain began; `None` where it has not.
-    pub(crate) fn drained_for(&self) -> Option<Duration> {
-        let request = self.latch.request().clone();
-        // Until the listeners are shut, when they are to be.
-        let due = || request.asked?.checked_add(self.lame_duck());
-        let begun = request.shut.or_else(due)?;
-        self.clock.now().checked_duration_since(begun)
-    }
-
-    /// Closes the server if its task is gone and nothing is left.
-    pub(crate) fn close_if_abandoned(&self) {
-        if self.registry.is_abandoned() {
-            self.close();
-        }
-    }
-
-    /// Closes the books, once: there is a report.
-    pub(crate) fn close(&self) {
-        let is_first = self.report.set(self.build_report()).is_ok();
-        // Even if another thread set the report first: our caller looks at the phase next, and a
-        // report exists.
-        self.latch.advance(Phase::Closed);
-        if !is_first {
-            return;
-        }
-        notify(&self.registry.empty);
-        log::info!(target: "gracious", "{}", self.report());
-        self.registry.publish(State::Closed);
-        #[cfg(target_os = "linux")]
-        if let Some(pools) = self.pools() {
-            pools.stop();
-        }
-    }
-
-    /// The final report, or the account as of now.
-    pub(crate) fn report(&self) -> Report {
-        self.report
-            .get()
-            .cloned()
-            .unwrap_or_else(|| self.build_report())
-    }
-
-    pub(crate) fn build_report(&self) -> Report {
-        let request = self.latch.request().clone();
-        let now = self.clock.now();
-        Report {
-            reason: request.reason.unwrap_or(Reason::Requested),
-            stats: self.stats(),
-            elapsed: now.saturating_duration_since(self.bound_at),
-            drain: request
-                .asked
-                .map_or(Duration::ZERO, |asked| now.saturating_duration_since(asked)),
-            stragglers: self.registry.recorded_stragglers(),
-            tracked_work: self.registry.outlasting_work(),
-        }
     }
 }
 

@@ -4,7 +4,11 @@
 //!    afterwards; a future that waits for a permit begins to listen first and looks for a permit
 //!    afterwards. Swapped on either side, a change between the two acts would wake no future. The
 //!    `SeqCst` loads and stores here are one side of that, with the fence in `sync::notify`.
-//! 2. More permits may be in use than there are: a limit that is lowered takes none back.
+//! 2. More permits may be in use than there are: a limit that is lowered takes none back, and a
+//!    connection apart that needs its permit again takes one.
+//! 3. A connection that is being closed and only waits for its peer's end gives its permit back and
+//!    is counted apart, up to the limit once more: so there are never more than twice as many
+//!    connections as the limit allows, and round trips keep no permit.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -19,6 +23,13 @@ use crate::sync::{lock, notify};
 #[derive(Debug)]
 pub(crate) struct Permits {
     in_use: AtomicUsize,
+    /// How many TLS handshakes are under way, and how many of these connections have no permit.
+    #[cfg(feature = "_tls")]
+    handshakes: AtomicUsize,
+    #[cfg(feature = "_tls")]
+    handshakes_apart: AtomicUsize,
+    /// How many connections are being closed and have given their permits back.
+    apart: AtomicUsize,
     /// `usize::MAX` where there is no limit.
     max: AtomicUsize,
     /// No peer is accepted, whether or not there are permits.
@@ -35,6 +46,11 @@ impl Permits {
     pub(super) fn new(max_connections: Option<usize>) -> Self {
         Self {
             in_use: AtomicUsize::new(0),
+            #[cfg(feature = "_tls")]
+            handshakes: AtomicUsize::new(0),
+            #[cfg(feature = "_tls")]
+            handshakes_apart: AtomicUsize::new(0),
+            apart: AtomicUsize::new(0),
             max: AtomicUsize::new(max_connections.unwrap_or(usize::MAX)),
             paused: AtomicBool::new(false),
             released: Event::new(),
@@ -76,13 +92,66 @@ impl Permits {
 
     /// Gives a permit back, for the next connection.
     pub(super) fn release(&self) {
-        self.give_back();
+        self.end(true, false);
         notify(&self.released);
     }
 
-    /// As [`release`](Self::release), under a lock: the caller notifies `released` afterwards.
-    pub(super) fn give_back(&self) {
-        self.in_use.fetch_sub(1, SeqCst);
+    /// Exchanges a permit for a place among the connections apart; `false` where there is none. The
+    /// caller notifies `released`.
+    pub(crate) fn set_apart(&self) -> bool {
+        let one_more = |apart| (apart < self.max.load(SeqCst)).then_some(apart + 1);
+        let is_apart = self.apart.fetch_update(SeqCst, SeqCst, one_more).is_ok();
+        if is_apart {
+            self.in_use.fetch_sub(1, SeqCst);
+        }
+        is_apart
+    }
+
+    /// Exchanges a place among the connections apart for a permit, also above the limit.
+    pub(crate) fn take_back(&self) {
+        self.in_use.fetch_add(1, SeqCst);
+        self.apart.fetch_sub(1, SeqCst);
+    }
+
+    /// How many connections are apart.
+    pub(super) fn apart(&self) -> usize {
+        self.apart.load(SeqCst)
+    }
+
+    /// A connection has ended that had a permit, or was apart, or neither. As
+    /// [`release`](Self::release), under a lock: the caller notifies `released` afterwards.
+    pub(super) fn end(&self, had_permit: bool, was_apart: bool) {
+        if had_permit {
+            self.in_use.fetch_sub(1, SeqCst);
+        }
+        if was_apart {
+            self.apart.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// A TLS handshake begins; gives whether its connection may do without a permit.
+    #[cfg(feature = "_tls")]
+    pub(crate) fn begin_handshake(&self) -> bool {
+        self.handshakes.fetch_add(1, SeqCst);
+        let one_more = |apart| (apart < self.max.load(SeqCst)).then_some(apart + 1);
+        let apart = &self.handshakes_apart;
+        apart.fetch_update(SeqCst, SeqCst, one_more).is_ok()
+    }
+
+    /// A TLS handshake has ended, after its connection was launched, queued or closed.
+    #[cfg(feature = "_tls")]
+    pub(crate) fn end_handshake(&self, is_apart: bool) {
+        if is_apart {
+            self.handshakes_apart.fetch_sub(1, SeqCst);
+        }
+        self.handshakes.fetch_sub(1, SeqCst);
+        notify(&self.released);
+    }
+
+    /// How many TLS handshakes are under way.
+    #[cfg(feature = "_tls")]
+    pub(crate) fn handshakes(&self) -> u64 {
+        self.handshakes.load(SeqCst) as u64
     }
 
     /// Takes a permit for a peer that is still to be found; `None` where there is none.

@@ -82,7 +82,8 @@ impl Registry {
             bytes_in: connection.received.load(Relaxed),
             bytes_out: connection.sent.load(Relaxed),
             accepted: connection.accepted(),
-            has_permit: word & flag::QUEUED == 0,
+            has_permit: word & (flag::QUEUED | flag::APART) == 0,
+            is_apart: word & flag::APART != 0,
             is_self_waiter: word & flag::SELF_WAITER != 0,
             peer_permit: has_peer_permit.then(|| connection.peer().ip()).flatten(),
         };
@@ -142,6 +143,42 @@ impl Registry {
             connection.set(flag::HAS_PEER_PERMIT);
         }
         has_permit
+    }
+
+    /// Gives the permit of a peer's address back before the connection ends.
+    pub(crate) fn release_peer_permit(&self, connection: &ConnectionState) {
+        let Some(ip) = connection.peer().ip() else {
+            return;
+        };
+        let mut inner = self.inner();
+        if connection.has(flag::COUNTED) {
+            return;
+        }
+        if connection.clear(flag::HAS_PEER_PERMIT) & flag::HAS_PEER_PERMIT != 0 {
+            inner.ledger.release_peer_permit(ip);
+        }
+    }
+
+    /// Takes that permit again, also above the limit.
+    pub(crate) fn take_peer_permit_back(&self, connection: &ConnectionState) {
+        let Some(ip) = connection.peer().ip() else {
+            return;
+        };
+        let mut inner = self.inner();
+        if !connection.has(flag::COUNTED) {
+            connection.set(flag::HAS_PEER_PERMIT);
+            inner.ledger.take_peer_permit_back(ip);
+        }
+    }
+
+    /// A connection was closed although its peer had not everything, or still sent.
+    pub(crate) fn count_lingered_out(&self) {
+        self.inner().ledger.lingered_out += 1;
+    }
+
+    /// A connection that a drain has ended was sent something afterwards.
+    pub(crate) fn count_unserved_input(&self) {
+        self.inner().ledger.unserved_input += 1;
     }
 }
 
@@ -219,10 +256,12 @@ impl Registry {
         self.all().into_iter().map(info).collect()
     }
 
-    /// The open connections as stragglers, in the order they came.
+    /// The open connections as stragglers, in the order they came; without those that only wait for
+    /// their peers' ends.
     pub(crate) fn stragglers(&self, uptime: Duration) -> Vec<Straggler> {
         self.all()
             .iter()
+            .filter(|connection| !connection.has(flag::APART))
             .map(|connection| connection.straggler(uptime))
             .collect()
     }
@@ -339,6 +378,12 @@ impl Registry {
 
     pub(crate) fn count_accept_error(&self, count: impl FnOnce(&mut AcceptErrors)) {
         count(&mut self.inner().ledger.accept_errors);
+    }
+
+    /// A TLS handshake that a handler began has failed.
+    #[cfg(feature = "_tls")]
+    pub(crate) fn count_failed_handshake(&self) {
+        self.inner().ledger.failed_handshakes += 1;
     }
 
     /// An accept loop begins beside the server's own task.

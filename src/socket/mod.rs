@@ -1,10 +1,13 @@
 //! One connection's socket, and what can be asked of it without waiting.
 
 use std::io::{self, Read};
+#[cfg(feature = "_tls")]
+use std::io::{IoSlice, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use futures_io::{AsyncRead, AsyncWrite};
 
@@ -66,9 +69,33 @@ pub(crate) enum Incoming {
 }
 
 /// A stream of the user's own, without its type.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
+    /// As [`SocketRef::unacknowledged`], without the end.
+    fn unacknowledged(&self) -> Option<usize>;
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+    /// As [`SocketRef::quiet`]; `None` where the transport does not tell.
+    fn quiet(&self) -> Option<Duration>;
+}
+
+/// What a peer has not taken yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unacknowledged {
+    pub(crate) bytes: usize,
+    /// Our end may be lost on its way.
+    pub(crate) end: bool,
+}
+
+impl Unacknowledged {
+    /// Over a transport on which our end does not get lost.
+    pub(crate) fn bytes(bytes: usize) -> Self {
+        Self { bytes, end: false }
+    }
+}
+
+/// How long a peer has to be silent at least: it may be waiting for a processor.
+const SHORTEST_QUIET: Duration = Duration::from_millis(5);
+/// How long a peer has to be silent whose round trips were never measured: TCP's first time-out.
+const QUIET_WITHOUT_SAMPLE: Duration = Duration::from_secs(1);
 
 /// A connection's socket, borrowed from its transport.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +136,15 @@ impl SocketRef<'_> {
         })
     }
 
+    /// Writes once; `WouldBlock` where the kernel has no room.
+    #[cfg(feature = "_tls")]
+    pub(crate) fn write(self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        uninterrupted(|| match self {
+            Self::Tcp(mut socket) => socket.write_vectored(bufs),
+            Self::Unix(mut socket) => socket.write_vectored(bufs),
+        })
+    }
+
     pub(crate) fn local_addr(self) -> io::Result<Address> {
         Ok(match self {
             Self::Tcp(socket) => socket.local_addr()?.into(),
@@ -138,17 +174,44 @@ impl SocketRef<'_> {
         Ok(None)
     }
 
-    /// How many bytes the peer's kernel has not acknowledged yet, the end counted as one; `None`
-    /// where the system does not tell.
-    pub(crate) fn unacknowledged(self) -> Option<usize> {
+    /// Once our end was sent: what the peer has not taken yet. Over TCP the peer's kernel takes it,
+    /// from a Unix socket the peer itself. `None` where the system does not tell.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn unacknowledged(self) -> Option<Unacknowledged> {
         match self {
-            #[cfg(target_os = "linux")]
-            Self::Tcp(socket) => output_queue(socket),
-            #[cfg(not(target_os = "linux"))]
+            // The end counts as one.
+            Self::Tcp(socket) => output_queue(socket).map(|queued| Unacknowledged {
+                bytes: queued.saturating_sub(1),
+                end: queued > 0,
+            }),
+            Self::Unix(socket) => output_queue(socket).map(Unacknowledged::bytes),
+        }
+    }
+
+    /// Once our end was sent: what the peer has not taken yet; `None` where the system does not tell.
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn unacknowledged(self) -> Option<Unacknowledged> {
+        match self {
             Self::Tcp(_) => None,
             // What was written to a Unix socket is in the peer's receive queue, and stays there
             // when this end is closed.
-            Self::Unix(_) => Some(0),
+            Self::Unix(_) => Some(Unacknowledged::bytes(0)),
+        }
+    }
+
+    /// How long a peer has to be silent until nothing of what it has sent can be under way any more.
+    /// A segment that is lost is sent again after a time-out of TCP's, and then needs its time for
+    /// the way; from a Unix socket everything has arrived.
+    pub(crate) fn quiet(self) -> Duration {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Tcp(socket) => retransmission(socket)
+                .map_or(QUIET_WITHOUT_SAMPLE, |(timeout, round_trip)| {
+                    (timeout + round_trip).max(SHORTEST_QUIET)
+                }),
+            #[cfg(not(target_os = "linux"))]
+            Self::Tcp(_) => QUIET_WITHOUT_SAMPLE,
+            Self::Unix(_) => SHORTEST_QUIET,
         }
     }
 }
@@ -163,14 +226,42 @@ pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::R
     }
 }
 
-/// How many bytes of a socket's output are not acknowledged, the FIN counted as one.
+/// How many bytes of a TCP socket's output are not acknowledged, the FIN counted as one; how much of
+/// a Unix socket's was not read.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
-fn output_queue(socket: &TcpStream) -> Option<usize> {
+fn output_queue(socket: impl AsFd) -> Option<usize> {
     use rustix::ioctl::{Getter, ioctl};
     const SIOCOUTQ: rustix::ioctl::Opcode = libc::TIOCOUTQ as rustix::ioctl::Opcode;
-    // SAFETY: on a TCP socket SIOCOUTQ, whose number is TIOCOUTQ's, stores one C int at the
-    // address it is given and does nothing else, which is what this `Getter` declares.
+    // SAFETY: on a TCP or a Unix socket SIOCOUTQ, whose number is TIOCOUTQ's, stores one C int at
+    // the address it is given and does nothing else, which is what this `Getter` declares.
     let queued = unsafe { ioctl(socket, Getter::<SIOCOUTQ, libc::c_int>::new()) };
     usize::try_from(queued.ok()?).ok()
+}
+
+/// After which time TCP sends a segment again, and how long a round trip takes; `None` where none was
+/// measured yet.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn retransmission(socket: &TcpStream) -> Option<(Duration, Duration)> {
+    use std::os::fd::AsRawFd;
+    // The beginning of the kernel's `struct tcp_info`: eight bytes, then numbers of 32 bits.
+    const RETRANSMISSION: usize = 2;
+    const ROUND_TRIP: usize = 17;
+    let mut info = [0_u32; ROUND_TRIP + 1];
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: getsockopt stores at most `len` bytes at the address it is given, which is that of an
+    // array of just that size, and how many it has stored in `len`, which is a `socklen_t`. Both
+    // outlive the call, and any four bytes are a `u32`.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    let micros = |index: usize| Duration::from_micros(u64::from(info[index]));
+    (done == 0 && info[ROUND_TRIP] > 0).then(|| (micros(RETRANSMISSION), micros(ROUND_TRIP)))
 }

@@ -2,7 +2,7 @@
 //! concerns.
 //!
 //! ```text
-//! bit  0 … 29   flags: what was asked of the connection and what has become of it (`flag`)
+//! bit  0 … 31   flags: what was asked of the connection and what has become of it (`flag`)
 //! bit 32        READ_CLOSED     the peer has ended, or the connection is broken
 //! bit 33        WRITE_BLOCKED   the last write found no room
 //! bit 34        WRITE_INTEREST  the driver reports room to write
@@ -84,6 +84,11 @@ pub(crate) mod flag {
     pub(crate) const DECLARED: u64 = 1 << 28;
     /// When a byte moves is recorded.
     pub(crate) const WATCHED: u64 = 1 << 29;
+    /// The connection is being closed and has given its permit to another.
+    pub(crate) const APART: u64 = 1 << 30;
+
+    /// The connection's bytes go through TLS, whose state is in its cold data.
+    pub(crate) const TLS: u64 = 1 << 31;
 
     /// Operations fail: the server has ended the connection.
     pub(crate) const ENDED_BY_SERVER: u64 = ABORT | EXPIRED;
@@ -112,6 +117,11 @@ pub(crate) fn ticks(word: u64) -> u32 {
 #[cfg(target_os = "linux")]
 pub(crate) fn is_write_blocked(word: u64) -> bool {
     word & WRITE_BLOCKED != 0
+}
+
+/// Whether the bytes go through TLS, as of this word; without the feature the compiler knows.
+pub(crate) fn is_tls(word: u64) -> bool {
+    cfg!(feature = "_tls") && word & flag::TLS != 0
 }
 
 /// A future that a connection may have to wake.
@@ -199,6 +209,13 @@ impl Readiness {
         self.word.fetch_and(!flags, SeqCst)
     }
 
+    /// Marks the connection as detached, unless it was aborted before; `false` then. One operation:
+    /// an abort either finds the mark, and leaves the socket alone, or has shut it down.
+    pub(crate) fn detach(&self) -> bool {
+        let mark = |word| (word & flag::ABORT == 0).then_some(word | flag::DETACHED);
+        self.word.fetch_update(SeqCst, SeqCst, mark).is_ok()
+    }
+
     /// Whether `waker` is the task's first; and if so, whether `waiter` is registered with it.
     #[inline]
     pub(crate) fn is_registered(&self, waiter: Waiter, waker: &Waker) -> (bool, bool) {
@@ -251,6 +268,10 @@ impl Readiness {
         // Once the driver was asked for room it reports it with every input.
         if writable && seen & WRITE_BLOCKED != 0 {
             concerns(Waiter::Writer);
+            // Its task may be what sends.
+            if is_tls(seen) {
+                concerns(Waiter::Task);
+            }
         }
     }
 

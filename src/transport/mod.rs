@@ -11,12 +11,13 @@ use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_io::Async;
 
 use crate::address::Address;
 use crate::socket::readiness::{HalfState, Readiness};
-use crate::socket::{Credentials, Incoming, Socket, SocketRef, Stream};
+use crate::socket::{Credentials, Incoming, Socket, SocketRef, Stream, Unacknowledged};
 use crate::sync::lock_for_user;
 #[cfg(target_os = "linux")]
 use crate::workers::{Poller, Registration};
@@ -125,15 +126,6 @@ impl Transport {
         }
     }
 
-    /// Whether events are recorded in the connection's word, so that a waiter registers its waker
-    /// with the connection. Other transports are given the waker with each poll.
-    pub(crate) fn is_driven(&self) -> bool {
-        #[cfg(target_os = "linux")]
-        return matches!(self, Self::Driven(_));
-        #[cfg(not(target_os = "linux"))]
-        false
-    }
-
     /// Whether a look for something to read may find it. The reactor's sockets have to look.
     #[inline]
     pub(crate) fn may_read(&self, word: u64) -> bool {
@@ -209,34 +201,53 @@ impl Transport {
         }
     }
 
-    /// Reads once, without arranging anything.
-    pub(crate) fn try_read(&self, word: u64, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
+    /// Reads once, if there is something. Only a transport of the user's own arranges a wake-up.
+    pub(crate) fn try_read(
+        &self,
+        word: u64,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> io::Result<usize> {
+        let read = match self {
             #[cfg(target_os = "linux")]
-            Self::Driven(registration) => match registration.poll_read(word, buf, true) {
-                Poll::Ready(read) => read,
-                Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-            },
-            _ => match self.socket() {
-                Some(socket) => socket.read(buf),
-                None => Err(io::ErrorKind::WouldBlock.into()),
-            },
+            Self::Driven(registration) => registration.poll_read(word, buf, true),
+            Self::Custom(io) => Pin::new(&mut *lock_for_user(io)).poll_read(cx, buf),
+            Self::Tcp(socket) => return SocketRef::Tcp(socket.get_ref()).read(buf),
+            Self::Unix(socket) => return SocketRef::Unix(socket.get_ref()).read(buf),
+        };
+        match read {
+            Poll::Ready(read) => read,
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
-    /// Waits until there may be something to read, with the reactor.
-    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Writes once, without arranging anything; `Unsupported` of a transport of the user's own.
+    #[cfg(feature = "_tls")]
+    pub(crate) fn try_write(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self.socket() {
+            Some(socket) => socket.write(bufs),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Once our end was sent: what the peer has not taken yet; `None` where nobody tells.
+    pub(crate) fn unacknowledged(&self) -> Option<Unacknowledged> {
         match self {
-            Self::Tcp(socket) => socket.poll_readable(cx),
-            Self::Unix(socket) => socket.poll_readable(cx),
-            _ => Poll::Pending,
+            Self::Custom(io) => {
+                let bytes = lock_for_user(io).unacknowledged();
+                bytes.map(Unacknowledged::bytes)
+            }
+            _ => self.socket()?.unacknowledged(),
         }
     }
 
-    /// How many bytes the peer's kernel has not acknowledged yet, the end counted as one; `None`
-    /// where the system does not tell.
-    pub(crate) fn unacknowledged(&self) -> Option<usize> {
-        self.socket().map_or(Some(0), SocketRef::unacknowledged)
+    /// How long a peer that has taken everything must have been silent until nothing of what it has
+    /// sent can be under way any more; `None` where nobody tells.
+    pub(crate) fn quiet(&self) -> Option<Duration> {
+        match self {
+            Self::Custom(io) => lock_for_user(io).quiet(),
+            _ => self.socket().map(SocketRef::quiet),
+        }
     }
 
     /// The address that the peer connected to, where the transport knows it.

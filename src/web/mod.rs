@@ -68,6 +68,11 @@ pub type Request = hyper::Request<Incoming>;
 
 pub use hyper::{Response, StatusCode};
 
+/// What a server of HTTP offers by ALPN: `Tls::alpn(web::ALPN)`. The version that a client agrees to
+/// is what its connection speaks.
+#[cfg(feature = "_tls")]
+pub const ALPN: [&str; 2] = ["h2", "http/1.1"];
+
 type BoxedError = Box<dyn Error + Send + Sync>;
 
 /// The limits of HTTP, to be set: `web::builder().head_timeout(span).serve(hello)`.

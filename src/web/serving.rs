@@ -226,11 +226,17 @@ fn poll_version(
     settings: &Settings,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<Version>> {
+    let agreed = agreed(stream);
     loop {
+        // A client that has agreed to a version in its TLS handshake speaks first, too: until then it
+        // is idle.
         let bytes = ready!(Pin::new(&mut *stream).poll_fill_buf(cx))?;
         let awaited = &PREFACE[seen.len()..];
         if !settings.http2 || bytes.is_empty() {
             return Poll::Ready(Ok(Version::Http1));
+        }
+        if let Some(agreed) = agreed {
+            return Poll::Ready(Ok(agreed));
         }
         if bytes.starts_with(awaited) {
             return Poll::Ready(Ok(Version::Http2));
@@ -241,6 +247,20 @@ fn poll_version(
         seen.extend(bytes);
         let len = bytes.len();
         Pin::new(&mut *stream).consume(len);
+    }
+}
+
+/// The version that the client has agreed to in its TLS handshake, if it has to one.
+fn agreed(stream: &Connection) -> Option<Version> {
+    #[cfg(feature = "_tls")]
+    return match stream.state().tls()?.is_protocol(b"h2")? {
+        true => Some(Version::Http2),
+        false => Some(Version::Http1),
+    };
+    #[cfg(not(feature = "_tls"))]
+    {
+        let _plain = stream;
+        None
     }
 }
 

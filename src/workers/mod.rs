@@ -17,6 +17,8 @@ mod pool;
 #[cfg(target_os = "linux")]
 mod pools;
 #[cfg(target_os = "linux")]
+mod queues;
+#[cfg(target_os = "linux")]
 mod spin;
 #[cfg(target_os = "linux")]
 mod watchdog;

@@ -117,6 +117,11 @@ impl WorkerPools {
         self.pools.get(usize::from(shard))
     }
 
+    /// How many pools there are.
+    pub(crate) fn count(&self) -> u16 {
+        self.pools.len() as u16
+    }
+
     /// The pools that run handlers.
     pub(crate) fn serving(&self) -> &[Arc<Pool>] {
         &self.pools[self.acceptors..]

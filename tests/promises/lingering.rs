@@ -1,5 +1,5 @@
-//! A closing connection waits for a peer that has not taken everything, as long as it makes
-//! progress: `linger` without any, `linger_total` in all.
+//! A closing connection waits for a peer that has not taken everything, and for one that sends until
+//! it has been silent for a `linger`: `linger_total` in all.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use gracious::{Connection, ServerEvent};
 
 use crate::support::TestRuntime;
-use crate::support::client::{Client, tcp, write_now};
+use crate::support::client::{Client, handing_over, tcp, write_now};
 
 crate::on_every_runtime!(
-    a_peer_that_takes_nothing_more_is_left_after_the_linger,
+    a_peer_that_sends_nothing_more_is_left_after_the_linger,
     the_linger_ends_in_any_case_after_its_total,
     a_peer_that_takes_everything_is_not_waited_for,
 );
@@ -26,13 +26,16 @@ async fn fill(mut conn: Connection) -> io::Result<()> {
     Ok(())
 }
 
-async fn a_peer_that_takes_nothing_more_is_left_after_the_linger(runtime: TestRuntime) {
+async fn a_peer_that_sends_nothing_more_is_left_after_the_linger(runtime: TestRuntime) {
     let builder = tcp(runtime).linger(SPAN).linger_total(None);
-    let running = builder.bind().await.unwrap().spawn(fill);
+    let (running, connections) = handing_over(builder.bind().await.unwrap());
     let events = running.handle().events();
-    let _client = Client::of(&running);
+    let mut client = Client::of(&running);
+    client.send("nobody reads this\n");
+    drop(connections.recv().await.unwrap());
     assert!(span_of_one(&events).await >= SPAN);
-    assert_eq!(running.shutdown().await.unwrap().completed, 1);
+    let report = running.shutdown().await.unwrap();
+    assert_eq!((report.completed, report.lingered_out), (1, 0));
 }
 
 async fn the_linger_ends_in_any_case_after_its_total(runtime: TestRuntime) {
@@ -41,7 +44,8 @@ async fn the_linger_ends_in_any_case_after_its_total(runtime: TestRuntime) {
     let events = running.handle().events();
     let _client = Client::of(&running);
     assert!(span_of_one(&events).await >= SPAN);
-    assert_eq!(running.shutdown().await.unwrap().completed, 1);
+    let report = running.shutdown().await.unwrap();
+    assert_eq!((report.completed, report.lingered_out), (1, 1));
 }
 
 async fn a_peer_that_takes_everything_is_not_waited_for(runtime: TestRuntime) {

@@ -19,6 +19,7 @@ mod p02_one_stop;
 mod p03_the_door;
 mod p04_the_queue;
 mod p05_every_byte;
+mod p05_orderly_end;
 mod p06_every_request;
 mod p07_idle;
 mod p08_the_deadline;
@@ -32,5 +33,7 @@ mod p15_account;
 mod p17_fairness;
 mod scope;
 mod sets;
+#[cfg(all(feature = "tls", target_os = "linux"))]
+mod tls;
 mod told_live;
 mod unix_sockets;

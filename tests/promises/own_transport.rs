@@ -3,10 +3,13 @@
 
 use std::collections::VecDeque;
 use std::future::{Future, pending, poll_fn};
+use std::hint;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::task::{Context, Poll, Waker};
+use std::thread;
 use std::time::Duration;
 
 use async_channel::{Receiver, Sender};
@@ -15,7 +18,7 @@ use gracious::{Address, Builder, Connection, EndedBy, Handle, Listener, Reason, 
 
 use crate::support::TestRuntime;
 use crate::support::client::{
-    Client, HOUR, echo, eventually, refuses, taken_in, unix_address, waits,
+    Client, HOUR, echo, eventually, refuses, rounds, taken_in, unix_address, waits,
 };
 use crate::support::peer::{ask_for_everything, at_home, is_cut, logged, on_log, passes, settled};
 
@@ -29,6 +32,7 @@ crate::on_every_runtime!(
     it_goes_together_with_sockets,
     an_abort_drops_the_transport,
     its_connections_cannot_be_detached,
+    an_abort_beside_a_detach_that_fails_cuts_the_connection,
     a_row_of_transient_errors_ends_nothing,
     errors_without_a_number_are_judged_by_their_kind,
     a_listener_that_always_fails_does_not_starve_the_others,
@@ -167,6 +171,15 @@ impl Listener for Memory {
         } else {
             Err(io::Error::other("it has no name"))
         }
+    }
+
+    fn unacknowledged(_: &Self::Io) -> Option<usize> {
+        // What was written is in the peer's hands.
+        Some(0)
+    }
+
+    fn quiet(_: &Self::Io) -> Option<Duration> {
+        Some(Duration::ZERO)
     }
 
     fn shut(&mut self) {
@@ -383,6 +396,55 @@ async fn its_connections_cannot_be_detached(runtime: TestRuntime) {
     assert_eq!((report.failed, report.detached), (1, 0));
 }
 
+/// As `eventually`, of what takes less than its pauses.
+#[track_caller]
+fn soon(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if holds() {
+            return;
+        }
+        thread::yield_now();
+    }
+    eventually(what, holds);
+}
+
+/// The abort found a connection that was no longer the server's, and left it alone; then it was the
+/// server's again, and its handler went on for good.
+async fn an_abort_beside_a_detach_that_fails_cuts_the_connection(runtime: TestRuntime) {
+    let (door, builder) = in_memory(&runtime);
+    let (begun, may_detach) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (tells, waits_for) = (begun.clone(), may_detach.clone());
+    let running = builder
+        .bind()
+        .await
+        .unwrap()
+        .spawn(async move |conn: Connection| {
+            let id = conn.id();
+            tells.store(id, SeqCst);
+            while waits_for.load(SeqCst) < id {
+                hint::spin_loop();
+            }
+            conn.detach().unwrap_err();
+            pending::<()>().await;
+        });
+    let handle = running.handle();
+    for id in 1..=rounds(300) as u64 {
+        let (_client, mut server) = pipe();
+        // Its end takes no while, so that nothing has the task look again.
+        server.closing = true;
+        door.say(Accept::Peer(server));
+        soon("its handler", || begun.load(SeqCst) == id);
+        may_detach.store(id, SeqCst);
+        for _ in 0..id % 64 {
+            hint::spin_loop();
+        }
+        handle.abort_connection(id);
+        soon("it was cut", || handle.active() == 0);
+    }
+    handle.shutdown();
+    settled(running.await);
+}
+
 async fn a_row_of_transient_errors_ends_nothing(runtime: TestRuntime) {
     let peers = [
         libc::ECONNABORTED,
@@ -464,9 +526,7 @@ async fn a_listener_that_always_fails_does_not_starve_the_others(runtime: TestRu
         for _ in 0..3 {
             assert_eq!(Client::of(&running).ask("hello"), "hello");
         }
-        running
-            .handle()
-            .shutdown_within(std::time::Duration::from_secs(2));
+        running.handle().shutdown_within(Duration::from_secs(2));
         let report = settled(running.await);
         assert_eq!(report.accepted, 3);
         assert!(report.accept_errors > 0);
@@ -485,7 +545,7 @@ async fn a_shortage_is_over_when_a_connection_ends(runtime: TestRuntime) {
     ask(&mut inside, "hello").await;
     door.fail(libc::EMFILE);
     let mut outside = door.enter();
-    crate::support::client::eventually("a shortage", || {
+    eventually("a shortage", || {
         running.handle().stats().accept_errors_by.shortage == 1
     });
     // The pause is an hour long on this clock.
@@ -506,7 +566,7 @@ async fn a_shortage_is_over_at_a_shutdown(runtime: TestRuntime) {
     door.fail(libc::EMFILE);
     let mut outside = door.enter();
     outside.write_all(b"hello\n").await.unwrap();
-    crate::support::client::eventually("a shortage", || {
+    eventually("a shortage", || {
         running.handle().stats().accept_errors_by.shortage == 1
     });
     running.handle().shutdown();
@@ -523,8 +583,8 @@ impl gracious::Runtime for Patient {
         self.0.spawn(future);
     }
 
-    fn sleep(&self, duration: std::time::Duration) -> impl Future<Output = ()> + Send + 'static {
-        let short = duration <= std::time::Duration::from_secs(1);
+    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static {
+        let short = duration <= Duration::from_secs(1);
         self.0.sleep(if short { HOUR } else { duration })
     }
 
@@ -656,6 +716,15 @@ impl Listener for Curious {
 
     fn local_addr(&self) -> io::Result<Address> {
         self.memory.local_addr()
+    }
+
+    fn unacknowledged(_: &Self::Io) -> Option<usize> {
+        // What was written is in the peer's hands.
+        Some(0)
+    }
+
+    fn quiet(_: &Self::Io) -> Option<Duration> {
+        Some(Duration::ZERO)
     }
 
     fn shut(&mut self) {

@@ -11,8 +11,8 @@ use gracious::{Cause, Connection, Reason, ServerEvent, State};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
-    Client, assert_balance, echo, handing_over, on, read_in, rounds, taken_in, tcp, transports,
-    waits,
+    Client, assert_balance, echo, handing_over, on, read_in, reading, rounds, taken_in, tcp,
+    transports, waits,
 };
 
 crate::on_every_runtime!(
@@ -58,11 +58,10 @@ async fn a_stop_before_serve_serves_whoever_is_queued(runtime: TestRuntime) {
         handle.shutdown();
         assert_eq!(handle.state(), State::Draining);
         assert!(!handle.is_serving());
+        let clients = reading(clients);
         let report = server.serve(echo).await.unwrap();
         assert_eq!((report.accepted, report.completed), (5, 5));
-        for client in &mut clients {
-            assert_eq!(client.rest(), "hello\n");
-        }
+        assert_eq!(clients.join().unwrap(), ["hello\n"; 5]);
     }
 }
 
@@ -178,8 +177,9 @@ async fn a_client_stops_the_server_and_reads_the_reply_to_the_end(runtime: TestR
         let server = on(&address, runtime.clone()).bind().await.unwrap();
         let mut client = Client::to(&server);
         client.send("hello\nquit\n");
+        let client = reading(vec![client]);
         let report = server.serve(talk).await.unwrap();
-        assert_eq!(client.rest(), "hello\nbye\n");
+        assert_eq!(client.join().unwrap(), ["hello\nbye\n"]);
         assert_eq!((report.accepted, report.completed), (1, 1));
         assert_eq!(report.reason, Reason::Requested);
     }
@@ -225,6 +225,7 @@ async fn what_was_pipelined_behind_the_last_request_does_no_harm(runtime: TestRu
         let mut client = Client::to(&server);
         client.send("quit\n");
         client.send(&"never read\n".repeat(5000));
+        let client = reading(vec![client]);
         let report = server
             .serve(async |mut conn: Connection| {
                 let mut line = String::new();
@@ -235,7 +236,7 @@ async fn what_was_pipelined_behind_the_last_request_does_no_harm(runtime: TestRu
             })
             .await
             .unwrap();
-        assert_eq!(client.rest(), "bye\n");
+        assert_eq!(client.join().unwrap(), ["bye\n"]);
         assert_eq!((report.accepted, report.completed), (1, 1));
     }
 }

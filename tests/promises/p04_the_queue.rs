@@ -19,8 +19,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
-    Client, HOUR, Visit, answer_once, assert_balance, echo, eventually, handing_over, on, refuses,
-    rounds, tcp, transports, unix_address, visit, waits,
+    Client, HOUR, Visit, answer_once, assert_balance, echo, eventually, handing_over, on, reading,
+    refuses, rounds, tcp, transports, unix_address, visit, waits,
 };
 
 crate::on_every_runtime!(
@@ -54,9 +54,10 @@ async fn a_full_queue_is_served_at_a_stop(runtime: TestRuntime) {
             client.send(&format!("hello from {i}\n"));
         }
         server.handle().shutdown();
+        let queued = reading(queued);
         let report = server.serve(echo).await.unwrap();
-        for (i, client) in queued.iter_mut().enumerate() {
-            assert_eq!(client.rest(), format!("hello from {i}\n"));
+        for (i, said) in queued.join().unwrap().iter().enumerate() {
+            assert_eq!(*said, format!("hello from {i}\n"));
         }
         assert_eq!((report.accepted, report.completed), (50, 50));
     }
@@ -106,10 +107,9 @@ async fn who_waits_at_a_paused_server_is_served_at_a_stop(runtime: TestRuntime) 
             client.send("hello\n");
         }
         assert_eq!(handle.stats().accepted, 0);
+        let queued = reading(queued);
         let report = running.shutdown().await.unwrap();
-        for client in &mut queued {
-            assert_eq!(client.rest(), "hello\n");
-        }
+        assert_eq!(queued.join().unwrap(), ["hello\n"; 50]);
         assert_eq!((report.accepted, report.completed), (50, 50));
     }
 }
@@ -147,7 +147,7 @@ struct Served {
 
 async fn who_waits_behind_the_limit_is_served_as_others_end(runtime: TestRuntime) {
     for address in transports() {
-        let (running, served, mut queued) =
+        let (running, served, queued) =
             one_served_and_others_queued(runtime.clone(), &address, None).await;
         let handle = running.handle();
         // All are accepted, and none of them has a handler.
@@ -161,15 +161,14 @@ async fn who_waits_behind_the_limit_is_served_as_others_end(runtime: TestRuntime
         drop(served.conn);
         let mut first = served.client;
         assert_eq!(first.rest(), "");
-        for _ in &queued {
+        let queued = reading(queued);
+        for _ in 0..QUEUED {
             let conn = served.connections.recv().await.unwrap();
             // There is one permit, and no other connection got one.
             assert!(served.connections.is_empty());
             answer_once(conn).await.unwrap();
         }
-        for client in &mut queued {
-            assert_eq!(client.rest(), "hello\n");
-        }
+        assert_eq!(queued.join().unwrap(), ["hello\n"; QUEUED]);
         let report = running.await.unwrap();
         assert_eq!((report.accepted, report.completed), (51, 51));
     }
@@ -255,10 +254,9 @@ async fn a_kept_sweep_ends_by_itself(runtime: TestRuntime) {
             client.send("hello\n");
         }
         server.handle().shutdown();
+        let queued = reading(queued);
         let report = server.serve(echo).await.unwrap();
-        for client in &mut queued {
-            assert_eq!(client.rest(), "hello\n");
-        }
+        assert!(queued.join().unwrap().iter().all(|said| said == "hello\n"));
         assert_eq!(report.completed, addresses.len() as u64);
         assert_eq!(report.accept_errors, 0);
     }
@@ -380,14 +378,13 @@ async fn goes_on_as_connections_end(address: &str, runtime: TestRuntime) {
     eventually("a shortage", || handle.stats().accept_errors > 0);
     drop(conn);
     assert_eq!(first.rest(), "");
-    for _ in &queued {
+    let queued = reading(queued);
+    for _ in 0..5 {
         answer_once(connections.recv().await.unwrap())
             .await
             .unwrap();
     }
-    for client in &mut queued {
-        assert_eq!(client.rest(), "hello\n");
-    }
+    assert_eq!(queued.join().unwrap(), ["hello\n"; 5]);
     let report = running.await.unwrap();
     lack.end();
     assert_eq!((report.accepted, report.completed), (6, 6), "{report}");

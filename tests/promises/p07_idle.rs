@@ -8,7 +8,7 @@
 //! `Unguarded`: guards and unread input alone count; `Quiet`: idle when no byte has moved for a while;
 //! `Never`: reads never end early, the handler watches `shutdown_requested`.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::pin::pin;
 use std::sync::{Arc, Barrier, mpsc};
@@ -21,8 +21,8 @@ use gracious::{Connection, EndedBy, IdleWhen, ReadHalf, Running};
 
 use crate::support::TestRuntime;
 use crate::support::client::{
-    Client, HOUR, echo, fill, handing_over, on, rounds, saying_when_it_waits, tcp, transports,
-    unix_address, waits, write_now,
+    Client, HOUR, echo, fill, handing_over, on, reading, rounds, saying_when_it_waits, tcp,
+    transports, unix_address, waits, write_now,
 };
 use crate::support::peer::settled;
 
@@ -41,6 +41,7 @@ crate::on_every_runtime!(
     an_answer_that_was_begun_before_the_last_question_does_not_answer_it,
     a_write_that_waits_is_busy,
     a_write_that_came_to_nothing_is_no_answer,
+    a_write_of_no_bytes_is_no_answer,
     a_guard_keeps_a_read_from_ending,
     declared_unguarded_only_guards_and_unread_input_count,
     a_manual_drain_leaves_the_end_to_the_handler,
@@ -82,6 +83,15 @@ impl Pair {
         drop(self.conn);
         let report = self.running.await.unwrap();
         assert_eq!((report.accepted, report.completed), (1, 1));
+    }
+
+    /// The same, with a client that reads to the end and then hangs up.
+    async fn ends_with(self, said: &str) {
+        let client = reading(vec![self.client]);
+        drop(self.conn);
+        let report = self.running.await.unwrap();
+        assert_eq!((report.accepted, report.completed), (1, 1));
+        assert_eq!(client.join().unwrap(), [said]);
     }
 
     /// Whether the server takes the connection for busy.
@@ -202,9 +212,7 @@ async fn the_end_stays_the_end(runtime: TestRuntime) {
         assert_eq!(pair.conn.ended_by(), Some(EndedBy::Drain));
         // Writing is another matter.
         pair.conn.write_all(b"goodbye\n").await.unwrap();
-        let mut client = pair.client.twin();
-        pair.ends().await;
-        assert_eq!(client.rest(), "goodbye\n");
+        pair.ends_with("goodbye\n").await;
     }
 }
 
@@ -301,7 +309,7 @@ async fn what_was_taken_and_not_answered_is_busy(runtime: TestRuntime) {
         pair.conn.write_all(b"y").await.unwrap();
         assert!(!pair.is_busy());
         assert!(!read_waits(&mut pair.conn).await);
-        pair.ends().await;
+        pair.ends_with("y").await;
     }
 }
 
@@ -373,7 +381,7 @@ async fn a_write_that_came_to_nothing_is_no_answer(runtime: TestRuntime) {
         let mut byte = [0];
         // How much there is room for.
         let mut room = 0;
-        let _measured = Client::of(&running);
+        let measured_client = Client::of(&running);
         let mut measured = connections.recv().await.unwrap();
         while write_once(&mut measured).await.is_some() {
             room += 1;
@@ -403,8 +411,26 @@ async fn a_write_that_came_to_nothing_is_no_answer(runtime: TestRuntime) {
         assert!(waits(&mut pin!(reader.read(&mut byte))).await);
         client.send("2");
         assert_eq!(reader.read(&mut byte).await.unwrap(), 1);
-        drop((measured, client, reader, writer));
+        drop((measured_client, measured, client, reader, writer));
         settled(running.await);
+    }
+}
+
+async fn a_write_of_no_bytes_is_no_answer(runtime: TestRuntime) {
+    for address in transports() {
+        let mut pair = Pair::on(&address, runtime.clone()).await;
+        pair.client.send("x");
+        pair.conn.read_exact(&mut [0]).await.unwrap();
+        assert_eq!(pair.conn.write(b"").await.unwrap(), 0);
+        assert!(pair.is_busy());
+        let nothing = [IoSlice::new(b""), IoSlice::new(b"")];
+        assert_eq!(pair.conn.write_vectored(&nothing).await.unwrap(), 0);
+        assert!(pair.is_busy());
+        pair.stop().await;
+        assert!(read_waits(&mut pair.conn).await);
+        pair.conn.write_all(b"y").await.unwrap();
+        assert_eq!(pair.conn.read(&mut [0]).await.unwrap(), 0);
+        pair.ends_with("y").await;
     }
 }
 
@@ -479,9 +505,7 @@ async fn a_manual_drain_leaves_the_end_to_the_handler(runtime: TestRuntime) {
         }
         assert_eq!(pair.conn.ended_by(), None);
         pair.conn.write_all(b"goodbye\n").await.unwrap();
-        let mut client = pair.client.twin();
-        pair.ends().await;
-        assert_eq!(client.rest(), "goodbye\n");
+        pair.ends_with("goodbye\n").await;
     }
 }
 

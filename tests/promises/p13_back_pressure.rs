@@ -25,7 +25,7 @@ crate::on_every_runtime!(
     the_eleventh_of_ten_waits_and_is_served_when_one_leaves,
     there_are_never_more_than_the_limit,
     a_permit_is_given_back_however_a_connection_ends,
-    a_permit_is_kept_until_the_socket_is_closed,
+    a_permit_is_kept_as_long_as_anybody_has_the_connection,
     a_permit_is_given_back_once,
     the_limit_can_be_raised,
     the_limit_can_be_lowered_and_those_inside_stay,
@@ -146,15 +146,16 @@ async fn a_permit_is_given_back_however_a_connection_ends(runtime: TestRuntime) 
     is_cut(&mut last);
     handle.shutdown();
     let report = settled(running.await);
-    assert_eq!((report.accepted, report.peak), (6, 1));
+    assert_eq!(report.accepted, 6);
+    // One that is closed and waits for its peer has no permit.
+    assert!(report.peak <= 2, "{report}");
     assert_eq!((report.panicked, report.failed), (1, 2));
     assert_eq!((report.aborted, report.detached), (1, 1));
     assert_eq!((report.completed, report.limited.idle), (1, 1));
 }
 
-async fn a_permit_is_kept_until_the_socket_is_closed(runtime: TestRuntime) {
+async fn a_permit_is_kept_as_long_as_anybody_has_the_connection(runtime: TestRuntime) {
     let server = at_home(&runtime).max_connections(1).bind().await.unwrap();
-    let events = server.handle().events();
     let (running, connections) = handing_over(server);
     let _first = Client::of(&running);
     // The handler has returned; the connection lives on in these hands.
@@ -164,9 +165,7 @@ async fn a_permit_is_kept_until_the_socket_is_closed(runtime: TestRuntime) {
     drop(reader);
     assert_eq!(running.handle().stats().accepted, 1);
     drop(writer);
-    let second = connections.recv().await.unwrap();
-    assert_eq!(history(&events, 3).await, [1, -1, 2]);
-    drop(second);
+    drop(connections.recv().await.unwrap());
     running.handle().shutdown();
     assert_eq!(settled(running.await).completed, 2);
 }
@@ -182,11 +181,11 @@ async fn a_permit_is_given_back_once(runtime: TestRuntime) {
     handle.abort_connection(1);
     let _detached = conn.detach();
     handle.abort_connection(1);
-    let _second = Client::of(&running);
+    let second = Client::of(&running);
     let served = connections.recv().await.unwrap();
     let _third = Client::of(&running);
     // There would be two permits, had the first connection given back two.
-    drop(served);
+    drop((second, served));
     drop(connections.recv().await.unwrap());
     assert_eq!(history(&events, 5).await, [1, -1, 2, -2, 3]);
     handle.shutdown();

@@ -67,6 +67,8 @@ async fn every_way_to_end_is_counted_once(runtime: TestRuntime) {
     eventually("both are inside", || handle.active() == 2);
     let mut rejected = Client::of(&running);
     assert_eq!(rejected.rest(), "full\n");
+    drop(rejected);
+    eventually("two are left", || handle.active() == 2);
     handle.shutdown();
     handle.abort();
     let report = settled(running.await);

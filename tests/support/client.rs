@@ -252,6 +252,15 @@ pub async fn answer_once(mut conn: Connection) -> io::Result<()> {
     Ok(())
 }
 
+/// Has each of them read to the clean end, beside the test, and then hang up: what was written to a
+/// Unix socket is with the server until its client has read it.
+pub fn reading(clients: Vec<Client>) -> thread::JoinHandle<Vec<String>> {
+    let read = |mut client: Client| thread::spawn(move || client.rest());
+    let readers: Vec<_> = clients.into_iter().map(read).collect();
+    let join = |reader: thread::JoinHandle<_>| reader.join().unwrap();
+    thread::spawn(move || readers.into_iter().map(join).collect())
+}
+
 /// Serves, and hands every connection to the test.
 pub fn handing_over<R: Runtime>(server: Server<R>) -> (Running, Receiver<Connection>) {
     let (give, given) = async_channel::unbounded();

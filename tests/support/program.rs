@@ -143,6 +143,12 @@ impl Program {
     #[track_caller]
     pub fn end(mut self) -> Ended {
         self.close_stdin();
+        self.end_by_itself()
+    }
+
+    /// As `end`, of a program whose input goes on.
+    #[track_caller]
+    pub fn end_by_itself(mut self) -> Ended {
         let mut out = Vec::new();
         while let Some(line) = self.next() {
             out.push(line);

@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use gracious::{Address, Connection, Handle, Listener, Server};
 
@@ -243,7 +244,9 @@ fn a_limit_starves_no_shard() {
             assert_eq!(client.rest(), "hello\n");
         }
         let report = settled(running.shutdown().await);
-        assert_eq!((report.completed, report.peak), (QUEUED as u64, 1));
+        assert_eq!(report.completed, QUEUED as u64);
+        // One that is closed and waits for its peer has no permit.
+        assert!(report.peak <= 2, "{report}");
         let order = order.lock().unwrap();
         // In turn as long as both have somebody queued, which is long: the kernel deals out evenly.
         let turns = order.windows(2).filter(|pair| pair[0] != pair[1]).count();
@@ -353,6 +356,14 @@ impl Listener for Sent {
 
     fn local_addr(&self) -> io::Result<Address> {
         Ok(Address::Custom("sent".into()))
+    }
+
+    fn unacknowledged(_: &Self::Io) -> Option<usize> {
+        Some(0)
+    }
+
+    fn quiet(_: &Self::Io) -> Option<Duration> {
+        Some(Duration::ZERO)
     }
 
     fn shut(&mut self) {

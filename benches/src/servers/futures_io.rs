@@ -40,6 +40,19 @@ pub(super) fn fill_buf(
     }
 }
 
+/// Answers what came first, and ends: the server closes before its client does.
+#[expect(clippy::manual_async_fn, reason = "it would hold its argument twice")]
+pub(super) fn once(
+    mut stream: impl AsyncBufRead + AsyncWrite + Send + Unpin,
+) -> impl Future<Output = io::Result<()>> + Send {
+    async move {
+        let input = stream.fill_buf().await?;
+        let (len, replies) = (input.len(), replies(input));
+        stream.consume(len);
+        stream.write_all(replies).await
+    }
+}
+
 /// The same as a bare loop can do it: wait first, and read with a buffer that no wait outlives.
 pub(super) async fn readable(mut stream: Async<TcpStream>) -> io::Result<()> {
     loop {

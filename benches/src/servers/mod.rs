@@ -52,10 +52,14 @@ pub enum TakesPart {
     WhenIdle,
     /// It spins, which is for few clients on idle cores.
     WithOneClient,
+    /// It answers once and closes.
+    WhenServersClose,
 }
 
 /// The server that the others are compared with.
 pub const REFERENCE: &str = "tokio";
+/// As [`REFERENCE`], where servers close first.
+pub const REFERENCE_ONCE: &str = "tokio, once";
 /// The server that does no more than what its clients wait for.
 pub const FLOOR: &str = "raw epoll";
 
@@ -106,6 +110,24 @@ pub const SERVERS: &[Server] = &[
         )
     })
     .takes_part(TakesPart::WithOneClient),
+    Server::new(REFERENCE_ONCE, Family::Bare, tokio::once)
+        .takes_part(TakesPart::WhenServersClose)
+        .not_in_chart(),
+    Server::new("gracious async-std, once", Family::Default, || {
+        gracious::on_async_std(|it| it, futures_io::once)
+    })
+    .takes_part(TakesPart::WhenServersClose)
+    .not_in_chart(),
+    Server::new("gracious smol, once", Family::Default, || {
+        gracious::on_smol(futures_io::once)
+    })
+    .takes_part(TakesPart::WhenServersClose)
+    .not_in_chart(),
+    Server::new("gracious workers(1), once", Family::Workers, || {
+        gracious::on_async_std(|it| it.workers(1), futures_io::once)
+    })
+    .takes_part(TakesPart::WhenServersClose)
+    .not_in_chart(),
     Server::new("smol, no buffer", Family::Bare, smol::without_buffer)
         .takes_part(TakesPart::WhenIdle)
         .not_in_chart(),

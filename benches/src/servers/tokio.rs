@@ -13,21 +13,33 @@ use crate::protocol::{BUFFER, replies};
 
 pub(super) fn multi_thread() -> io::Result<()> {
     exit_on_stop();
-    bare(Builder::new_multi_thread().enable_io().build()?)
+    bare(Builder::new_multi_thread().enable_io().build()?, read)
+}
+
+/// Its server closes before the client does.
+pub(super) fn once() -> io::Result<()> {
+    exit_on_stop();
+    bare(
+        Builder::new_multi_thread().enable_io().build()?,
+        answer_once,
+    )
 }
 
 pub(super) fn current_thread() -> io::Result<()> {
     exit_on_stop();
-    bare(Builder::new_current_thread().enable_io().build()?)
+    bare(Builder::new_current_thread().enable_io().build()?, read)
 }
 
-fn bare(runtime: Runtime) -> io::Result<()> {
-    runtime.block_on(async {
+fn bare<Fut>(runtime: Runtime, handler: fn(TcpStream) -> Fut) -> io::Result<()>
+where
+    Fut: Future<Output = io::Result<()>> + Send + 'static,
+{
+    runtime.block_on(async move {
         let listener = TcpListener::from_std(listener()?)?;
         // A task of the workers, as connections are; `block_on` has the main thread.
         tokio::spawn(async move {
             loop {
-                tokio::spawn(read(listener.accept().await?.0));
+                tokio::spawn(handler(listener.accept().await?.0));
             }
         })
         .await?
@@ -66,6 +78,12 @@ async fn read(mut stream: TcpStream) -> io::Result<()> {
             len => stream.write_all(replies(&buffer[..len])).await?,
         }
     }
+}
+
+async fn answer_once(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = [0; BUFFER];
+    let len = stream.read(&mut buffer).await?;
+    stream.write_all(replies(&buffer[..len])).await
 }
 
 async fn read_until_cancelled(mut stream: TcpStream, stop: CancellationToken) -> io::Result<()> {
