@@ -193,8 +193,8 @@ pub use socket::{Credentials, Socket};
 pub use tls::{Tls, TlsInfo};
 pub use track::Tracked;
 
-/// The README's program compiles.
-#[cfg(all(doctest, feature = "async-std", feature = "signals"))]
+/// The README's programs compile.
+#[cfg(all(doctest, feature = "async-std", feature = "signals", feature = "http"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
