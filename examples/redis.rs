@@ -29,21 +29,19 @@ pub(crate) async fn redis(mut conn: Connection, store: Store) -> io::Result<()> 
             }
         }
         line.clear();
-        let mut name = words.first().cloned().unwrap_or_default();
-        name.make_ascii_uppercase();
-        let args: Vec<_> = words.iter().skip(1).collect();
+        let name = words[..words.len().min(1)].concat().to_ascii_uppercase();
         match &*name {
             b"QUIT" => conn.control().request_shutdown(), // ends it when this is answered
             b"SHUTDOWN" => conn.handle().shutdown(),
             _ => {}
         }
-        replies.extend(match (&*name, &*args) {
+        replies.extend(match (&*name, words.get(1..).unwrap_or_default()) {
             (b"PING", []) => b"+PONG\r\n".into(),
             (b"PING" | b"ECHO", [text]) => bulk(text),
-            (b"GET", [key]) => store().get(*key).map_or(b"$-1\r\n".into(), |it| bulk(it)),
-            (b"SET", [key, value]) => ok(store().insert(key.to_vec(), value.to_vec())),
+            (b"GET", [key]) => store().get(key).map_or(b"$-1\r\n".into(), |it| bulk(it)),
+            (b"SET", [key, value]) => ok(store().insert(key.clone(), value.clone())),
             (b"DEL", keys) => {
-                let deleted = keys.iter().filter_map(|key| store().remove(*key));
+                let deleted = keys.iter().filter_map(|key| store().remove(key));
                 format!(":{}\r\n", deleted.count()).into()
             }
             (b"INFO", _) => bulk(clients(conn.handle().active()).as_bytes()),
