@@ -6,6 +6,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 #[cfg(target_os = "linux")]
 use async_channel::{Receiver, Sender};
@@ -105,9 +106,15 @@ impl<R: Runtime, H: Handler> SendLauncher<R, H> {
 
     /// A handler for one connection. Panics if the handler does when it is cloned.
     fn handler(&self) -> H {
-        let kept = lock(&self.handlers).pop();
-        // There are as many as accept loops, and each loop launches one connection at a time.
-        let kept = kept.expect("an accept loop has a handler to clone");
+        // There are as many as accept loops, each of which launches one connection at a time. Handshakes
+        // launch beside them: one that finds none waits until another thread has made its clone.
+        let kept = loop {
+            let kept = lock(&self.handlers).pop();
+            if let Some(kept) = kept {
+                break kept;
+            }
+            thread::yield_now();
+        };
         let cloned = catch_unwind(AssertUnwindSafe(|| kept.clone()));
         lock(&self.handlers).push(kept);
         cloned.unwrap_or_else(|panic| resume_unwind(panic))
