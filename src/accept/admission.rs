@@ -16,7 +16,9 @@ use futures_lite::AsyncWriteExt;
 #[cfg(feature = "_tls")]
 use futures_lite::future;
 
-use super::spawn::Launcher;
+#[cfg(feature = "_tls")]
+use super::spawn::Launch;
+use super::spawn::{BoxedTask, Launcher};
 use crate::connection::task::{self, Task};
 use crate::connection::{Connection, close};
 use crate::lifecycle::Phase;
@@ -132,7 +134,7 @@ fn prepare(connection: &Arc<ConnectionState>) -> io::Result<()> {
 pub(crate) fn start(
     shared: &Arc<Shared>,
     connection: Arc<ConnectionState>,
-    launcher: &Arc<dyn Launcher>,
+    launcher: &mut dyn Launcher,
 ) {
     #[cfg(feature = "_tls")]
     if connection.is_handshaking() {
@@ -143,24 +145,26 @@ pub(crate) fn start(
 }
 
 /// Launches the handler of a connection whose handshake is over, or has it wait for a permit again.
+/// Gives what the handshake's task has to go on with: the end of a connection that is rejected.
 #[cfg(feature = "_tls")]
 pub(super) fn admit_after_handshake(
     shared: &Arc<Shared>,
     connection: Arc<ConnectionState>,
-    launcher: &Arc<dyn Launcher>,
-) {
+    launch: Launch,
+) -> Option<BoxedTask> {
     // Invariant 1.
     if connection.has(flag::QUEUED) && shared.queue.is_empty() {
         shared.acquire_permit(&connection);
     }
     if !connection.has(flag::QUEUED) {
-        launcher.launch(connection);
+        launch(connection);
     } else if shared.config.reject_with.is_some() {
-        reject(shared, connection, launcher);
+        return Some(rejection(shared, connection));
     } else {
         // The caller notifies who launches what is queued: a permit may have been released since.
         enqueue(shared, connection);
     }
+    None
 }
 
 /// Waits for the next peer, or for a look at the queue. Where there are handshakes a connection may come
@@ -189,7 +193,7 @@ pub(super) async fn next_or_queued<T>(
 pub(crate) fn admit(
     shared: &Arc<Shared>,
     connection: Arc<ConnectionState>,
-    launcher: &Arc<dyn Launcher>,
+    launcher: &mut dyn Launcher,
 ) {
     log::debug!(
         target: "gracious", conn = connection.id();
@@ -213,9 +217,14 @@ pub(crate) fn admit(
     }
 }
 
-/// Rejects a connection for which there is no permit: a task sends the configured message and
-/// closes it, as one of a handler would.
-fn reject(shared: &Shared, connection: Arc<ConnectionState>, launcher: &Arc<dyn Launcher>) {
+/// Rejects a connection for which there is no permit.
+fn reject(shared: &Shared, connection: Arc<ConnectionState>, launcher: &mut dyn Launcher) {
+    let shard = connection.shard;
+    launcher.spawn(shard, rejection(shared, connection));
+}
+
+/// A task that sends the configured message and closes the connection, as one of a handler would.
+fn rejection(shared: &Shared, connection: Arc<ConnectionState>) -> BoxedTask {
     connection.set(flag::REJECTED);
     let mut message = shared.config.reject_with.clone().unwrap_or_default();
     if connection.is_handshaking() {
@@ -224,8 +233,7 @@ fn reject(shared: &Shared, connection: Arc<ConnectionState>, launcher: &Arc<dyn 
     }
     let mut stream = Connection::new(connection.clone());
     let refuse = async move { stream.write_all(&message).await };
-    let shard = connection.shard;
-    launcher.spawn(shard, Box::pin(Task::new(connection, refuse)));
+    Box::pin(Task::new(connection, refuse))
 }
 
 /// Has a connection wait for a permit.

@@ -37,7 +37,7 @@ pub(crate) const IN_A_ROW: u32 = 64;
 
 /// Accepts peers at one set of listeners until a shutdown, and for the time of the lame duck after
 /// it. A listener that cannot go on shuts the server down.
-pub(crate) async fn accept(shared: &Arc<Shared>, set: usize, launcher: &Arc<dyn Launcher>) {
+pub(crate) async fn accept(shared: &Arc<Shared>, set: usize, launcher: &mut dyn Launcher) {
     let shutdown = shared.latch.reached(Phase::Draining);
     match accept_until(shared, set, shutdown, launcher).await {
         Err(error) => return shared.fail(error),
@@ -58,7 +58,7 @@ async fn accept_until(
     shared: &Arc<Shared>,
     set: usize,
     stop: impl Future<Output = ()>,
-    launcher: &Arc<dyn Launcher>,
+    launcher: &mut dyn Launcher,
 ) -> io::Result<()> {
     let phase = shared.latch.phase();
     let accepting = async {

@@ -20,7 +20,7 @@ use futures_lite::future;
 
 use self::abort::{DriverGuard, abort_and_close};
 use self::sweep::{keep_sweeping, launch_queued, shut_listeners, sweep_and_close};
-use crate::accept::spawn::Launcher;
+use crate::accept::spawn::Launchers;
 use crate::accept::{AcceptorGuard, accept};
 use crate::connection::closer::Closer;
 use crate::lifecycle::Phase;
@@ -36,37 +36,41 @@ mod sweep;
 /// The server's own task.
 pub(crate) fn run(
     shared: Arc<Shared>,
-    launcher: Arc<dyn Launcher>,
+    launchers: Launchers,
 ) -> impl Future<Output = ()> + Send + 'static {
     // Made here and not in the `async` block: a runtime that is gone drops the future without
     // having polled it once, and then nothing in the block would have been made, or be dropped.
     let guard = DriverGuard::new(shared.clone());
     async move {
-        serve_and_drain(&shared, &launcher).await;
+        serve_and_drain(&shared, launchers).await;
         drop(guard);
     }
 }
 
 /// Serves until a shutdown, then drains.
-async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
+async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
+    let Launchers {
+        mut first,
+        beside,
+        mut queued,
+    } = launchers;
     shared.start();
     for shard in 0..shared.lingering.shards() {
-        launcher.spawn(shard, Box::pin(Closer::new(shared, shard)));
+        first.spawn(shard, Box::pin(Closer::new(shared, shard)));
     }
-    for set in 1..shared.listener_sets.len() {
+    for (mut launcher, set) in beside.into_iter().zip(1..) {
         let (shared, guard) = (shared.clone(), AcceptorGuard::new(shared));
-        let beside = launcher.clone();
         let accepting = async move {
-            accept(&shared, set, &beside).await;
-            drop((beside, guard));
+            accept(&shared, set, &mut *launcher).await;
+            drop((launcher, guard));
         };
-        launcher.spawn(set as u16, Box::pin(accepting));
+        first.spawn(set as u16, Box::pin(accepting));
     }
-    accept(shared, 0, launcher).await;
+    accept(shared, 0, &mut *first).await;
 
     // Invariant 1.
     shut_listeners(shared);
-    let kept = sweep_and_close(shared, launcher).await;
+    let kept = sweep_and_close(shared, &mut *first).await;
     shared.latch.shut_at(shared.clock.now());
     shared.lingering.hurry();
     let idle = shared
@@ -74,8 +78,8 @@ async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
         .drain_busy(shared.uptime(), shared.config.spread);
 
     let settled = future::zip(
-        keep_sweeping(shared, launcher, kept),
-        launch_queued(shared, launcher),
+        keep_sweeping(shared, &mut *first, kept),
+        launch_queued(shared, &mut *queued),
     );
     let drained = async {
         settled.await;
