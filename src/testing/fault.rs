@@ -36,7 +36,8 @@ pub enum Fault {
     /// A peer is gone without a word, in the middle of its script or behind it: nothing of it comes any
     /// more, and nothing is acknowledged.
     Vanish,
-    /// A peer begins its script again and again, until an operation fails.
+    /// A peer begins its script again and again, until the server ends the connection or an operation
+    /// fails.
     NeverPause,
     /// A handler panics at one of its steps.
     HandlerPanic,

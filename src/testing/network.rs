@@ -219,6 +219,13 @@ impl Network {
         self.doors.iter().enumerate().filter_map(open).collect()
     }
 
+    /// Whether a peer would be let in.
+    pub(super) fn takes_peers(&self) -> bool {
+        self.doors
+            .iter()
+            .any(|door| !door.is_shut && !door.is_closed)
+    }
+
     /// How many connections the server has a descriptor for.
     fn open(&self) -> usize {
         let is_open = |wire: &&Wire| wire.is_accepted && !wire.ends[SERVER].is_closed;

@@ -192,6 +192,11 @@ impl Peer {
         Ok(all)
     }
 
+    /// Whether the server has ended the connection, as far as this peer's kernel knows.
+    pub(super) fn is_over(&self) -> bool {
+        self.operate(|wire, _| wire.ends[PEER].is_ended || wire.ends[PEER].is_reset)
+    }
+
     pub(super) fn draw(&mut self) -> &mut Random {
         &mut self.random
     }

@@ -267,7 +267,7 @@ where
     F: AsyncFn(&mut Peer) -> io::Result<()>,
 {
     script(peer).await?;
-    while peer.manner() == Some(Fault::NeverPause) {
+    while peer.manner() == Some(Fault::NeverPause) && !peer.is_over() {
         sim.world().fired(Fault::NeverPause);
         // A script that does nothing takes no time, and would keep time from passing.
         let moment = Duration::from_micros(peer.draw().between(1, 1000));

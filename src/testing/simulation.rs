@@ -48,6 +48,7 @@ pub struct Simulation {
     limits: Limits,
     stops_at_every_step: bool,
     allows_panics: bool,
+    is_fixed: bool,
     expected: Vec<&'static str>,
 }
 
@@ -77,6 +78,7 @@ impl Simulation {
             },
             stops_at_every_step: false,
             allows_panics: false,
+            is_fixed: false,
             expected: Vec::new(),
         }
     }
@@ -109,6 +111,13 @@ impl Simulation {
     /// Lets handlers panic of themselves, which fails a run otherwise.
     pub fn allow_panics(mut self) -> Self {
         self.allows_panics = true;
+        self
+    }
+
+    /// Makes these runs whatever the environment says: for a seed that has once found something, and is
+    /// kept as a test.
+    pub fn fixed(mut self) -> Self {
+        self.is_fixed = true;
         self
     }
 
@@ -159,6 +168,7 @@ impl Simulation {
             );
             return coverage;
         }
+        let variable = |name| variable(name).filter(|_| !self.is_fixed);
         let seeds = variable("GRACIOUS_SEEDS").map_or(self.seeds.clone(), |text| range(&text));
         let until = variable("GRACIOUS_SECONDS").map(|text| {
             let seconds = text

@@ -57,15 +57,15 @@ impl Timeline {
         count: Option<u64>,
     ) {
         let (kind, which) = who.code();
-        let numbers = [
-            at.as_nanos() as u64,
-            step,
-            kind,
-            which,
-            count.map_or(u64::MAX, |n| n),
-        ];
-        numbers.into_iter().for_each(|number| self.mix(number));
-        what.bytes().for_each(|byte| self.mix(u64::from(byte)));
+        // Of the words the beginning will do: this is done many times a step.
+        let mut words = [0; 8];
+        words
+            .iter_mut()
+            .zip(what.bytes())
+            .for_each(|(to, byte)| *to = byte);
+        self.mix(at.as_nanos() as u64 ^ step << 40);
+        self.mix(u64::from_le_bytes(words) ^ (what.len() as u64) << 56);
+        self.mix(kind << 56 ^ which << 40 ^ count.unwrap_or(u64::MAX));
         if let Some(lines) = &mut self.lines {
             let what = match count {
                 Some(count) => format!("{what} {count}"),

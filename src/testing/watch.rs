@@ -6,7 +6,8 @@
 //! 4. No time passes behind the deadline, or behind an abort, until the server is closed.
 //! 5. What has arrived before connections were asked to end is read before one is ended as idle.
 //! 6. All that was written before an orderly end arrives, and the end behind it.
-//! 7. Nobody is reset in the queue.
+//! 7. The door is shut before any connection is asked to end.
+//! 8. Nobody is reset in the queue.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -124,7 +125,9 @@ impl Watch {
 pub(super) fn after_step(world: &World) {
     let mut notes = Vec::new();
     let mut complaints = Vec::new();
-    for (number, server) in world.watch().servers.iter_mut().enumerate() {
+    let mut watch = world.watch();
+    let count = watch.servers.len();
+    for (number, server) in watch.servers.iter_mut().enumerate() {
         let stats = server.handle.stats();
         if !balances(&stats) {
             complaints.push((
@@ -143,8 +146,16 @@ pub(super) fn after_step(world: &World) {
         if is_told && !server.is_told {
             server.is_told = true;
             world.on_network(|network, _| server.told(&shared, network, world));
+            let is_open = world.on_network(|network, _| network.takes_peers());
+            if count == 1 && is_open {
+                complaints.push((
+                    "told too early",
+                    "the door is not shut when connections are asked to end".into(),
+                ));
+            }
         }
     }
+    drop(watch);
     for (who, what) in notes {
         world.note(who, &what, None);
     }

@@ -191,8 +191,15 @@ impl Wire {
             return Poll::Ready(Ok(0));
         }
         if end.is_reset {
-            fx.note(self.number, side, "read fails", None);
-            return Poll::Ready(end.error.take().map_or(Ok(0), |error| Err(error.into())));
+            // Told once, to a read or a write.
+            let error = end.error.take();
+            let what = if error.is_some() {
+                "read fails"
+            } else {
+                "read the end"
+            };
+            fx.note(self.number, side, what, None);
+            return Poll::Ready(error.map_or(Ok(0), |error| Err(error.into())));
         }
         Poll::Pending
     }

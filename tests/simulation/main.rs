@@ -6,4 +6,8 @@
 //! GRACIOUS_SEEDS=0..1000000 cargo test --release --all-features --test simulation
 //! ```
 
+mod bytes;
+mod controls;
+mod handlers;
 mod stops;
+mod worlds;
