@@ -8,6 +8,8 @@
 
 mod bytes;
 mod controls;
+#[cfg(target_os = "linux")]
+mod ends;
 mod handlers;
 mod stops;
 mod worlds;
