@@ -171,7 +171,7 @@ pub use connection::{
     Busy, Connection, Control, Detached, EndedBy, Lines, ReadHalf, ReuniteError, WindDown,
     WriteHalf,
 };
-pub use handle::Handle;
+pub use handle::{Add, Handle};
 pub use handler::{Fallible, Handler, Outcome, fallible};
 pub use idle::IdleWhen;
 pub use lifecycle::{Reason, State};

@@ -51,7 +51,8 @@ pub(super) fn poll_next(
     if !shared.has_permit() {
         return Poll::Ready(None);
     }
-    if sets.len() == 1 || !shared.permits.is_limited() {
+    // What stays open through a drain does so when the other sets are not looked at any more.
+    if sets.len() == 1 || !shared.permits.is_limited() || sets[own].keeps_open {
         let accepted = sets[own].poll_accept(cx);
         return accepted.map(|accepted| Some(enter(shared, own, accepted, None)));
     }
@@ -174,7 +175,7 @@ pub(super) async fn next_or_queued<T>(
     next: impl Future<Output = Option<T>>,
 ) -> Option<T> {
     #[cfg(feature = "_tls")]
-    if shared.tls.iter().any(Option::is_some) {
+    if shared.has_tls() {
         let released = shared.permits.released.listen();
         if !shared.queue.is_empty() && shared.has_permit() {
             return None;
