@@ -31,6 +31,8 @@ use crate::shared::permits::Reservation;
 use crate::socket::buffer::Buffer;
 use crate::socket::readiness::flag;
 #[cfg(feature = "_tls")]
+use crate::sync::listen;
+#[cfg(feature = "_tls")]
 use crate::tls::TlsState;
 use crate::transport::Transport;
 
@@ -171,7 +173,7 @@ pub(super) async fn next_or_queued<T>(
 ) -> Option<T> {
     #[cfg(feature = "_tls")]
     if shared.tls.iter().any(Option::is_some) {
-        let released = shared.permits.released.listen();
+        let released = listen(&shared.permits.released);
         if !shared.queue.is_empty() && shared.has_permit() {
             return None;
         }
