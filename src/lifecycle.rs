@@ -10,13 +10,12 @@
 //!    be made from any thread, and from a handler.
 
 use std::fmt;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use event_listener::{Event, EventListener};
 
-use crate::sync::{MutexGuard, lock, notify};
+use crate::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
+use crate::sync::{Mutex, MutexGuard, listen, lock, notify};
 
 /// Why a server stopped. The first reason is kept; later ones are ignored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -250,7 +249,7 @@ impl Latch {
     /// Begins to listen for changes of the phase and of the request. The caller looks at both
     /// afterwards, not before: see invariant 1.
     pub(crate) fn listen(&self) -> EventListener {
-        self.changed.listen()
+        listen(&self.changed)
     }
 
     /// Waits until the phase is `phase` or above.

@@ -33,6 +33,8 @@ use crate::shared::permits::Reservation;
 use crate::socket::buffer::Buffer;
 use crate::socket::readiness::flag;
 #[cfg(feature = "_tls")]
+use crate::sync::listen;
+#[cfg(feature = "_tls")]
 use crate::tls::TlsState;
 use crate::transport::Transport;
 
@@ -176,7 +178,7 @@ pub(super) async fn next_or_queued<T>(
 ) -> Option<T> {
     #[cfg(feature = "_tls")]
     if shared.has_tls() {
-        let released = shared.permits.released.listen();
+        let released = listen(&shared.permits.released);
         if !shared.queue.is_empty() && shared.has_permit() {
             return None;
         }

@@ -37,7 +37,7 @@ use crate::listener::set::ListenerSet;
 use crate::log;
 use crate::shared::Shared;
 use crate::shared::connection::ConnectionState;
-use crate::sync::notify;
+use crate::sync::{listen, notify};
 
 /// How long after an error no peer is accepted at a listener that is shut.
 const ERROR_PAUSE: Duration = Duration::from_millis(5);
@@ -315,7 +315,7 @@ fn poll_any(shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<io::Result<Arc<C
 /// more.
 pub(super) async fn launch_queued(shared: &Arc<Shared>, launcher: &mut dyn Launcher) {
     loop {
-        let released = shared.permits.released.listen();
+        let released = listen(&shared.permits.released);
         while let Some(connection) = shared.next_queued() {
             start(shared, connection, launcher);
         }

@@ -8,7 +8,7 @@ use super::ledger::{CloseKind, Closing};
 use crate::lifecycle::{Phase, Reason, State};
 use crate::log;
 use crate::report::{Cause, Report};
-use crate::sync::notify;
+use crate::sync::{listen, notify};
 
 impl Shared {
     /// Counts the end of a connection, whose socket is closed.
@@ -27,7 +27,7 @@ impl Shared {
     /// Waits until no connection and no tracked work is left.
     pub(crate) async fn emptied(&self) {
         loop {
-            let empty = self.registry.empty.listen();
+            let empty = listen(&self.registry.empty);
             if self.registry.is_empty() {
                 return;
             }

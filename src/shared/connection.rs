@@ -27,7 +27,7 @@ use super::cold::{Cold, ColdLocked, TaskCold};
 use crate::address::{Address, NO_ADDRESS, lengthen, shorten};
 use crate::report::{Straggler, Waiting};
 use crate::socket::readiness::{HalfState, Readiness, Waiter, flag};
-use crate::sync::{MutexGuard, assert_unlocked, lock, nanos, notify, wake_by_ref};
+use crate::sync::{MutexGuard, assert_unlocked, listen, lock, nanos, notify, wake_by_ref};
 #[cfg(feature = "_tls")]
 use crate::tls::{Tls, TlsState};
 use crate::transport::Transport;
@@ -266,7 +266,7 @@ impl ConnectionState {
             .get_or_insert_default()
             .clone();
         // Outside the lock, as `notify` asks for.
-        event.listen()
+        listen(&event)
     }
 
     /// Notifies the futures that listen for a request to end.

@@ -19,7 +19,7 @@ use crate::report::{Report, Stats};
 use crate::runtime::{Clock, Runtime};
 use crate::socket::owner::Owner;
 use crate::socket::readiness::flag;
-use crate::sync::lock;
+use crate::sync::{listen, lock};
 use crate::transport::Engine;
 #[cfg(target_os = "linux")]
 use crate::workers::WorkerPools;
@@ -320,8 +320,8 @@ impl Shared {
     /// Waits until the next peer may be accepted.
     pub(crate) async fn permit(&self) {
         while !self.has_permit() {
-            let released = self.permits.released.listen();
-            let returned = self.permits.returned.listen();
+            let released = listen(&self.permits.released);
+            let returned = listen(&self.permits.returned);
             if self.has_permit() {
                 return;
             }

@@ -26,6 +26,9 @@ use crate::server::{Running, Server};
 
 /// So many steps ahead an act may be put.
 const FARTHEST_STEP: u64 = 1024;
+/// Behind this step the stop comes that waits until nothing else is left to happen: never, where a peer
+/// never pauses.
+pub(super) const LAST_STEP: u64 = 256;
 /// So much time ahead.
 const FARTHEST_TIME: Duration = Duration::from_secs(12);
 
@@ -298,7 +301,7 @@ impl Local {
         let acts = acts.iter().enumerate().filter(|(_, act)| act.act.is_some());
         let acts = acts.filter_map(|(number, act)| Some((act.step?, number, act.is_last)));
         let due = acts.filter(|(step, _, is_last)| match is_last {
-            true => is_over,
+            true => is_over || now >= LAST_STEP,
             false => *step <= now || idle,
         });
         due.min().map(|(_, number, _)| number)

@@ -12,7 +12,7 @@ use super::coverage::Coverage;
 use super::executor::{self, Limits};
 use super::fault::Fault;
 use super::plan::{Part, Plan, Run};
-use super::sim::Sim;
+use super::sim::{LAST_STEP, Sim};
 use super::timeline::Line;
 use super::watch;
 use super::world::{Failure, Looked, World};
@@ -102,7 +102,8 @@ impl Simulation {
     }
 
     /// Makes a run for every step at which the stop of [`Sim::stop_sometime`] can come, for each seed:
-    /// once at each poll of any task, from the beginning to where the run would end without it.
+    /// once at each poll of any task, from the beginning to where the run would end without it, but 256 at
+    /// most.
     pub fn stop_at_every_step(mut self) -> Self {
         self.stops_at_every_step = true;
         self
@@ -192,13 +193,14 @@ impl Simulation {
             }
             run.stop_at = Some(u64::MAX);
             let steps = self.try_run(&run, &scenario, &mut coverage, place);
-            for step in 1..steps {
+            for step in 1..steps.min(LAST_STEP) {
                 run.stop_at = Some(step);
                 self.try_run(&run, &scenario, &mut coverage, place);
             }
         }
         // Fewer runs than the test asks for may have had no luck.
-        if coverage.runs() >= self.seeds.end.saturating_sub(self.seeds.start) {
+        let asked_for = self.seeds.end.saturating_sub(self.seeds.start);
+        if coverage.runs() >= asked_for {
             self.judge(&coverage);
         }
         println!("{place}: {coverage}");
@@ -207,7 +209,13 @@ impl Simulation {
 
     /// Fails where something that was expected never came.
     fn judge(&self, coverage: &Coverage) {
-        let idle = coverage.idle_faults(RUNS_FOR_A_FAULT);
+        // A stop at every step makes many runs of few seeds.
+        let least = if self.stops_at_every_step {
+            u64::MAX
+        } else {
+            RUNS_FOR_A_FAULT
+        };
+        let idle = coverage.idle_faults(least);
         assert!(
             idle.is_empty(),
             "faults that were on and never came to pass: {idle:?}\n{coverage}"

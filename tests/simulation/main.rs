@@ -10,6 +10,8 @@ mod bytes;
 mod controls;
 #[cfg(target_os = "linux")]
 mod ends;
+mod found;
 mod handlers;
+mod inside;
 mod stops;
 mod worlds;

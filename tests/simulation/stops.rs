@@ -32,7 +32,7 @@ fn a_stop_at_any_time_keeps_every_promise() {
 
 #[test]
 fn a_stop_at_every_step_keeps_every_promise() {
-    Simulation::new(0..12)
+    Simulation::new(0..40)
         .stop_at_every_step()
         .run(a_stop_among_peers);
 }
