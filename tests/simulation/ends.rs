@@ -49,11 +49,11 @@ impl End for SimStream {
 
 impl End for Peer {
     fn half_close(&mut self) {
-        Peer::half_close(self);
+        Self::half_close(self);
     }
 
     fn reset(mut self: Box<Self>) {
-        Peer::reset(&mut self);
+        Self::reset(&mut self);
     }
 }
 
@@ -107,9 +107,7 @@ impl Stage {
                 .and_then(Async::new)
                 .map(|stream| Box::new(stream) as AnyEnd),
         };
-        let seen = connected
-            .as_ref()
-            .map_or_else(|error| failed(error), |_| "yes".into());
+        let seen = connected.as_ref().map_or_else(failed, |_| "yes".into());
         self.seen.push(format!("connects: {seen}"));
         self.settle().await;
         connected.ok()
