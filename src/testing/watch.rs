@@ -21,7 +21,7 @@ use super::timeline::Who;
 use super::wire::{End, PEER, SERVER};
 use super::world::World;
 use crate::handle::Handle;
-use crate::lifecycle::Phase;
+use crate::lifecycle::{Phase, State};
 use crate::report::{Cause, Stats};
 use crate::shared::Shared;
 use crate::shared::connection::ConnectionState;
@@ -301,8 +301,18 @@ impl Watched {
         match event {
             ServerEvent::State(state) => {
                 notes.push((Who::Server(number), format!("is {state}")));
-                if self.handle.shared().latch.phase() == Phase::Closed {
-                    self.closed_at.get_or_insert(now);
+                let shared = self.handle.shared();
+                // By the event, not by the phase: of one step's events this may not be the last.
+                if state == State::Closed {
+                    self.closed_at = Some(now);
+                    // Where nothing happened at the deadline itself, time has passed it by.
+                    if shared
+                        .deadline()
+                        .is_some_and(|deadline| deadline < shared.clock.now())
+                    {
+                        let text = format!("server {number} is closed after its deadline");
+                        complaints.push(("late", text));
+                    }
                 }
             }
             ServerEvent::Opened { id, peer } => {

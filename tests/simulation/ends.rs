@@ -399,7 +399,6 @@ async fn what_fits_is_written_and_the_rest_waits(mut stage: Stage) -> Vec<String
     let (mut server, mut peer) = stage.pair().await;
     let written = stage.fill(&mut server).await;
     assert!(written > 0);
-    stage.say("the server", &mut server, "more").await;
     stage.hear("the peer", &mut peer).await;
     stage.half_close("the server", &mut server).await;
     stage.hear_all("the peer", &mut peer, written - 100).await;

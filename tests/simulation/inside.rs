@@ -97,7 +97,9 @@ async fn handlers_of_all_kinds(sim: Sim) {
 
 #[test]
 fn what_handlers_do_to_their_server_keeps_every_promise() {
-    Simulation::new(0..2000).run(handlers_of_all_kinds);
+    // Few get to the end of what they say here, and so hardly any begins it again.
+    let simulation = Simulation::new(0..2000).without(Fault::NeverPause);
+    simulation.run(handlers_of_all_kinds);
 }
 
 #[test]
