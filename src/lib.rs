@@ -128,6 +128,7 @@
 //! - `http`: the module `web`, HTTP/1 and HTTP/2.
 //! - `tls`: `Builder::listen_tls` and `Connection::start_tls`, with rustls and ring.
 //! - `tls-aws-lc-rs`: the same with aws-lc-rs. Where both are on, what is made of PEM files uses ring.
+//! - `proxy`: `Builder::proxy_protocol`, for the addresses of clients that come through a proxy.
 
 #![deny(unsafe_code)]
 
@@ -144,6 +145,8 @@ mod lifecycle;
 mod listener;
 mod log;
 mod progress;
+#[cfg(feature = "proxy")]
+mod proxy;
 mod report;
 mod runtime;
 mod server;
@@ -173,6 +176,8 @@ pub use idle::IdleWhen;
 pub use lifecycle::{Reason, State};
 pub use listener::{Adopted, Listener};
 pub use progress::{DrainProgress, Progress};
+#[cfg(feature = "proxy")]
+pub use proxy::{ProxyHeader, ProxyProtocol};
 pub use report::{
     AcceptErrors, Cause, ConnectionInfo, Limited, ListenerInfo, Report, Stats, Straggler,
     TrackedWork, Waiting,
@@ -204,6 +209,11 @@ struct Readme;
 struct WhichDrain;
 
 /// And the server of this one.
+#[cfg(all(doctest, feature = "proxy"))]
+#[doc = include_str!("../docs/proxy.md")]
+struct ProxyPage;
+
+/// And of this one.
 #[cfg(all(doctest, feature = "tls"))]
 #[doc = include_str!("../docs/tls.md")]
 struct TlsPage;

@@ -103,7 +103,7 @@ impl Task<Ready<io::Result<()>>> {
     }
 }
 
-#[cfg(feature = "_tls")]
+#[cfg(feature = "_handshake")]
 impl Task<Ready<io::Result<()>>> {
     /// For a connection that failed before it had a handler.
     pub(crate) fn failed(state: Arc<ConnectionState>, cause: Cause) -> Self {

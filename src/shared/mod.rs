@@ -31,10 +31,13 @@ mod activity;
 mod cold;
 pub(crate) mod connection;
 pub(crate) mod events;
+mod handshake;
 mod id_map;
 pub(crate) mod ledger;
 pub(crate) mod lingering;
 pub(crate) mod permits;
+#[cfg(feature = "proxy")]
+mod proxy;
 pub(crate) mod registry;
 mod self_wait;
 mod tls;
@@ -163,7 +166,7 @@ impl Shared {
         Stats {
             closing: self.permits.apart() as u64,
             shortage: self.is_short(),
-            #[cfg(feature = "_tls")]
+            #[cfg(feature = "_handshake")]
             handshakes: self.permits.handshakes(),
             ..self.registry.stats()
         }

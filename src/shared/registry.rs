@@ -419,6 +419,15 @@ impl Registry {
 
 /// The events.
 impl Registry {
+    /// A connection's PROXY header has come.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn publish_client(&self, connection: &ConnectionState) {
+        let (id, peer) = (connection.id(), connection.peer());
+        let mut inner = self.inner();
+        inner.events.push(|| ServerEvent::Proxied { id, peer });
+        self.unlock_and_deliver(inner);
+    }
+
     pub(crate) fn subscribe(&self) -> Receiver<ServerEvent> {
         let work = work::polled_work(self.address());
         self.inner().events.subscribe(work)
