@@ -244,13 +244,13 @@ fn reject(shared: &Shared, connection: Arc<ConnectionState>, launcher: &mut dyn 
 
 /// A task that sends the configured message and closes the connection, as one of a handler would.
 pub(super) fn rejection(shared: &Shared, connection: Arc<ConnectionState>) -> BoxedTask {
-    let mut message = shared.config.reject_with.clone().unwrap_or_default();
+    // Before its TLS handshake a client could not read it.
     #[cfg(feature = "_tls")]
-    if connection.is_handshaking() && connection.listeners_tls().is_some() {
-        // Before its TLS handshake a client could not read it.
-        message.clear();
-    }
-    closing(connection, message)
+    let can_read = !connection.is_handshaking() || connection.listeners_tls().is_none();
+    #[cfg(not(feature = "_tls"))]
+    let can_read = true;
+    let message = shared.config.reject_with.clone().filter(|_| can_read);
+    closing(connection, message.unwrap_or_default())
 }
 
 fn closing(connection: Arc<ConnectionState>, message: Vec<u8>) -> BoxedTask {
