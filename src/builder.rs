@@ -10,6 +10,8 @@ use crate::config::Config;
 use crate::idle::IdleWhen;
 use crate::listener::bind::Source;
 use crate::listener::{Adopted, Listener};
+#[cfg(feature = "metrics")]
+use crate::metrics::Metrics;
 #[cfg(feature = "proxy")]
 use crate::proxy::ProxyProtocol;
 #[cfg(feature = "async-std")]
@@ -96,6 +98,14 @@ impl<R: Runtime> Builder<R> {
     #[cfg(feature = "_tls")]
     pub fn tls_handshake_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.config.tls_handshake_timeout = limit.into();
+        self
+    }
+
+    /// Tells the counts of this server through the facade `metrics`, whose recorder, installed before
+    /// [`bind`](Self::bind), is the program's choice. Not so by default.
+    #[cfg(feature = "metrics")]
+    pub fn metrics(mut self, metrics: impl Into<Option<Metrics>>) -> Self {
+        self.config.metrics = metrics.into();
         self
     }
 

@@ -8,6 +8,8 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::idle::IdleWhen;
 use crate::log;
+#[cfg(feature = "metrics")]
+use crate::metrics::Metrics;
 #[cfg(feature = "proxy")]
 use crate::proxy::ProxyProtocol;
 
@@ -49,6 +51,8 @@ pub(crate) struct Config {
     pub(crate) handshake_grace: Duration,
     #[cfg(feature = "_tls")]
     pub(crate) tls_handshake_timeout: Option<Duration>,
+    #[cfg(feature = "metrics")]
+    pub(crate) metrics: Option<Metrics>,
     #[cfg(feature = "proxy")]
     pub(crate) proxy: Option<ProxyProtocol>,
     pub(crate) spread: Duration,
@@ -90,6 +94,8 @@ impl Default for Config {
             handshake_grace: HANDSHAKE_GRACE,
             #[cfg(feature = "_tls")]
             tls_handshake_timeout: Some(TLS_HANDSHAKE_TIMEOUT),
+            #[cfg(feature = "metrics")]
+            metrics: None,
             #[cfg(feature = "proxy")]
             proxy: None,
             spread: Duration::ZERO,
@@ -149,6 +155,11 @@ impl Config {
             ("max_age", self.max_age),
             #[cfg(feature = "_tls")]
             ("tls_handshake_timeout", self.tls_handshake_timeout),
+            #[cfg(feature = "metrics")]
+            (
+                "the interval of metrics",
+                self.metrics.as_ref().and_then(|it| it.every),
+            ),
             #[cfg(feature = "proxy")]
             (
                 "the timeout of proxy_protocol",

@@ -128,6 +128,7 @@
 //! - `http`: the module `web`, HTTP/1 and HTTP/2.
 //! - `tls`: `Builder::listen_tls` and `Connection::start_tls`, with rustls and ring.
 //! - `tls-aws-lc-rs`: the same with aws-lc-rs. Where both are on, what is made of PEM files uses ring.
+//! - `metrics`: `Builder::metrics`, the counts through the facade `metrics`.
 //! - `proxy`: `Builder::proxy_protocol`, for the addresses of clients that come through a proxy.
 
 #![deny(unsafe_code)]
@@ -144,6 +145,8 @@ mod idle;
 mod lifecycle;
 mod listener;
 mod log;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod progress;
 #[cfg(feature = "proxy")]
 mod proxy;
@@ -175,6 +178,8 @@ pub use handler::{Fallible, Handler, Outcome, fallible};
 pub use idle::IdleWhen;
 pub use lifecycle::{Reason, State};
 pub use listener::{Adopted, Listener};
+#[cfg(feature = "metrics")]
+pub use metrics::Metrics;
 pub use progress::{DrainProgress, Progress};
 #[cfg(feature = "proxy")]
 pub use proxy::{ProxyHeader, ProxyProtocol};
@@ -212,6 +217,11 @@ struct WhichDrain;
 #[cfg(all(doctest, feature = "proxy"))]
 #[doc = include_str!("../docs/proxy.md")]
 struct ProxyPage;
+
+/// And of this one.
+#[cfg(all(doctest, feature = "metrics"))]
+#[doc = include_str!("../docs/metrics.md")]
+struct MetricsPage;
 
 /// And of this one.
 #[cfg(all(doctest, feature = "tls"))]

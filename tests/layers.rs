@@ -23,6 +23,7 @@ const LAYERS: [&[&str]; 11] = [
         "idle",
         "lifecycle",
         "log",
+        "metrics",
         "proxy",
         "report",
         "runtime",

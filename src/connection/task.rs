@@ -342,6 +342,8 @@ fn drop_handler<F>(
     if let Err(panic) = state.in_handler(|| handler.end(result)) {
         log_panic(state, &*panic);
     }
+    #[cfg(feature = "metrics")]
+    state.record_handler();
 }
 
 fn log_panic(state: &ConnectionState, panic: &(dyn Any + Send)) {

@@ -35,6 +35,8 @@ mod handshake;
 mod id_map;
 pub(crate) mod ledger;
 pub(crate) mod lingering;
+#[cfg(feature = "metrics")]
+pub(crate) mod metrics;
 pub(crate) mod permits;
 #[cfg(feature = "proxy")]
 mod proxy;
@@ -68,6 +70,9 @@ pub(crate) struct Shared {
     pub(crate) queue: Queue<Arc<ConnectionState>>,
     /// Connections that are being closed and wait for their peers.
     pub(crate) lingering: LingeringQueues,
+    /// What was told through the facade `metrics`, where that is asked for.
+    #[cfg(feature = "metrics")]
+    pub(crate) metrics: Option<metrics::MetricsState>,
     addrs: Vec<Address>,
     /// The TLS of each address that is served with it.
     #[cfg_attr(not(feature = "_tls"), allow(dead_code))]
@@ -112,6 +117,8 @@ impl Shared {
             permits: Permits::new(config.max_connections),
             queue: Queue::default(),
             lingering: LingeringQueues::default(),
+            #[cfg(feature = "metrics")]
+            metrics: config.metrics.as_ref().map(metrics::MetricsState::new),
             config,
             clock: Box::new(runtime.clone()),
             addrs,
