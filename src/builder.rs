@@ -67,7 +67,24 @@ impl<R: Runtime> Builder<R> {
     /// A Unix path behind which no process listens any more is replaced; one behind which a process
     /// does, and a file that is no socket, are errors of [`bind`](Self::bind).
     pub fn listen(mut self, target: impl Into<Target>) -> Self {
-        self.sources.push(Source::Target(target.into(), None));
+        self.sources.push(Source::target(target.into()));
+        self
+    }
+
+    /// Listens on `target`, beside what was given before, and keeps that open through a drain: an admin
+    /// port, for instance, which tells how the drain goes.
+    ///
+    /// Its listener takes peers while the others are closed already, and its connections are not asked
+    /// to end, until no other connection and no [tracked](crate::Handle::track) work is left. Then it is
+    /// shut, swept and closed as the others were, and its connections end as others do at a drain. The
+    /// [`deadline`](Self::deadline) is one for all, and an abort ends these, too. They are counted with
+    /// the others, under [`max_connections`](Self::max_connections), too. On a [sharded](Self::sharded)
+    /// server there is one socket for it, whose connections are dealt out in turn.
+    pub fn keep_open(mut self, target: impl Into<Target>) -> Self {
+        self.sources.push(Source {
+            keeps_open: true,
+            ..Source::target(target.into())
+        });
         self
     }
 
@@ -87,8 +104,10 @@ impl<R: Runtime> Builder<R> {
     /// [detached](crate::Connection::detach), and the kernel does no encryption.
     #[cfg(feature = "_tls")]
     pub fn listen_tls(mut self, target: impl Into<Target>, tls: impl Into<Tls>) -> Self {
-        self.sources
-            .push(Source::Target(target.into(), Some(tls.into())));
+        self.sources.push(Source {
+            tls: Some(tls.into()),
+            ..Source::target(target.into())
+        });
         self
     }
 
@@ -101,28 +120,24 @@ impl<R: Runtime> Builder<R> {
         self
     }
 
-    /// Tells the counts of this server through the facade `metrics`, whose recorder, installed before
-    /// [`bind`](Self::bind), is the program's choice. Not so by default.
+    /// Tells the counts through the facade `metrics`, to the recorder that is installed before
+    /// [`bind`](Self::bind). Not so by default.
     #[cfg(feature = "metrics")]
     pub fn metrics(mut self, metrics: impl Into<Option<Metrics>>) -> Self {
         self.config.metrics = metrics.into();
         self
     }
 
-    /// Takes clients from proxies that tell who they are, by the PROXY protocol, at all listeners; see
-    /// [`ProxyProtocol::from_trusted`]. Not so by default.
+    /// Takes clients from proxies that tell who they are, by the PROXY protocol, at all listeners.
     ///
     /// A connection's handler is called when its header has come, and what came behind it is the first
     /// that the handler reads. From then on the client's address is that of the connection: in
-    /// [`peer_addr`](crate::Connection::peer_addr), in the log, in
-    /// [`Handle::connections`](crate::Handle::connections) and the report, and for
+    /// [`peer_addr`](crate::Connection::peer_addr), in the log, in the report, and for
     /// [`max_per_peer`](Self::max_per_peer). Where the header names no client, as that of a health check,
     /// the proxy is the peer. Bytes of the header are in no count.
     ///
-    /// A header that is wrong, or does not come in time, is the end of one connection, `failed`, and
-    /// counted in [`Stats::failed_proxy_headers`](crate::Stats::failed_proxy_headers), too. Until it has
-    /// come a connection has no permit, as in a TLS handshake, and a drain lets it come. With TLS the
-    /// header comes first, in the clear, and then the handshake.
+    /// A header that is wrong, or does not come in time, is the end of one connection, `failed`. Until it
+    /// has come there is no permit, as in a TLS handshake, which comes after it; a drain lets it come.
     #[cfg(feature = "proxy")]
     pub fn proxy_protocol(mut self, proxies: impl Into<Option<ProxyProtocol>>) -> Self {
         self.config.proxy = proxies.into();
@@ -138,7 +153,7 @@ impl<R: Runtime> Builder<R> {
     /// server's descriptor is closed. If that is the last one, peers that are queued by then are
     /// reset.
     pub fn adopt(mut self, listener: impl Into<Adopted>) -> Self {
-        self.sources.push(Source::Adopted(listener.into()));
+        self.sources.push(Source::adopted(listener.into()));
         self
     }
 

@@ -73,7 +73,7 @@ impl<R: Runtime> Server<R> {
             }
             None => (engines, Vec::new()),
         };
-        let bound = bind::bind(sources, &config, &engines).await?;
+        let bound = bind::bind(sources, &config, &engines, &[]).await?;
         let shared = Arc::new(Shared::new(&runtime, config, bound)?);
         // The first timer of a process has its reactor open descriptors. Without this it could be the
         // timer of a pause because there are none left.

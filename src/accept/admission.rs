@@ -34,6 +34,8 @@ use crate::shared::permits::Reservation;
 #[cfg(feature = "_tls")]
 use crate::socket::buffer::Buffer;
 use crate::socket::readiness::flag;
+#[cfg(feature = "_handshake")]
+use crate::sync::listen;
 #[cfg(feature = "_tls")]
 use crate::tls::TlsState;
 use crate::transport::Transport;
@@ -53,7 +55,8 @@ pub(super) fn poll_next(
     if !shared.has_permit() {
         return Poll::Ready(None);
     }
-    if sets.len() == 1 || !shared.permits.is_limited() {
+    // What stays open through a drain does so when the other sets are not looked at any more.
+    if sets.len() == 1 || !shared.permits.is_limited() || sets[own].keeps_open {
         let accepted = sets[own].poll_accept(cx);
         return accepted.map(|accepted| Some(enter(shared, own, accepted, None)));
     }
@@ -183,7 +186,7 @@ pub(super) async fn next_or_queued<T>(
 ) -> Option<T> {
     #[cfg(feature = "_handshake")]
     if shared.may_handshake() {
-        let released = shared.permits.released.listen();
+        let released = listen(&shared.permits.released);
         if !shared.queue.is_empty() && shared.has_permit() {
             return None;
         }

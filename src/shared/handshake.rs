@@ -33,7 +33,10 @@ impl Shared {
         if self.config.proxy.is_some() {
             return true;
         }
-        self.tls.iter().any(Option::is_some)
+        #[cfg(feature = "_tls")]
+        return self.has_tls();
+        #[cfg(not(feature = "_tls"))]
+        false
     }
 }
 

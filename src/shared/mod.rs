@@ -3,7 +3,6 @@
 //! Nothing here waits but in futures, and nothing needs the server's own task: so a request can be
 //! made from anywhere, and a server whose runtime is gone can still be closed.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -12,22 +11,22 @@ use std::time::{Duration, Instant};
 
 use futures_lite::future;
 
-use crate::address::Address;
 use crate::config::Config;
 use crate::lifecycle::{Latch, Phase, Reason, State};
-use crate::listener::{Security, bind::Bound, set::ListenerSet};
+use crate::listener::{bind::Bound, set::ListenerSet};
 use crate::log;
-use crate::report::{ListenerInfo, Report, Stats};
+use crate::report::{Report, Stats};
 use crate::runtime::{Clock, Runtime};
 use crate::socket::owner::Owner;
 use crate::socket::readiness::flag;
-use crate::sync::lock;
+use crate::sync::{listen, lock};
 use crate::transport::Engine;
 #[cfg(target_os = "linux")]
 use crate::workers::WorkerPools;
 
 mod account;
 mod activity;
+mod addresses;
 mod cold;
 pub(crate) mod connection;
 pub(crate) mod events;
@@ -35,6 +34,7 @@ mod handshake;
 mod id_map;
 pub(crate) mod ledger;
 pub(crate) mod lingering;
+mod listeners;
 #[cfg(feature = "metrics")]
 pub(crate) mod metrics;
 pub(crate) mod permits;
@@ -46,6 +46,7 @@ mod tls;
 mod tracking;
 mod work;
 
+use self::addresses::Addresses;
 use self::connection::ConnectionState;
 use self::lingering::LingeringQueues;
 use self::permits::{Permits, Queue, Reservation};
@@ -73,11 +74,9 @@ pub(crate) struct Shared {
     /// What was told through the facade `metrics`, where that is asked for.
     #[cfg(feature = "metrics")]
     pub(crate) metrics: Option<metrics::MetricsState>,
-    addrs: Vec<Address>,
-    /// The TLS of each address that is served with it.
-    #[cfg_attr(not(feature = "_tls"), allow(dead_code))]
-    pub(crate) tls: Vec<Option<Security>>,
-    /// One a shard, each with an accept loop of its own; empty once the listeners are closed.
+    addresses: Addresses,
+    /// One a shard, each with an accept loop of its own; and the last, where there is one, of the
+    /// listeners that stay open through a drain.
     pub(crate) listener_sets: Vec<ListenerSet>,
     /// Which set is asked first where several share a limit.
     pub(crate) next_set: AtomicUsize,
@@ -108,9 +107,7 @@ impl Shared {
         config: Config,
         bound: Vec<Bound>,
     ) -> io::Result<Self> {
-        let addrs = bound.iter().map(|bound| bound.sockets[0].local_addr());
-        let addrs = addrs.collect::<io::Result<_>>()?;
-        let (listeners, tls) = bound.into_iter().map(|it| (it.sockets, it.tls)).unzip();
+        let (addresses, listeners) = Addresses::new(bound)?;
         Ok(Self {
             latch: Latch::default(),
             registry: Registry::default(),
@@ -121,9 +118,8 @@ impl Shared {
             metrics: config.metrics.as_ref().map(metrics::MetricsState::new),
             config,
             clock: Box::new(runtime.clone()),
-            addrs,
-            tls,
-            listener_sets: ListenerSet::all(listeners),
+            addresses,
+            listener_sets: ListenerSet::all(listeners.into_iter()),
             next_set: AtomicUsize::new(0),
             last_shortage: AtomicU64::new(0),
             bound_at: Runtime::now(runtime),
@@ -138,10 +134,6 @@ impl Shared {
             next_pool: AtomicUsize::new(0),
             linked: Mutex::default(),
         })
-    }
-
-    pub(crate) fn addrs(&self) -> &[Address] {
-        &self.addrs
     }
 
     /// How long ago the server was bound.
@@ -239,27 +231,6 @@ impl Shared {
         0
     }
 
-    pub(crate) fn listeners(&self) -> Vec<ListenerInfo> {
-        let mut infos = BTreeMap::new();
-        for set in &self.listener_sets {
-            set.for_each_queue(|address, queued| {
-                let info = infos.entry(address).or_insert_with(|| ListenerInfo {
-                    address: self.addrs[usize::from(address)].clone(),
-                    queued: queued.and(Some(0)),
-                });
-                info.queued = info.queued.zip(queued).map(|(sum, queued)| sum + queued);
-            });
-        }
-        infos.into_values().collect()
-    }
-
-    /// Where the system has to be asked for handshakes under way: at the listeners that are shut.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn handshakes_at(&self) -> Vec<std::net::SocketAddr> {
-        let sets = self.listener_sets.iter();
-        sets.flat_map(ListenerSet::handshakes_at).collect()
-    }
-
     /// Whether this process was forked from the one that bound the server, which alone acts for it.
     pub(crate) fn is_forked(&self) -> bool {
         !self.owner.is_this_process()
@@ -274,10 +245,6 @@ impl Shared {
         }
         self.listener_sets.iter().for_each(ListenerSet::leave);
         true
-    }
-
-    pub(crate) fn is_closed_to_peers(&self) -> bool {
-        self.listener_sets.iter().all(ListenerSet::is_closed)
     }
 }
 
@@ -363,8 +330,8 @@ impl Shared {
     /// Waits until the next peer may be accepted.
     pub(crate) async fn permit(&self) {
         while !self.has_permit() {
-            let released = self.permits.released.listen();
-            let returned = self.permits.returned.listen();
+            let released = listen(&self.permits.released);
+            let returned = listen(&self.permits.returned);
             if self.has_permit() {
                 return;
             }
@@ -404,7 +371,7 @@ impl Shared {
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
-            .field("addrs", &self.addrs)
+            .field("addrs", &self.addrs())
             .finish_non_exhaustive()
     }
 }
@@ -413,7 +380,7 @@ impl fmt::Debug for Shared {
 impl fmt::Display for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.state())?;
-        for (i, address) in self.addrs.iter().enumerate() {
+        for (i, address) in self.addrs().iter().enumerate() {
             write!(f, "{}{address}", if i == 0 { " on " } else { ", " })?;
         }
         Ok(())

@@ -6,6 +6,8 @@ use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use super::connection::ConnectionState;
+use super::events::ServerEvent;
+use super::registry::Registry;
 use crate::proxy::{Peer, ProxyHeader};
 use crate::socket::buffer::Buffer;
 use crate::sync::lock;
@@ -21,6 +23,16 @@ pub(super) struct ProxyState {
     begun: AtomicU64,
     /// What has come behind it, until a connection's reader takes it.
     payload: Mutex<Vec<u8>>,
+}
+
+impl Registry {
+    /// A connection's PROXY header has come.
+    pub(crate) fn publish_client(&self, connection: &ConnectionState) {
+        let (id, peer) = (connection.id(), connection.peer());
+        let mut inner = self.inner();
+        inner.events.push(|| ServerEvent::Proxied { id, peer });
+        self.unlock_and_deliver(inner);
+    }
 }
 
 impl ConnectionState {
