@@ -130,6 +130,8 @@
 //! - `testing`: the module `testing`, a simulated world for tests of handlers.
 //! - `tls`: `Builder::listen_tls` and `Connection::start_tls`, with rustls and ring.
 //! - `tls-aws-lc-rs`: the same with aws-lc-rs. Where both are on, what is made of PEM files uses ring.
+//! - `metrics`: `Builder::metrics`, the counts through the facade `metrics`.
+//! - `proxy`: `Builder::proxy_protocol`, for the addresses of clients that come through a proxy.
 
 #![deny(unsafe_code)]
 
@@ -145,7 +147,11 @@ mod idle;
 mod lifecycle;
 mod listener;
 mod log;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod progress;
+#[cfg(feature = "proxy")]
+mod proxy;
 mod report;
 mod runtime;
 mod server;
@@ -176,7 +182,11 @@ pub use handler::{Fallible, Handler, Outcome, fallible};
 pub use idle::IdleWhen;
 pub use lifecycle::{Reason, State};
 pub use listener::{Adopted, Listener};
+#[cfg(feature = "metrics")]
+pub use metrics::Metrics;
 pub use progress::{DrainProgress, Progress};
+#[cfg(feature = "proxy")]
+pub use proxy::{ProxyHeader, ProxyProtocol};
 pub use report::{
     AcceptErrors, Cause, ConnectionInfo, Limited, ListenerInfo, Report, Stats, Straggler,
     TrackedWork, Waiting,
@@ -213,6 +223,16 @@ struct WhichDrain;
 struct TestingPage;
 
 /// And the server of this one.
+#[cfg(all(doctest, feature = "proxy"))]
+#[doc = include_str!("../docs/proxy.md")]
+struct ProxyPage;
+
+/// And of this one.
+#[cfg(all(doctest, feature = "metrics"))]
+#[doc = include_str!("../docs/metrics.md")]
+struct MetricsPage;
+
+/// And of this one.
 #[cfg(all(doctest, feature = "tls"))]
 #[doc = include_str!("../docs/tls.md")]
 struct TlsPage;

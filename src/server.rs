@@ -88,6 +88,8 @@ impl<R: Runtime> Server<R> {
             #[cfg(target_os = "linux")]
             pollers,
         };
+        #[cfg(feature = "metrics")]
+        server.shared.begin_metrics();
         #[cfg(feature = "signals")]
         if server.shared.config.signals {
             crate::signals::enlist(&server.shared)?;

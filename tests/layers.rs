@@ -23,6 +23,8 @@ const LAYERS: [&[&str]; 11] = [
         "idle",
         "lifecycle",
         "log",
+        "metrics",
+        "proxy",
         "report",
         "runtime",
         "sync",

@@ -59,6 +59,11 @@ async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
     for shard in 0..shared.lingering.shards() {
         first.spawn(shard, Box::pin(Closer::new(shared, shard)));
     }
+    #[cfg(feature = "metrics")]
+    first.spawn(
+        0,
+        Box::pin(crate::shared::metrics::keep_recording(shared.clone())),
+    );
     for (mut launcher, set) in beside.into_iter().zip(1..) {
         let (shared, guard) = (shared.clone(), AcceptorGuard::of_set(shared, set));
         // What stays open through a drain has no shard of its own.

@@ -74,6 +74,11 @@ impl Shared {
     /// Closes the books, once: there is a report.
     pub(crate) fn close(&self) {
         let is_first = self.report.set(self.build_report()).is_ok();
+        // Before anybody is told that the server is closed: they may look.
+        #[cfg(feature = "metrics")]
+        if is_first {
+            self.record_metrics_as(State::Closed);
+        }
         // Even if another thread set the report first: our caller looks at the phase next, and a
         // report exists.
         self.latch.advance(Phase::Closed);

@@ -30,11 +30,16 @@ mod addresses;
 mod cold;
 pub(crate) mod connection;
 pub(crate) mod events;
+mod handshake;
 mod id_map;
 pub(crate) mod ledger;
 pub(crate) mod lingering;
 mod listeners;
+#[cfg(feature = "metrics")]
+pub(crate) mod metrics;
 pub(crate) mod permits;
+#[cfg(feature = "proxy")]
+mod proxy;
 pub(crate) mod registry;
 mod self_wait;
 mod tls;
@@ -66,6 +71,9 @@ pub(crate) struct Shared {
     pub(crate) queue: Queue<Arc<ConnectionState>>,
     /// Connections that are being closed and wait for their peers.
     pub(crate) lingering: LingeringQueues,
+    /// What was told through the facade `metrics`, where that is asked for.
+    #[cfg(feature = "metrics")]
+    pub(crate) metrics: Option<metrics::MetricsState>,
     addresses: Addresses,
     /// One a shard, each with an accept loop of its own; and the last, where there is one, of the
     /// listeners that stay open through a drain.
@@ -106,6 +114,8 @@ impl Shared {
             permits: Permits::new(config.max_connections),
             queue: Queue::default(),
             lingering: LingeringQueues::default(),
+            #[cfg(feature = "metrics")]
+            metrics: config.metrics.as_ref().map(metrics::MetricsState::new),
             config,
             clock: Box::new(runtime.clone()),
             addresses,
@@ -155,7 +165,7 @@ impl Shared {
         Stats {
             closing: self.permits.apart() as u64,
             shortage: self.is_short(),
-            #[cfg(feature = "_tls")]
+            #[cfg(feature = "_handshake")]
             handshakes: self.permits.handshakes(),
             ..self.registry.stats()
         }
