@@ -127,6 +127,9 @@
 //! - `signals` (default): `Builder::stop_on_signals`.
 //! - `http`: the module `web`, HTTP/1 and HTTP/2.
 //! - `tls`: `Builder::listen_tls` and `Connection::start_tls`, with rustls and ring.
+//! - `systemd`: socket activation, readiness, watchdog and the descriptor store: `Builder::notify`,
+//!   `listen_systemd`, `store_listeners`.
+//! - `health`: `Builder::health`, which answers HTTP probes and HAProxy's agent-check.
 //! - `tls-aws-lc-rs`: the same with aws-lc-rs. Where both are on, what is made of PEM files uses ring.
 
 #![deny(unsafe_code)]
@@ -139,6 +142,8 @@ mod connection;
 mod drain;
 mod handle;
 mod handler;
+#[cfg(feature = "health")]
+mod health;
 mod idle;
 mod lifecycle;
 mod listener;
@@ -153,6 +158,8 @@ mod shared;
 mod signals;
 mod socket;
 mod sync;
+#[cfg(feature = "systemd")]
+mod systemd;
 #[cfg(feature = "_tls")]
 mod tls;
 mod track;
@@ -189,6 +196,8 @@ pub use server::{Running, Serve, ServeUntil, Server};
 pub use server_set::ServerSet;
 pub use shared::events::ServerEvent;
 pub use socket::{Credentials, Socket};
+#[cfg(feature = "systemd")]
+pub use systemd::Reloading;
 #[cfg(feature = "_tls")]
 pub use tls::{Tls, TlsInfo};
 pub use track::Tracked;

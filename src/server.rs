@@ -13,13 +13,17 @@ use pin_project_lite::pin_project;
 
 #[cfg(target_os = "linux")]
 use crate::accept::spawn::LocalLauncher;
-use crate::accept::spawn::{Executor, Launchers, SendLauncher};
+use crate::accept::spawn::{BoxedTask, Executor, Launchers, SendLauncher};
 use crate::address::Address;
+#[cfg(feature = "health")]
+use crate::address::Target;
 use crate::config::{Config, warn_of_few_descriptors};
 use crate::connection::Connection;
 use crate::drain::{self, abort, fallback};
 use crate::handle::Handle;
 use crate::handler::{Handler, Outcome};
+#[cfg(feature = "health")]
+use crate::health;
 use crate::lifecycle::Reason;
 use crate::listener::bind::{self, Source};
 use crate::report::Report;
@@ -27,6 +31,10 @@ use crate::runtime::Runtime;
 use crate::shared::Shared;
 #[cfg(target_os = "linux")]
 use crate::shared::connection::ConnectionState;
+#[cfg(feature = "health")]
+use crate::shared::health::Health;
+#[cfg(feature = "systemd")]
+use crate::systemd;
 use crate::track::Tracked;
 use crate::transport::Engine;
 #[cfg(target_os = "linux")]
@@ -73,6 +81,22 @@ impl<R: Runtime> Server<R> {
             }
             None => (engines, Vec::new()),
         };
+        #[cfg(feature = "health")]
+        let health = {
+            let target = |target: &Target| Source::Target(target.clone(), None);
+            let sources: Vec<_> = config.health.iter().map(target).collect();
+            match sources.is_empty() {
+                true => None,
+                false => {
+                    let mut config = config.clone();
+                    // It is no socket of the service, and its queue is nobody's.
+                    #[cfg(feature = "systemd")]
+                    (config.store_listeners = false);
+                    config.reuse_port = false;
+                    Some(bind::bind(sources, &config, &[Engine::Reactor]).await?)
+                }
+            }
+        };
         let bound = bind::bind(sources, &config, &engines).await?;
         let shared = Arc::new(Shared::new(&runtime, config, bound)?);
         // The first timer of a process has its reactor open descriptors. Without this it could be the
@@ -91,6 +115,15 @@ impl<R: Runtime> Server<R> {
         #[cfg(feature = "signals")]
         if server.shared.config.signals {
             crate::signals::enlist(&server.shared)?;
+        }
+        #[cfg(feature = "systemd")]
+        if server.shared.config.notify {
+            systemd::enlist(&server.shared)?;
+        }
+        #[cfg(feature = "health")]
+        if let Some(bound) = health {
+            let _first = server.shared.health.set(Health::new(bound)?);
+            health::start(&server.shared)?;
         }
         Ok(server)
     }
@@ -243,7 +276,12 @@ impl<R: Runtime> Server<R> {
         let started = self.start_threads(local).and_then(|()| {
             let executor = Executor::new(self.runtime.clone(), shared);
             let launchers = launchers(executor.clone(), shared)?;
-            executor.spawn(0, Box::pin(drain::run(shared.clone(), launchers)));
+            let task: BoxedTask = Box::pin(drain::run(shared.clone(), launchers));
+            #[cfg(feature = "health")]
+            let task = health::beside(shared, task);
+            #[cfg(feature = "systemd")]
+            let task = systemd::beside(shared, task);
+            executor.spawn(0, task);
             Ok(())
         });
         if let Err(error) = started {

@@ -39,11 +39,13 @@ const LAYERS: [&[&str]; 11] = [
     &[
         "builder",
         "handle",
+        "health",
         "lib",
         "progress",
         "server",
         "server_set",
         "signals",
+        "systemd",
         "track",
         "web",
     ],

@@ -14,6 +14,7 @@
 //! for the end of the server do it in place of this task where it is late: see [`fallback`].
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_lite::future;
@@ -61,12 +62,12 @@ async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
     for (mut launcher, set) in beside.into_iter().zip(1..) {
         let (shared, guard) = (shared.clone(), AcceptorGuard::new(shared));
         let accepting = async move {
-            accept(&shared, set, &mut *launcher).await;
+            begin(&shared, accept(&shared, set, &mut *launcher)).await;
             drop((launcher, guard));
         };
         first.spawn(set as u16, Box::pin(accepting));
     }
-    accept(shared, 0, &mut *first).await;
+    begin(shared, accept(shared, 0, &mut *first)).await;
 
     // Invariant 1.
     shut_listeners(shared);
@@ -95,6 +96,16 @@ async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
     };
     future::or(drained, future::or(overdue, told)).await;
     shared.close();
+}
+
+/// Runs an accept loop, and notes when it has asked its listeners for the first time.
+async fn begin(shared: &Shared, accepting: impl Future<Output = ()>) {
+    let mut accepting = pin!(accepting);
+    let ended = future::poll_once(accepting.as_mut()).await;
+    shared.acceptor_began();
+    if ended.is_none() {
+        accepting.await;
+    }
 }
 
 /// Waits for the earliest of all deadlines that were given, those given meanwhile included.

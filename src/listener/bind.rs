@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use super::custom::CustomListener;
 use super::inherited::Adopted;
+#[cfg(feature = "systemd")]
+use super::systemd;
 use super::unix::Unix;
 use super::{AnyListener, ErasedListener, Listener, RawListener, Security, tcp};
 use crate::address::{Address, Target};
@@ -18,6 +20,9 @@ pub(crate) enum Source {
     Target(Target, Option<Security>),
     Adopted(Adopted),
     Custom(Arc<dyn ErasedListener>),
+    /// What systemd has passed: of this name, or all.
+    #[cfg(feature = "systemd")]
+    Systemd(Option<String>),
 }
 
 impl Source {
@@ -33,6 +38,8 @@ impl fmt::Debug for Source {
             Self::Target(target, _) => target.fmt(f),
             Self::Adopted(adopted) => adopted.fmt(f),
             Self::Custom(_) => f.write_str("Custom"),
+            #[cfg(feature = "systemd")]
+            Self::Systemd(name) => f.debug_tuple("Systemd").field(name).finish(),
         }
     }
 }
@@ -83,6 +90,14 @@ pub(crate) async fn bind(
                 Resolved::Bound(AnyListener::Socket(adopted.into_raw(&engines[0])?))
             }
             Source::Custom(listener) => Resolved::Bound(AnyListener::Custom(listener)),
+            #[cfg(feature = "systemd")]
+            Source::Systemd(name) => {
+                for adopted in systemd::take(name.as_deref())? {
+                    let listener = AnyListener::Socket(adopted.into_raw(&engines[0])?);
+                    resolved.push((Resolved::Bound(listener), None));
+                }
+                continue;
+            }
         };
         resolved.push((it, tls));
     }
@@ -94,7 +109,13 @@ pub(crate) async fn bind(
     }
     let mut bound: Vec<Bound> = Vec::new();
     for (it, tls) in resolved {
-        let sockets = match it {
+        #[cfg(feature = "systemd")]
+        let (it, stored) = take_stored(it, config, engines)?;
+        #[cfg(not(feature = "systemd"))]
+        let stored = Vec::new();
+        let bound_now = match it {
+            // All of its addresses were stored.
+            Resolved::Tcp(addresses) if addresses.is_empty() => Vec::new(),
             Resolved::Tcp(addresses) => {
                 let all = tcp::bind_all(&addresses, &all, config, engines)?;
                 let all = all.into_iter();
@@ -107,7 +128,8 @@ pub(crate) async fn bind(
             }
             Resolved::Bound(listener) => vec![vec![listener]],
         };
-        bound.extend(sockets.into_iter().map(|sockets| Bound {
+        let sockets = stored.into_iter().chain(bound_now);
+        bound.extend(sockets.map(|sockets| Bound {
             sockets,
             tls: tls.clone(),
         }));
@@ -122,6 +144,41 @@ enum Resolved {
     Unix(Address),
     /// A listener that was made elsewhere.
     Bound(AnyListener),
+}
+
+/// Takes the sockets of a source that were stored by an earlier process of the service; gives what is
+/// left to bind.
+#[cfg(feature = "systemd")]
+fn take_stored(
+    source: Resolved,
+    config: &Config,
+    engines: &[Engine],
+) -> io::Result<(Resolved, Vec<Vec<AnyListener>>)> {
+    let mut stored = Vec::new();
+    if !config.store_listeners {
+        return Ok((source, stored));
+    }
+    let mut take = |address: &Address| -> io::Result<bool> {
+        let groups = systemd::register(systemd::take_stored(address)?, engines)?;
+        let found = !groups.is_empty();
+        let any = |group: Vec<_>| group.into_iter().map(AnyListener::Socket).collect();
+        stored.extend(groups.into_iter().map(any));
+        Ok(found)
+    };
+    let left = match source {
+        Resolved::Tcp(addresses) => {
+            let mut left = Vec::new();
+            for address in addresses {
+                if !take(&Address::Tcp(address))? {
+                    left.push(address);
+                }
+            }
+            Resolved::Tcp(left)
+        }
+        Resolved::Unix(address) if take(&address)? => Resolved::Tcp(Vec::new()),
+        other => other,
+    };
+    Ok((left, stored))
 }
 
 fn socket(listener: impl RawListener + 'static) -> AnyListener {

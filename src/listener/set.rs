@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
+#[cfg(feature = "systemd")]
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 use std::task::{Context, Poll};
 
@@ -157,6 +159,10 @@ impl ListenerSet {
         let BoundListener { listener, origin } = listeners.all.get_mut(index)?;
         let origin = *origin;
         let accepted = match listener {
+            // Its queue is a successor's.
+            AnyListener::Socket(listener) if listener.is_kept() => {
+                Err(io::ErrorKind::WouldBlock.into())
+            }
             AnyListener::Socket(listener) if !listener.is_shut() && accepted >= backlog => {
                 Err(io::ErrorKind::WouldBlock.into())
             }
@@ -233,6 +239,42 @@ impl ListenerSet {
                 AnyListener::Custom(listener) => std::mem::forget(listener),
             }
         }
+    }
+
+    /// Copies of the sockets that a supervisor may hold for a successor, each with the number of its
+    /// address, and its descriptor here.
+    #[cfg(feature = "systemd")]
+    pub(crate) fn lend(&self) -> Vec<(u16, RawFd, io::Result<OwnedFd>)> {
+        let listeners = lock(&self.0);
+        let lent = |it: &BoundListener| match &it.listener {
+            AnyListener::Socket(listener) => listener.lend().map(|fd| {
+                let copy = fd.try_clone_to_owned();
+                (it.origin.address, fd.as_raw_fd(), copy)
+            }),
+            AnyListener::Custom(_) => None,
+        };
+        listeners.all.iter().filter_map(lent).collect()
+    }
+
+    /// A supervisor holds the socket of this descriptor for a successor.
+    #[cfg(feature = "systemd")]
+    pub(crate) fn keep(&self, descriptor: RawFd) {
+        for BoundListener { listener, .. } in &mut lock(&self.0).all {
+            if let AnyListener::Socket(listener) = listener {
+                if listener
+                    .lend()
+                    .is_some_and(|it| it.as_raw_fd() == descriptor)
+                {
+                    listener.keep();
+                }
+            }
+        }
+    }
+
+    /// Has nobody accept at a socket of this set, until what this gives is dropped.
+    #[cfg(feature = "health")]
+    pub(crate) fn hold(&self) -> impl Sized + '_ {
+        lock(&self.0)
     }
 
     /// Whether all listeners are closed.
