@@ -142,7 +142,8 @@ impl<R: Runtime> Builder<R> {
     /// shorter than the [deadline](Self::deadline).
     ///
     /// Servers of one process that ask for it are one service: it is ready when all of them are, stops
-    /// when all do, and lives while all do. What can be seen of a unit that does not fit is a warning in
+    /// when all do, and lives while all do. All have to be bound before the first is served: else it is
+    /// the only one that there is, and ready. What can be seen of a unit that does not fit is a warning in
     /// the log when serving begins. Where no systemd listens (`NOTIFY_SOCKET` is not set) nothing is
     /// told.
     ///

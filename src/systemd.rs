@@ -374,13 +374,14 @@ fn warn_of_a_stop_that_does_not_fit(shared: &Shared) {
 /// What SIGTERM does to this process, where that is not what it takes to stop gracefully.
 fn what_sigterm_does() -> Option<&'static str> {
     const SIGTERM: u64 = 1 << (libc::SIGTERM - 1);
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let status = std::fs::read_to_string("/proc/thread-self/status").ok()?;
     let is_in = |field: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(field))?;
         let mask = u64::from_str_radix(line.trim(), 16).ok()?;
         Some(mask & SIGTERM != 0)
     };
-    // Whoever blocks it takes it from a descriptor.
+    // Whoever blocks it, for all threads, takes it from a descriptor. This thread is asked: another may
+    // be starting a thread, for which it blocks all signals.
     if is_in("SigCgt:")? || is_in("SigBlk:")? {
         None
     } else if is_in("SigIgn:")? {

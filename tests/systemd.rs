@@ -283,16 +283,15 @@ fn is_its_watchdog(test: &'static str) {
 }
 
 async fn is_two_servers(runtime: TestRuntime) {
-    let one = support::server(runtime.clone())
-        .listen("127.0.0.1:0")
-        .notify();
-    let one = one.bind().await.unwrap().spawn(echo);
-    let unserved = support::server(runtime.clone())
-        .listen("127.0.0.1:0")
-        .notify();
-    drop(unserved.bind().await.unwrap());
-    let other = support::server(runtime).listen("127.0.0.1:0").notify();
-    let other = other.bind().await.unwrap();
+    let bind = || {
+        let server = support::server(runtime.clone()).listen("127.0.0.1:0");
+        server.notify().bind()
+    };
+    // Those that are bound are waited for, but for one that is dropped.
+    let one = bind().await.unwrap();
+    let other = bind().await.unwrap();
+    drop(bind().await.unwrap());
+    let one = one.spawn(echo);
     tell("bound", "");
     let orders = orders();
     orders.recv().await.unwrap();
