@@ -14,6 +14,7 @@ use std::fs::File;
 use std::future::{Future, pending, poll_fn};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use async_io::{Async, IoSafe, Timer};
 use futures_io::AsyncRead;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt, future};
 use futures_util::stream::FuturesUnordered;
+use rustix::io::{FdFlags, dup2, fcntl_setfd};
 
 use crate::accept::spawn::BoxedTask;
 use crate::address::Address;
@@ -91,7 +93,11 @@ async fn answer_all(shared: &Arc<Shared>) {
     let Some(health) = shared.health.get() else {
         return;
     };
-    let mut reserve = reserved();
+    // One is held back, and another is what that is made of again.
+    let (Some(mut reserve), Some(anything)) = (reserved().map(Some), reserved()) else {
+        log::warn!(target: "gracious", "no descriptor is left to answer questions after the health with");
+        return;
+    };
     let mut answers: FuturesUnordered<Pin<Box<dyn Future<Output = Option<Socket>> + Send>>> =
         FuturesUnordered::new();
     let mut rests = false;
@@ -111,23 +117,23 @@ async fn answer_all(shared: &Arc<Shared>) {
             let Some(socket) = answers.next().await else {
                 return pending().await;
             };
-            if reserve.is_none() {
-                let _accepts_nobody = hold(shared);
-                drop(socket);
-                reserve = reserved();
+            if let (None, Some(socket)) = (&reserve, socket) {
+                reserve = keep(socket, &anything);
             }
             None
         };
         let mut accepted = future::or(answered, accepted).await;
         let is_short = matches!(&accepted, Some(Err(error)) if is_out_of_descriptors(error));
         if is_short {
-            let _accepts_nobody = hold(shared);
-            reserve = None;
-            accepted = match health.listeners.try_accept() {
-                Poll::Ready(accepted) => Some(accepted),
-                // It says so of an empty queue, too.
-                Poll::Pending => None,
-            };
+            accepted = None;
+            // Accept says so where nobody waits, too.
+            if reserve.is_some() && health.listeners.has_queued() {
+                let _accepts_nobody = hold(shared);
+                reserve = None;
+                if let Poll::Ready(taken) = health.listeners.try_accept() {
+                    accepted = Some(taken);
+                }
+            }
         }
         rests = is_short;
         match accepted {
@@ -151,15 +157,27 @@ async fn answer_all(shared: &Arc<Shared>) {
 }
 
 /// Keeps the server's accept loops from taking the descriptor that is about to change hands. They wait
-/// for the length of two system calls.
+/// for the length of two system calls. (A handler that opens something may be faster: then the client
+/// waits for the next descriptor that is free.)
 fn hold(shared: &Shared) -> impl Sized + '_ {
     let sets = shared.listener_sets.iter();
     sets.map(ListenerSet::hold).collect::<Vec<_>>()
 }
 
 /// A descriptor that is held back.
-fn reserved() -> Option<File> {
-    File::open("/dev/null").ok()
+fn reserved() -> Option<OwnedFd> {
+    File::open("/dev/null").ok().map(OwnedFd::from)
+}
+
+/// Closes the socket of a client that was answered, and holds its descriptor back: in one act, since who
+/// wants a descriptor would take it in between two.
+fn keep(socket: Socket, anything: impl AsFd) -> Option<OwnedFd> {
+    let mut descriptor = OwnedFd::from(socket);
+    // What it is of from here on does not matter, but that it is of something that is open anyway.
+    dup2(anything, &mut descriptor).ok()?;
+    // Where a program is started in between it has one more descriptor of /dev/null.
+    let _is_open = fcntl_setfd(&descriptor, FdFlags::CLOEXEC);
+    Some(descriptor)
 }
 
 fn is_out_of_descriptors(error: &io::Error) -> bool {

@@ -243,7 +243,8 @@ fn hears_its_life(test: &'static str) {
         service.tell("stop");
         systemd.hears("STOPPING=1");
         let mut last = f64::INFINITY;
-        for _ in 0..2 {
+        // A second apart.
+        for _ in 0..if systemd.path.is_some() { 2 } else { 1 } {
             let told = systemd.hears("STATUS=draining: 1 left, ");
             let (_, rest) = told.split_once("left, ").unwrap();
             let seconds: f64 = rest.split(' ').next().unwrap().parse().unwrap();

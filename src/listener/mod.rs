@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-#[cfg(feature = "systemd")]
+#[cfg(any(feature = "systemd", feature = "health"))]
 use std::os::fd::BorrowedFd;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -167,7 +167,7 @@ pub(crate) trait RawListener: Send {
     fn end(&mut self) {}
 
     /// The socket, for a supervisor to hold for a successor; `None` of one that was adopted from others.
-    #[cfg(feature = "systemd")]
+    #[cfg(any(feature = "systemd", feature = "health"))]
     fn lend(&self) -> Option<BorrowedFd<'_>> {
         None
     }

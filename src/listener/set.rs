@@ -271,6 +271,21 @@ impl ListenerSet {
         }
     }
 
+    /// Whether a peer is queued at a socket of this set.
+    #[cfg(feature = "health")]
+    pub(crate) fn has_queued(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let listeners = lock(&self.0);
+        let sockets = listeners.all.iter().filter_map(|it| match &it.listener {
+            AnyListener::Socket(listener) => listener.lend(),
+            AnyListener::Custom(_) => None,
+        });
+        let mut polled: Vec<_> = sockets
+            .map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN))
+            .collect();
+        poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+
     /// Has nobody accept at a socket of this set, until what this gives is dropped.
     #[cfg(feature = "health")]
     pub(crate) fn hold(&self) -> impl Sized + '_ {

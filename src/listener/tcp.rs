@@ -34,7 +34,7 @@ pub(crate) struct Tcp {
     /// New peers are refused.
     is_shut: bool,
     /// The socket was adopted.
-    #[cfg(feature = "systemd")]
+    #[cfg(any(feature = "systemd", feature = "health"))]
     is_adopted: bool,
     /// See [`RawListener::keep`].
     is_kept: bool,
@@ -79,7 +79,7 @@ impl Tcp {
                 #[cfg(target_os = "linux")]
                 means,
                 is_shut: false,
-                #[cfg(feature = "systemd")]
+                #[cfg(any(feature = "systemd", feature = "health"))]
                 is_adopted: false,
                 is_kept: false,
             })
@@ -95,7 +95,7 @@ impl Tcp {
             #[cfg(target_os = "linux")]
             means: Means::None,
             is_shut: false,
-            #[cfg(feature = "systemd")]
+            #[cfg(any(feature = "systemd", feature = "health"))]
             is_adopted: true,
             is_kept: false,
         })
@@ -206,7 +206,7 @@ impl RawListener for Tcp {
         }
     }
 
-    #[cfg(feature = "systemd")]
+    #[cfg(any(feature = "systemd", feature = "health"))]
     fn lend(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         use std::os::fd::AsFd;
         let is_lent = self.is_kept || !self.is_adopted;

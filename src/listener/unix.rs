@@ -210,7 +210,7 @@ impl RawListener for Unix {
         removed
     }
 
-    #[cfg(feature = "systemd")]
+    #[cfg(any(feature = "systemd", feature = "health"))]
     fn lend(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         use std::os::fd::AsFd;
         let is_lent = self.is_kept || !self.shared;
