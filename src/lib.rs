@@ -109,12 +109,14 @@
 //! In the repository: [which drain is yours][drain], for protocols that do not take turns; [what a client
 //! sees][sees] of a stop, and whether it may retry; [moving][moving] from async-std to smol, from asyncio
 //! and from tokio; [running it][running], with deadlines, load balancers, limits and the log;
+//! [Kubernetes, HAProxy and systemd][kubernetes];
 //! [all promises][promises], with their tests.
 //!
 //! [drain]: https://github.com/gracious-rs/gracious/blob/main/docs/which-drain.md
 //! [sees]: https://github.com/gracious-rs/gracious/blob/main/docs/what-a-client-sees.md
 //! [moving]: https://github.com/gracious-rs/gracious/blob/main/docs/moving.md
 //! [running]: https://github.com/gracious-rs/gracious/blob/main/docs/running.md
+//! [kubernetes]: https://github.com/gracious-rs/gracious/blob/main/docs/kubernetes.md
 //! [promises]: https://github.com/gracious-rs/gracious/blob/main/docs/promises.md
 //!
 //! # Features
@@ -211,6 +213,17 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/which-drain.md")]
 struct WhichDrain;
+
+/// The server of this one, too.
+#[cfg(all(
+    doctest,
+    feature = "async-std",
+    feature = "signals",
+    feature = "http",
+    feature = "health"
+))]
+#[doc = include_str!("../docs/kubernetes.md")]
+struct KubernetesPage;
 
 /// And the server of this one.
 #[cfg(all(doctest, feature = "tls"))]
