@@ -29,13 +29,16 @@ use rustix::io::{FdFlags, dup2, fcntl_setfd};
 
 use crate::accept::spawn::BoxedTask;
 use crate::address::Address;
+use crate::config::Config;
 use crate::handle::Handle;
 use crate::lifecycle::Phase;
+use crate::listener::bind::{self, Bound, Source};
 use crate::listener::set::ListenerSet;
 use crate::log;
 use crate::shared::Shared;
-use crate::shared::health::Readiness;
+use crate::shared::health::{Health, Readiness};
 use crate::socket::{Incoming, Socket};
+use crate::transport::Engine;
 
 /// How often the server's own task notes that it runs.
 const BEAT: Duration = Duration::from_secs(1);
@@ -51,8 +54,28 @@ const HEAD: usize = 8 * 1024;
 /// How long after an error the next client is accepted.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// Binds where a server is to be asked; `None` where it is not to be.
+///
+/// # Errors
+/// Those of [`bind::bind`].
+pub(crate) async fn bind(config: &Config) -> io::Result<Option<Vec<Bound>>> {
+    let sources: Vec<_> = config.health.iter().cloned().map(Source::target).collect();
+    if sources.is_empty() {
+        return Ok(None);
+    }
+    let mut config = config.clone();
+    // Probes of this server are not to be dealt to another.
+    config.reuse_port = false;
+    // A successor's answers are its own.
+    #[cfg(feature = "systemd")]
+    (config.store_listeners = false);
+    let engines = [Engine::Reactor];
+    bind::bind(sources, &config, &engines, &[]).await.map(Some)
+}
+
 /// Starts the thread that answers for a server, until that is closed.
-pub(crate) fn start(shared: &Arc<Shared>) -> io::Result<()> {
+pub(crate) fn start(shared: &Arc<Shared>, bound: Vec<Bound>) -> io::Result<()> {
+    let _first = shared.health.set(Health::new(bound)?);
     let shared = shared.clone();
     let thread = std::thread::Builder::new().name("gracious-health".into());
     thread.spawn(move || {

@@ -109,7 +109,7 @@
 //! In the repository: [which drain is yours][drain], for protocols that do not take turns; [what a client
 //! sees][sees] of a stop, and whether it may retry; [moving][moving] from async-std to smol, from asyncio
 //! and from tokio; [running it][running], with deadlines, load balancers, limits and the log;
-//! [Kubernetes, HAProxy and systemd][kubernetes];
+//! [Kubernetes, HAProxy and systemd][kubernetes]; [testing a handler][testing] in a simulated world;
 //! [all promises][promises], with their tests.
 //!
 //! [drain]: https://github.com/gracious-rs/gracious/blob/main/docs/which-drain.md
@@ -117,6 +117,7 @@
 //! [moving]: https://github.com/gracious-rs/gracious/blob/main/docs/moving.md
 //! [running]: https://github.com/gracious-rs/gracious/blob/main/docs/running.md
 //! [kubernetes]: https://github.com/gracious-rs/gracious/blob/main/docs/kubernetes.md
+//! [testing]: https://github.com/gracious-rs/gracious/blob/main/docs/testing.md
 //! [promises]: https://github.com/gracious-rs/gracious/blob/main/docs/promises.md
 //!
 //! # Features
@@ -128,6 +129,7 @@
 //! - `smol`: the runtime `Smol`. `Server::with_runtime(Smol)` stands for `Server::builder()` then.
 //! - `signals` (default): `Builder::stop_on_signals`.
 //! - `http`: the module `web`, HTTP/1 and HTTP/2.
+//! - `testing`: the module `testing`, a simulated world for tests of handlers.
 //! - `tls`: `Builder::listen_tls` and `Connection::start_tls`, with rustls and ring.
 //! - `systemd`: socket activation, readiness, watchdog and the descriptor store: `Builder::notify`,
 //!   `listen_systemd`, `store_listeners`.
@@ -162,6 +164,8 @@ mod socket;
 mod sync;
 #[cfg(feature = "systemd")]
 mod systemd;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "_tls")]
 mod tls;
 mod track;
@@ -176,7 +180,7 @@ pub use connection::{
     Busy, Connection, Control, Detached, EndedBy, Lines, ReadHalf, ReuniteError, WindDown,
     WriteHalf,
 };
-pub use handle::Handle;
+pub use handle::{Add, Handle};
 pub use handler::{Fallible, Handler, Outcome, fallible};
 pub use idle::IdleWhen;
 pub use lifecycle::{Reason, State};
@@ -224,6 +228,11 @@ struct WhichDrain;
 ))]
 #[doc = include_str!("../docs/kubernetes.md")]
 struct KubernetesPage;
+
+/// The handler of this one is simulated.
+#[cfg(all(doctest, feature = "testing"))]
+#[doc = include_str!("../docs/testing.md")]
+struct TestingPage;
 
 /// And the server of this one.
 #[cfg(all(doctest, feature = "tls"))]

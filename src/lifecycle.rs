@@ -10,13 +10,12 @@
 //!    be made from any thread, and from a handler.
 
 use std::fmt;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use event_listener::{Event, EventListener};
 
-use crate::sync::{MutexGuard, lock, notify};
+use crate::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
+use crate::sync::{Mutex, MutexGuard, listen, lock, notify};
 
 /// Why a server stopped. The first reason is kept; later ones are ignored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,6 +136,8 @@ impl Phase {
 pub(crate) struct Latch {
     /// A `Phase`, by its number.
     phase: AtomicU8,
+    /// A drain has come to the listeners that stay open through it.
+    last: AtomicBool,
     /// Notified at every rise of the phase, and at every change of the request that moves a
     /// deadline.
     changed: Event,
@@ -189,6 +190,29 @@ impl Latch {
         risen
     }
 
+    /// A drain comes to the listeners that stay open through it, and to their connections.
+    pub(crate) fn come_to_the_last(&self) {
+        // As a rise of the phase: see invariant 1.
+        self.last.store(true, SeqCst);
+        notify(&self.changed);
+    }
+
+    /// Whether it has, or all are aborted.
+    pub(crate) fn has_come_to_the_last(&self) -> bool {
+        self.last.load(SeqCst) || self.phase() >= Phase::Aborting
+    }
+
+    /// Waits until it has.
+    pub(crate) async fn reached_the_last(&self) {
+        while !self.has_come_to_the_last() {
+            let changed = self.listen();
+            if self.has_come_to_the_last() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Asks for a shutdown, over at the instant `before` if there is one; `true` for the first
     /// request of all.
     pub(crate) fn ask(&self, reason: Reason, now: Instant, before: Option<Instant>) -> bool {
@@ -225,7 +249,7 @@ impl Latch {
     /// Begins to listen for changes of the phase and of the request. The caller looks at both
     /// afterwards, not before: see invariant 1.
     pub(crate) fn listen(&self) -> EventListener {
-        self.changed.listen()
+        listen(&self.changed)
     }
 
     /// Waits until the phase is `phase` or above.

@@ -10,6 +10,7 @@ use futures_lite::{Stream, future, stream};
 
 use crate::lifecycle::Phase;
 use crate::shared::{SelfWait, Shared};
+use crate::sync::listen;
 
 /// How long after one item the next comes, where the number of what is left does not change.
 const TICK: Duration = Duration::from_millis(100);
@@ -58,7 +59,7 @@ async fn next(shared: &Shared, last: Option<u64>) -> bool {
         loop {
             // Listening begins before the number is looked at: swapped, a connection that ends
             // between the two acts would be heard of with the next tick only.
-            let (ended, stopped) = (shared.permits.released.listen(), shared.latch.listen());
+            let (ended, stopped) = (listen(&shared.permits.released), shared.latch.listen());
             if shared.latch.phase() == Phase::Closed || Some(shared.registry.left()) != last {
                 return;
             }

@@ -15,8 +15,6 @@ use pin_project_lite::pin_project;
 use crate::accept::spawn::LocalLauncher;
 use crate::accept::spawn::{BoxedTask, Executor, Launchers, SendLauncher};
 use crate::address::Address;
-#[cfg(feature = "health")]
-use crate::address::Target;
 use crate::config::{Config, warn_of_few_descriptors};
 use crate::connection::Connection;
 use crate::drain::{self, abort, fallback};
@@ -31,8 +29,6 @@ use crate::runtime::Runtime;
 use crate::shared::Shared;
 #[cfg(target_os = "linux")]
 use crate::shared::connection::ConnectionState;
-#[cfg(feature = "health")]
-use crate::shared::health::Health;
 #[cfg(feature = "systemd")]
 use crate::systemd;
 use crate::track::Tracked;
@@ -82,22 +78,8 @@ impl<R: Runtime> Server<R> {
             None => (engines, Vec::new()),
         };
         #[cfg(feature = "health")]
-        let health = {
-            let target = |target: &Target| Source::Target(target.clone(), None);
-            let sources: Vec<_> = config.health.iter().map(target).collect();
-            match sources.is_empty() {
-                true => None,
-                false => {
-                    let mut config = config.clone();
-                    // It is no socket of the service, and its queue is nobody's.
-                    #[cfg(feature = "systemd")]
-                    (config.store_listeners = false);
-                    config.reuse_port = false;
-                    Some(bind::bind(sources, &config, &[Engine::Reactor]).await?)
-                }
-            }
-        };
-        let bound = bind::bind(sources, &config, &engines).await?;
+        let health = health::bind(&config).await?;
+        let bound = bind::bind(sources, &config, &engines, &[]).await?;
         let shared = Arc::new(Shared::new(&runtime, config, bound)?);
         // The first timer of a process has its reactor open descriptors. Without this it could be the
         // timer of a pause because there are none left.
@@ -122,8 +104,7 @@ impl<R: Runtime> Server<R> {
         }
         #[cfg(feature = "health")]
         if let Some(bound) = health {
-            let _first = server.shared.health.set(Health::new(bound)?);
-            health::start(&server.shared)?;
+            health::start(&server.shared, bound)?;
         }
         Ok(server)
     }

@@ -9,14 +9,19 @@
 
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{Ordering::SeqCst, fence};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 #[cfg(any(target_os = "linux", test))]
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::task::Waker;
 use std::time::Duration;
 
-use event_listener::Event;
+use event_listener::{Event, EventListener};
+
+use self::atomic::{Ordering::SeqCst, fence};
+
+/// What the files use that are also compiled against a model of memory, in `tests/models`: there,
+/// other types have these names.
+pub(crate) use std::sync::{Mutex, OnceLock, atomic};
 
 /// The guard of a lock, which is counted in debug builds.
 #[derive(Debug)]
@@ -147,6 +152,15 @@ mod counted {
     }
 }
 
+/// Begins to listen. What the caller looks at afterwards it sees as it is then, or is notified of.
+pub(crate) fn listen(event: &Event) -> EventListener {
+    let listener = event.listen();
+    // Pairs with the fence in `notify`. The documentation of `Event::listen` promises one, and 5.4 has
+    // none: the first listener of an event is stored with `AcqRel`, which orders no later load.
+    fence(SeqCst);
+    listener
+}
+
 /// Notifies all listeners, if there are any: without a listener `Event` allocates a list to find it
 /// empty.
 ///
@@ -157,9 +171,8 @@ mod counted {
 #[inline]
 pub(crate) fn notify(event: &Event) {
     assert_unlocked();
-    // Pairs with the lock that `Event::listen` takes: a future begins to listen first and looks
-    // afterwards at what was changed before this call. Either its look sees the change, or this one
-    // sees its listener.
+    // Pairs with the fence in `listen`: a future begins to listen first and looks afterwards at what
+    // was changed before this call. Either its look sees the change, or this one sees its listener.
     fence(SeqCst);
     if event.total_listeners() > 0 {
         notify_listeners(event);

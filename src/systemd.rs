@@ -315,7 +315,8 @@ impl Notifier {
             ancillary.push(SendAncillaryMessage::ScmRights(fds));
         }
         let text = [IoSlice::new(message.as_bytes())];
-        let flags = SendFlags::NOSIGNAL;
+        // No signal comes of a datagram.
+        let flags = SendFlags::empty();
         sendmsg_addr(&self.socket, &self.address, &text, &mut ancillary, flags)?;
         Ok(())
     }

@@ -33,6 +33,8 @@ use crate::shared::permits::Reservation;
 use crate::socket::buffer::Buffer;
 use crate::socket::readiness::flag;
 #[cfg(feature = "_tls")]
+use crate::sync::listen;
+#[cfg(feature = "_tls")]
 use crate::tls::TlsState;
 use crate::transport::Transport;
 
@@ -51,7 +53,8 @@ pub(super) fn poll_next(
     if !shared.has_permit() {
         return Poll::Ready(None);
     }
-    if sets.len() == 1 || !shared.permits.is_limited() {
+    // What stays open through a drain does so when the other sets are not looked at any more.
+    if sets.len() == 1 || !shared.permits.is_limited() || sets[own].keeps_open {
         let accepted = sets[own].poll_accept(cx);
         return accepted.map(|accepted| Some(enter(shared, own, accepted, None)));
     }
@@ -174,8 +177,8 @@ pub(super) async fn next_or_queued<T>(
     next: impl Future<Output = Option<T>>,
 ) -> Option<T> {
     #[cfg(feature = "_tls")]
-    if shared.tls.iter().any(Option::is_some) {
-        let released = shared.permits.released.listen();
+    if shared.has_tls() {
+        let released = listen(&shared.permits.released);
         if !shared.queue.is_empty() && shared.has_permit() {
             return None;
         }

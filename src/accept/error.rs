@@ -12,7 +12,7 @@ use futures_lite::future;
 
 use crate::log;
 use crate::shared::Shared;
-use crate::sync::nanos;
+use crate::sync::{listen, nanos};
 
 /// The first and the longest pause after a shortage, as in Go's `net/http`.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -120,7 +120,7 @@ impl AcceptBackoff {
     /// Waits a while, longer each time, or until a connection of this server ends: it may have
     /// freed what was missing. Says in the log that there is a shortage, unless that has been said.
     pub(crate) async fn pause(&mut self, shared: &Shared, error: &io::Error) {
-        let ended = shared.permits.released.listen();
+        let ended = listen(&shared.permits.released);
         let now = nanos(shared.uptime()).max(1);
         if shared.last_shortage.swap(now, SeqCst) == 0 {
             let hint = match error.raw_os_error() {

@@ -21,7 +21,7 @@ use futures_lite::future;
 
 use self::abort::{DriverGuard, abort_and_close};
 use self::sweep::{keep_sweeping, launch_queued, shut_listeners, sweep_and_close};
-use crate::accept::spawn::Launchers;
+use crate::accept::spawn::{Launcher, Launchers};
 use crate::accept::{AcceptorGuard, accept};
 use crate::connection::closer::Closer;
 use crate::lifecycle::Phase;
@@ -31,6 +31,7 @@ use crate::shared::Shared;
 pub(crate) mod abort;
 pub(crate) mod fallback;
 mod handshakes;
+pub(crate) mod one;
 mod spread;
 mod sweep;
 
@@ -60,12 +61,18 @@ async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
         first.spawn(shard, Box::pin(Closer::new(shared, shard)));
     }
     for (mut launcher, set) in beside.into_iter().zip(1..) {
-        let (shared, guard) = (shared.clone(), AcceptorGuard::new(shared));
+        let (shared, guard) = (shared.clone(), AcceptorGuard::of_set(shared, set));
+        // What stays open through a drain has no shard of its own.
+        let shard = if shared.listener_sets[set].keeps_open {
+            0
+        } else {
+            set
+        };
         let accepting = async move {
             begin(&shared, accept(&shared, set, &mut *launcher)).await;
             drop((launcher, guard));
         };
-        first.spawn(set as u16, Box::pin(accepting));
+        first.spawn(shard as u16, Box::pin(accepting));
     }
     begin(shared, accept(shared, 0, &mut *first)).await;
 
@@ -79,7 +86,10 @@ async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
         .drain_busy(shared.uptime(), shared.config.spread);
 
     let settled = future::zip(
-        keep_sweeping(shared, &mut *first, kept),
+        async {
+            keep_sweeping(shared, &mut *first, kept).await;
+            close_last(shared, &mut *first).await;
+        },
         launch_queued(shared, &mut *queued),
     );
     let drained = async {
@@ -106,6 +116,21 @@ async fn begin(shared: &Shared, accepting: impl Future<Output = ()>) {
     if ended.is_none() {
         accepting.await;
     }
+}
+
+/// Waits until nothing is left but listeners that stay open through a drain, and their connections.
+/// Then these are drained, too, as the others were.
+async fn close_last(shared: &Arc<Shared>, launcher: &mut dyn Launcher) {
+    if !shared.keeps_any_open() {
+        return;
+    }
+    shared.emptied_but_last().await;
+    shared.latch.come_to_the_last();
+    // Invariant 1 holds for them by themselves.
+    shut_listeners(shared);
+    let kept = sweep_and_close(shared, launcher).await;
+    shared.registry.drain_all(shared.uptime());
+    keep_sweeping(shared, launcher, kept).await;
 }
 
 /// Waits for the earliest of all deadlines that were given, those given meanwhile included.

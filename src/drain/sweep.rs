@@ -33,10 +33,11 @@ use crate::accept::error::{AcceptBackoff, Next};
 use crate::accept::spawn::Launcher;
 use crate::accept::{AcceptorGuard, IN_A_ROW};
 use crate::lifecycle::Phase;
+use crate::listener::set::ListenerSet;
 use crate::log;
 use crate::shared::Shared;
 use crate::shared::connection::ConnectionState;
-use crate::sync::notify;
+use crate::sync::{listen, notify};
 
 /// How long after an error no peer is accepted at a listener that is shut.
 const ERROR_PAUSE: Duration = Duration::from_millis(5);
@@ -71,11 +72,10 @@ pub(super) fn shut_listeners(shared: &Shared) {
     }
 }
 
-/// Shuts all listeners of this server.
+/// Shuts all listeners of this server, but those that stay open through a drain as long as that is
+/// not their turn.
 fn shut_own_listeners(shared: &Shared) {
-    for set in &shared.listener_sets {
-        set.shut();
-    }
+    shared.sets_to_close().for_each(ListenerSet::shut);
 }
 
 /// What the listeners are kept for after the first sweep.
@@ -179,12 +179,14 @@ fn close_others(shared: &Arc<Shared>, launcher: &mut dyn Launcher) {
 /// Closes all listeners at once, from any thread. Peers that are still queued are closed without a
 /// handler, and handshakes under way are not waited for. A second call finds no listeners.
 pub(super) fn close_listeners_unserved(shared: &Arc<Shared>) {
+    shared.latch.come_to_the_last();
     close_after_sweep(shared, &mut Unserved, false);
 }
 
 /// Closes all listeners, from any thread, as a drain would: where handshakes are under way a thread
 /// of the server's own keeps the listeners for them. All queued peers are closed without a handler.
 pub(super) fn close_listeners_without_runtime(shared: &Arc<Shared>) {
+    shared.latch.come_to_the_last();
     shut_own_listeners(shared);
     sweep_unserved(shared);
     let Some(mut handshakes) = Handshakes::look_now(shared) else {
@@ -223,7 +225,7 @@ fn close_after_sweep(
     shut_own_listeners(shared);
     let mut sweep = Sweep::new(shared);
     while !sweep.some(destination, u32::MAX) {}
-    for set in &shared.listener_sets {
+    for set in shared.sets_to_close() {
         set.close(keeps_handshakes);
     }
     notify(&shared.permits.released);
@@ -263,6 +265,10 @@ impl<'a> Sweep<'a> {
             let Some(set) = shared.listener_sets.get(self.set) else {
                 return true;
             };
+            if !shared.is_to_close(set) {
+                self.set += 1;
+                continue;
+            }
             let backlog = shared.config.backlog;
             let Some(accepted) = set.sweep(self.index, self.accepted, backlog) else {
                 (self.set, self.index) = (self.set + 1, 0);
@@ -294,6 +300,9 @@ impl<'a> Sweep<'a> {
 /// Polls for the next peer at any listener of any set.
 fn poll_any(shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<io::Result<Arc<ConnectionState>>> {
     for (number, set) in shared.listener_sets.iter().enumerate() {
+        if !shared.is_to_close(set) {
+            continue;
+        }
         let accepted = set.poll_accept(cx);
         if let Poll::Ready(accepted) = accepted {
             return Poll::Ready(enter(shared, number, accepted, None));
@@ -306,7 +315,7 @@ fn poll_any(shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<io::Result<Arc<C
 /// more.
 pub(super) async fn launch_queued(shared: &Arc<Shared>, launcher: &mut dyn Launcher) {
     loop {
-        let released = shared.permits.released.listen();
+        let released = listen(&shared.permits.released);
         while let Some(connection) = shared.next_queued() {
             start(shared, connection, launcher);
         }

@@ -8,7 +8,7 @@ use super::ledger::{CloseKind, Closing};
 use crate::lifecycle::{Phase, Reason, State};
 use crate::log;
 use crate::report::{Cause, Report};
-use crate::sync::notify;
+use crate::sync::{listen, notify};
 
 impl Shared {
     /// Counts the end of a connection, whose socket is closed.
@@ -27,12 +27,24 @@ impl Shared {
     /// Waits until no connection and no tracked work is left.
     pub(crate) async fn emptied(&self) {
         loop {
-            let empty = self.registry.empty.listen();
+            let empty = listen(&self.registry.empty);
             if self.registry.is_empty() {
                 return;
             }
             let drained_for = || self.drained_for().unwrap_or_default();
             self.registry.attend_to_work(drained_for);
+            empty.await;
+        }
+    }
+
+    /// Waits until no connection and no tracked work is left, but the connections of listeners that
+    /// stay open through a drain.
+    pub(crate) async fn emptied_but_last(&self) {
+        loop {
+            let empty = self.registry.empty.listen();
+            if self.registry.only_last() {
+                return;
+            }
             empty.await;
         }
     }

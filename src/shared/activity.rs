@@ -4,14 +4,14 @@
 //! consumed, and what had been consumed when the last completed write began, which is what is
 //! answered. Each is stored by one half alone, so no operation of either needs a read-modify-write.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::fence;
 use std::time::Duration;
 
 use super::connection::ConnectionState;
 use crate::config::Config;
 use crate::idle::IdleWhen;
 use crate::socket::readiness::{HalfState, Waiter, flag};
+use crate::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use crate::sync::atomic::fence;
 use crate::sync::nanos;
 
 /// What the word of a new connection says of the server's configuration.

@@ -41,10 +41,10 @@ impl Health {
     pub(crate) fn new(bound: Vec<Bound>) -> io::Result<Self> {
         let addrs = bound.iter().map(|bound| bound.sockets[0].local_addr());
         let addrs = addrs.collect::<io::Result<_>>()?;
-        let sockets = bound.into_iter().map(|it| it.sockets).collect();
+        let sockets = bound.into_iter().map(|it| (it.sockets, false));
         Ok(Self {
             // With one engine there is one set.
-            listeners: ListenerSet::all(sockets).pop().unwrap_or_default(),
+            listeners: ListenerSet::all(sockets).remove(0),
             addrs,
             beat: AtomicU64::new(0),
         })

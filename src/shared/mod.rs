@@ -3,7 +3,6 @@
 //! Nothing here waits but in futures, and nothing needs the server's own task: so a request can be
 //! made from anywhere, and a server whose runtime is gone can still be closed.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -13,22 +12,22 @@ use std::time::{Duration, Instant};
 use event_listener::Event;
 use futures_lite::future;
 
-use crate::address::Address;
 use crate::config::Config;
 use crate::lifecycle::{Latch, Phase, Reason, State};
-use crate::listener::{Security, bind::Bound, set::ListenerSet};
+use crate::listener::{bind::Bound, set::ListenerSet};
 use crate::log;
-use crate::report::{ListenerInfo, Report, Stats};
+use crate::report::{Report, Stats};
 use crate::runtime::{Clock, Runtime};
 use crate::socket::owner::Owner;
 use crate::socket::readiness::flag;
-use crate::sync::{lock, notify};
+use crate::sync::{listen, lock, notify};
 use crate::transport::Engine;
 #[cfg(target_os = "linux")]
 use crate::workers::WorkerPools;
 
 mod account;
 mod activity;
+mod addresses;
 mod cold;
 pub(crate) mod connection;
 pub(crate) mod events;
@@ -37,6 +36,7 @@ pub(crate) mod health;
 mod id_map;
 pub(crate) mod ledger;
 pub(crate) mod lingering;
+mod listeners;
 pub(crate) mod permits;
 pub(crate) mod registry;
 mod self_wait;
@@ -44,6 +44,7 @@ mod tls;
 mod tracking;
 mod work;
 
+use self::addresses::Addresses;
 use self::connection::ConnectionState;
 use self::lingering::LingeringQueues;
 use self::permits::{Permits, Queue, Reservation};
@@ -68,11 +69,9 @@ pub(crate) struct Shared {
     pub(crate) queue: Queue<Arc<ConnectionState>>,
     /// Connections that are being closed and wait for their peers.
     pub(crate) lingering: LingeringQueues,
-    addrs: Vec<Address>,
-    /// The TLS of each address that is served with it.
-    #[cfg_attr(not(feature = "_tls"), allow(dead_code))]
-    pub(crate) tls: Vec<Option<Security>>,
-    /// One a shard, each with an accept loop of its own; empty once the listeners are closed.
+    addresses: Addresses,
+    /// One a shard, each with an accept loop of its own; and the last, where there is one, of the
+    /// listeners that stay open through a drain.
     pub(crate) listener_sets: Vec<ListenerSet>,
     /// Which set is asked first where several share a limit.
     pub(crate) next_set: AtomicUsize,
@@ -109,9 +108,7 @@ impl Shared {
         config: Config,
         bound: Vec<Bound>,
     ) -> io::Result<Self> {
-        let addrs = bound.iter().map(|bound| bound.sockets[0].local_addr());
-        let addrs = addrs.collect::<io::Result<_>>()?;
-        let (listeners, tls) = bound.into_iter().map(|it| (it.sockets, it.tls)).unzip();
+        let (addresses, listeners) = Addresses::new(bound)?;
         Ok(Self {
             latch: Latch::default(),
             registry: Registry::default(),
@@ -120,9 +117,8 @@ impl Shared {
             lingering: LingeringQueues::default(),
             config,
             clock: Box::new(runtime.clone()),
-            addrs,
-            tls,
-            listener_sets: ListenerSet::all(listeners),
+            addresses,
+            listener_sets: ListenerSet::all(listeners.into_iter()),
             next_set: AtomicUsize::new(0),
             last_shortage: AtomicU64::new(0),
             bound_at: Runtime::now(runtime),
@@ -141,10 +137,6 @@ impl Shared {
             health: OnceLock::new(),
             linked: Mutex::default(),
         })
-    }
-
-    pub(crate) fn addrs(&self) -> &[Address] {
-        &self.addrs
     }
 
     /// How long ago the server was bound.
@@ -215,7 +207,7 @@ impl Shared {
     #[cfg(feature = "systemd")]
     pub(crate) async fn accepting_everywhere(&self) {
         while !self.accepts_everywhere() {
-            let began = self.began_event.listen();
+            let began = listen(&self.began_event);
             if self.accepts_everywhere() {
                 return;
             }
@@ -266,27 +258,6 @@ impl Shared {
         0
     }
 
-    pub(crate) fn listeners(&self) -> Vec<ListenerInfo> {
-        let mut infos = BTreeMap::new();
-        for set in &self.listener_sets {
-            set.for_each_queue(|address, queued| {
-                let info = infos.entry(address).or_insert_with(|| ListenerInfo {
-                    address: self.addrs[usize::from(address)].clone(),
-                    queued: queued.and(Some(0)),
-                });
-                info.queued = info.queued.zip(queued).map(|(sum, queued)| sum + queued);
-            });
-        }
-        infos.into_values().collect()
-    }
-
-    /// Where the system has to be asked for handshakes under way: at the listeners that are shut.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn handshakes_at(&self) -> Vec<std::net::SocketAddr> {
-        let sets = self.listener_sets.iter();
-        sets.flat_map(ListenerSet::handshakes_at).collect()
-    }
-
     /// Whether this process was forked from the one that bound the server, which alone acts for it.
     pub(crate) fn is_forked(&self) -> bool {
         !self.owner.is_this_process()
@@ -305,10 +276,6 @@ impl Shared {
             health.listeners.leave();
         }
         true
-    }
-
-    pub(crate) fn is_closed_to_peers(&self) -> bool {
-        self.listener_sets.iter().all(ListenerSet::is_closed)
     }
 }
 
@@ -394,8 +361,8 @@ impl Shared {
     /// Waits until the next peer may be accepted.
     pub(crate) async fn permit(&self) {
         while !self.has_permit() {
-            let released = self.permits.released.listen();
-            let returned = self.permits.returned.listen();
+            let released = listen(&self.permits.released);
+            let returned = listen(&self.permits.returned);
             if self.has_permit() {
                 return;
             }
@@ -435,7 +402,7 @@ impl Shared {
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
-            .field("addrs", &self.addrs)
+            .field("addrs", &self.addrs())
             .finish_non_exhaustive()
     }
 }
@@ -444,7 +411,7 @@ impl fmt::Debug for Shared {
 impl fmt::Display for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.state())?;
-        for (i, address) in self.addrs.iter().enumerate() {
+        for (i, address) in self.addrs().iter().enumerate() {
             write!(f, "{}{address}", if i == 0 { " on " } else { ", " })?;
         }
         Ok(())

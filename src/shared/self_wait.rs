@@ -15,7 +15,7 @@ use super::Shared;
 use super::work;
 use crate::lifecycle::Phase;
 use crate::report::Report;
-use crate::sync::notify;
+use crate::sync::{listen, notify};
 
 /// A wait for the end of a server, which may be a self-waiter's: that depends on where it is
 /// polled.
@@ -99,7 +99,7 @@ impl Drop for SelfWait {
 /// Waits until only self-waiters are left; gives their report.
 async fn only_self_waits(shared: &Shared) -> Report {
     loop {
-        let empty = shared.registry.empty.listen();
+        let empty = listen(&shared.registry.empty);
         let changed = shared.latch.listen();
         if shared.latch.phase() == Phase::Closed {
             return shared.report();

@@ -16,10 +16,11 @@
 //! 2. The upper half is written by the driver's events and by the one write half; the flags by
 //!    whoever has a reason to. All of it by read-modify-write operations: none overwrites another.
 
-use std::sync::OnceLock;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicU8, AtomicU64};
 use std::task::Waker;
+
+use crate::sync::OnceLock;
+use crate::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use crate::sync::atomic::{AtomicU8, AtomicU64};
 
 /// The flags, the lower half of the word.
 pub(crate) mod flag {

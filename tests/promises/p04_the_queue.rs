@@ -6,7 +6,7 @@
 
 use std::future::pending;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -31,6 +31,8 @@ crate::on_every_runtime!(
     who_waits_behind_the_limit_is_served_as_others_end,
     who_waits_behind_the_limit_is_closed_cleanly_at_the_deadline,
     stops_under_a_storm_of_connects_reset_nobody,
+    #[cfg(target_os = "linux")]
+    handshakes_under_way_are_waited_for,
     a_kept_sweep_ends_by_itself,
     a_listener_that_fails_once_it_is_shut_does_not_hold_up_the_stop,
 );
@@ -227,6 +229,62 @@ async fn stops_under_a_storm_of_connects_reset_nobody(runtime: TestRuntime) {
         assert_eq!(report.rejected, closed, "{report}");
         assert_eq!(report.accepted, report.completed + report.rejected);
     }
+}
+
+/// A listener that waits for a first byte keeps peers that have sent nothing as handshakes under way.
+/// They have been answered, and believe to be connected. When all of them go on at once, a look for
+/// handshakes finds none while most are in the queue.
+#[cfg(target_os = "linux")]
+async fn handshakes_under_way_are_waited_for(runtime: TestRuntime) {
+    const UNDER_WAY: usize = 100;
+    let server = on("127.0.0.1:0", runtime).bind().await.unwrap();
+    let address = server.local_addrs()[0].clone();
+    let running = server.spawn(echo);
+    let mut idle = Client::of(&running);
+    assert_eq!(idle.ask("hello"), "hello");
+    defer_accept(&address);
+    let mut clients: Vec<_> = (0..UNDER_WAY).map(|_| Client::of(&running)).collect();
+    running.handle().shutdown();
+    // Whoever is told finds the listener as it stays: kept, or closed.
+    assert_eq!(idle.rest(), "");
+    assert!(refuses(&address));
+    for client in &mut clients {
+        client.send("hello\n");
+    }
+    assert_eq!(reading(clients).join().unwrap(), vec!["hello\n"; UNDER_WAY]);
+    let report = running.await.unwrap();
+    assert_eq!(report.completed, UNDER_WAY as u64 + 1);
+}
+
+/// Has the listener at this address, which is one of this process, wait for the first byte of a peer.
+#[cfg(target_os = "linux")]
+fn defer_accept(address: &Address) {
+    let address = address.as_tcp().unwrap();
+    let seconds: libc::c_int = 30;
+    let is_done = std::fs::read_dir("/proc/self/fd").unwrap().any(|entry| {
+        let name = entry.unwrap().file_name();
+        let descriptor: i32 = name.to_str().unwrap().parse().unwrap();
+        // SAFETY: it is used at once. One that another test has closed meanwhile is no listener at
+        // this address.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
+        let socket = socket2::SockRef::from(&descriptor);
+        let is_it = socket.is_listener().unwrap_or(false)
+            && socket
+                .local_addr()
+                .is_ok_and(|it| it.as_socket() == Some(address));
+        // SAFETY: the option is one C int, which is what is pointed to for the time of the call.
+        is_it
+            && unsafe {
+                libc::setsockopt(
+                    descriptor.as_raw_fd(),
+                    libc::IPPROTO_TCP,
+                    libc::TCP_DEFER_ACCEPT,
+                    (&raw const seconds).cast(),
+                    size_of_val(&seconds) as libc::socklen_t,
+                ) == 0
+            }
+    });
+    assert!(is_done, "there is no listener at {address}");
 }
 
 async fn a_kept_sweep_ends_by_itself(runtime: TestRuntime) {

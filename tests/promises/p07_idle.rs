@@ -37,6 +37,7 @@ crate::on_every_runtime!(
     the_end_says_whose_it_is,
     half_a_line_is_busy,
     half_a_line_that_is_held_elsewhere_is_busy,
+    half_a_line_that_no_line_has_taken_is_busy,
     what_was_taken_and_not_answered_is_busy,
     an_answer_that_was_begun_before_the_last_question_does_not_answer_it,
     a_write_that_waits_is_busy,
@@ -263,6 +264,34 @@ async fn half_a_line_is_busy(runtime: TestRuntime) {
         line.clear();
         assert_eq!(pair.conn.read_line(&mut line).await.unwrap(), 0);
         pair.ends().await;
+    }
+}
+
+/// Also where only what was not consumed counts: half a line that `lines` holds is not.
+async fn half_a_line_that_no_line_has_taken_is_busy(runtime: TestRuntime) {
+    for address in transports() {
+        let Pair {
+            running,
+            mut client,
+            conn,
+            _connections,
+        } = Pair::on(&address, runtime.clone()).await;
+        conn.idle_when(IdleWhen::Unguarded);
+        let (reader, writer) = conn.split();
+        let mut lines = reader.lines();
+        client.send("hel");
+        assert!(waits(pin!(lines.next())).await);
+        running.handle().shutdown();
+        writer.shutdown_requested().await;
+        assert!(waits(pin!(lines.next())).await);
+        assert!(running.handle().connections()[0].busy);
+        client.send("lo\n");
+        assert_eq!(lines.next().await.unwrap().unwrap(), "hello");
+        assert!(lines.next().await.is_none());
+        drop((lines, writer));
+        assert_eq!(client.rest(), "");
+        drop(client);
+        assert_eq!(running.await.unwrap().completed, 1);
     }
 }
 

@@ -15,6 +15,7 @@ crate::on_every_runtime!(
     what_stops_one_stops_all,
     servers_on_two_runtimes_stop_as_one,
     every_door_is_shut_before_anybody_is_told,
+    the_door_of_a_server_that_nobody_serves_is_shut_as_well,
     the_longest_lame_duck_holds_for_all,
     a_set_made_of_a_stopped_server_stops,
     an_abort_of_one_leaves_the_others_to_their_drains,
@@ -84,6 +85,26 @@ async fn every_door_is_shut_before_anybody_is_told(runtime: TestRuntime) {
     drop(client);
     assert_eq!(set.closed().await[0].completed, 1);
     drop(one);
+}
+
+/// Nothing drives the other one: its own task does not shut it.
+async fn the_door_of_a_server_that_nobody_serves_is_shut_as_well(runtime: TestRuntime) {
+    let (told, is_told) = async_channel::bounded(1);
+    let talk = async move |mut conn: Connection| {
+        conn.shutdown_requested().await;
+        told.send(()).await.unwrap();
+        conn.read(&mut [0]).await.map(drop)
+    };
+    let one = tcp(runtime.clone()).bind().await.unwrap();
+    let other = tcp(runtime).bind().await.unwrap();
+    let _set = ServerSet::new([one.handle(), other.handle()]);
+    let one = one.spawn(talk);
+    let client = Client::of(&one);
+    one.handle().shutdown();
+    is_told.recv().await.unwrap();
+    assert!(refuses(&other.local_addrs()[0]));
+    drop(client);
+    assert_eq!(one.await.unwrap().completed, 1);
 }
 
 async fn the_longest_lame_duck_holds_for_all(runtime: TestRuntime) {

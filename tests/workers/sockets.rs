@@ -11,7 +11,7 @@ use std::pin::{Pin, pin};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
-use std::task::Poll;
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -39,6 +39,7 @@ on_workers!(
     the_halves_go_on_at_once_in_two_tasks,
     a_vectored_write_arrives_whole,
     input_that_nobody_reads_is_discarded_as_fast_as_it_can_be_read,
+    input_that_no_event_has_told_of_is_read_at_a_stop,
 );
 
 on_workers_in_a_process!(
@@ -105,6 +106,48 @@ async fn an_end_that_comes_with_data_is_read(workers: usize) {
     }
     running.handle().shutdown();
     settled(running.await);
+}
+
+/// The first connection is asked to end, and whoever waits for that has the client of the second send
+/// something. Then the second is asked, and its reader is run before the poller looks again.
+async fn input_that_no_event_has_told_of_is_read_at_a_stop(workers: usize) {
+    struct Sends(UnixStream);
+    impl Wake for Sends {
+        fn wake(self: Arc<Self>) {
+            (&self.0).write_all(b"hello\n").unwrap();
+        }
+    }
+    for _ in 0..10 {
+        let server = with_workers(workers).listen(unix_address());
+        let server = server.bind().await.unwrap();
+        let address = server.local_addrs()[1].clone();
+        let (give, given) = async_channel::bounded(1);
+        let running = server.spawn(async move |conn: Connection| match conn.id() {
+            1 => drop(give.send(conn).await),
+            _ => drop(echo(conn).await),
+        });
+        let _first = Client::connect(&address).unwrap();
+        let conn = given.recv().await.unwrap();
+        let mut client = Client::connect(&address).unwrap();
+        // The second has had the time for its first byte.
+        assert_eq!(client.ask("hello"), "hello");
+        let Client::Unix(socket) = client.twin() else {
+            unreachable!()
+        };
+        let sends = Waker::from(Arc::new(Sends(socket)));
+        let mut is_told = pin!(conn.shutdown_requested());
+        assert!(
+            is_told
+                .as_mut()
+                .poll(&mut Context::from_waker(&sends))
+                .is_pending()
+        );
+        running.handle().shutdown();
+        assert_eq!(client.line(), "hello");
+        assert_eq!(client.rest(), "");
+        drop(conn);
+        settled(running.await);
+    }
 }
 
 /// A read stops at the mark, and what is behind it is no new edge.
