@@ -202,6 +202,10 @@ async fn serves(builder: gracious::Builder<TestRuntime>) {
         while let Ok(order) = orders.recv().await {
             match order.as_str() {
                 "reload" => drop(handle.reloading()),
+                "pause" => {
+                    handle.pause();
+                    tell("paused", "");
+                }
                 "stop" => handle.shutdown(),
                 other => panic!("{other}"),
             }
@@ -406,17 +410,24 @@ fn restarts_it(test: &'static str) {
         // A stop with a connection that takes its time; others come all the while.
         assert_eq!(busy.ask("llo"), "hello");
         busy.send("he");
+        service.tell("pause");
+        service.hear("paused");
+        let come = |count| {
+            addresses.iter().cycle().take(count).map(|address| {
+                let mut client = Client::connect(address).unwrap();
+                client.send("hello\n");
+                client
+            })
+        };
+        // In the queue when the door would be shut, and after it.
+        waiting.extend(come(4));
         service.tell("stop");
         systemd.hears("STOPPING=1");
         systemd.hears("STATUS=draining: 1 left");
-        for address in addresses.iter().cycle().take(20) {
-            let mut client = Client::connect(address).unwrap();
-            client.send("hello\n");
-            waiting.push(client);
-        }
+        waiting.extend(come(20));
         assert_eq!(busy.ask("llo"), "hello");
         let report = service.hear("report");
-        let accepted = format!(": {} accepted", if round == 0 { 1 } else { 21 });
+        let accepted = format!(": {} accepted", if round == 0 { 1 } else { 25 });
         assert!(report.contains(&accepted), "{report}");
         service.ends_with(0);
 
