@@ -21,6 +21,9 @@ use crate::server::Server;
 #[cfg(feature = "_tls")]
 use crate::tls::Tls;
 
+#[cfg(any(feature = "systemd", feature = "health"))]
+mod edges;
+
 /// Configures and binds a [`Server`].
 ///
 /// Every setter takes the builder and gives it back. A setter that takes a duration takes `None`,

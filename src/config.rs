@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
 
+#[cfg(feature = "health")]
+use crate::address::Target;
 use crate::idle::IdleWhen;
 use crate::log;
 #[cfg(feature = "metrics")]
@@ -78,6 +80,12 @@ pub(crate) struct Config {
     pub(crate) unix_owner: Option<(Option<u32>, Option<u32>)>,
     #[cfg(feature = "signals")]
     pub(crate) signals: bool,
+    #[cfg(feature = "systemd")]
+    pub(crate) notify: bool,
+    #[cfg(feature = "systemd")]
+    pub(crate) store_listeners: bool,
+    #[cfg(feature = "health")]
+    pub(crate) health: Vec<Target>,
 }
 
 impl Default for Config {
@@ -120,6 +128,12 @@ impl Default for Config {
             unix_owner: None,
             #[cfg(feature = "signals")]
             signals: false,
+            #[cfg(feature = "systemd")]
+            notify: false,
+            #[cfg(feature = "systemd")]
+            store_listeners: false,
+            #[cfg(feature = "health")]
+            health: Vec::new(),
         }
     }
 }

@@ -41,11 +41,13 @@ const LAYERS: [&[&str]; 11] = [
     &[
         "builder",
         "handle",
+        "health",
         "lib",
         "progress",
         "server",
         "server_set",
         "signals",
+        "systemd",
         "testing",
         "track",
         "web",

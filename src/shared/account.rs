@@ -73,6 +73,11 @@ impl Shared {
 
     /// Closes the books, once: there is a report.
     pub(crate) fn close(&self) {
+        // First: who waits for the end of the server may bind the address again.
+        #[cfg(feature = "health")]
+        if let Some(health) = self.health.get() {
+            health.close();
+        }
         let is_first = self.report.set(self.build_report()).is_ok();
         // Before anybody is told that the server is closed: they may look.
         #[cfg(feature = "metrics")]
