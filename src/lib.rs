@@ -127,6 +127,8 @@
 //! - `signals` (default): `Builder::stop_on_signals`.
 //! - `http`: the module `web`, HTTP/1 and HTTP/2.
 //! - `tls`: `Builder::listen_tls` and `Connection::start_tls`, with rustls and ring.
+//! - `handover`: `Handover`, `Builder::listen_named` and `Handle::hand_over`, on Linux: a successor takes
+//!   the listening sockets over, and nobody is turned away.
 //! - `tls-aws-lc-rs`: the same with aws-lc-rs. Where both are on, what is made of PEM files uses ring.
 
 #![deny(unsafe_code)]
@@ -139,6 +141,8 @@ mod connection;
 mod drain;
 mod handle;
 mod handler;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+mod handover;
 mod idle;
 mod lifecycle;
 mod listener;
@@ -152,6 +156,8 @@ mod shared;
 #[cfg(feature = "signals")]
 mod signals;
 mod socket;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+mod succession;
 mod sync;
 #[cfg(feature = "_tls")]
 mod tls;
@@ -169,6 +175,8 @@ pub use connection::{
 };
 pub use handle::{Add, Handle};
 pub use handler::{Fallible, Handler, Outcome, fallible};
+#[cfg(all(feature = "handover", target_os = "linux"))]
+pub use handover::{HandOver, Handover};
 pub use idle::IdleWhen;
 pub use lifecycle::{Reason, State};
 pub use listener::{Adopted, Listener};

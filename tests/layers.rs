@@ -39,11 +39,13 @@ const LAYERS: [&[&str]; 11] = [
     &[
         "builder",
         "handle",
+        "handover",
         "lib",
         "progress",
         "server",
         "server_set",
         "signals",
+        "succession",
         "track",
         "web",
     ],

@@ -60,7 +60,7 @@ pub(crate) fn add(
             .map(|shard| shared.engine(shard))
             .collect();
         let beside = shared.all_addrs();
-        let bound = bind::bind(vec![source], &shared.config, &engines, &beside).await?;
+        let bound = bind::bind(vec![source], &shared.config, &engines, &beside, None).await?;
         let infos = bound.into_iter().map(|bound| shared.add(bound));
         let infos = infos.collect::<io::Result<Vec<_>>>()?;
         if !serves() {

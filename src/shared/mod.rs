@@ -30,6 +30,8 @@ mod addresses;
 mod cold;
 pub(crate) mod connection;
 pub(crate) mod events;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+mod handover;
 mod id_map;
 pub(crate) mod ledger;
 pub(crate) mod lingering;
@@ -89,6 +91,8 @@ pub(crate) struct Shared {
     /// Counted up for each connection that is dealt out to a pool.
     #[cfg(target_os = "linux")]
     next_pool: AtomicUsize,
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    handover: handover::HandoverState,
     /// The servers that stop when this one does.
     linked: Mutex<Vec<Weak<Self>>>,
 }
@@ -98,6 +102,7 @@ impl Shared {
         runtime: &impl Runtime,
         config: Config,
         bound: Vec<Bound>,
+        shards: usize,
     ) -> io::Result<Self> {
         let (addresses, listeners) = Addresses::new(bound)?;
         Ok(Self {
@@ -109,7 +114,7 @@ impl Shared {
             config,
             clock: Box::new(runtime.clone()),
             addresses,
-            listener_sets: ListenerSet::all(listeners.into_iter()),
+            listener_sets: ListenerSet::all(listeners.into_iter(), shards),
             next_set: AtomicUsize::new(0),
             last_shortage: AtomicU64::new(0),
             bound_at: Runtime::now(runtime),
@@ -122,6 +127,8 @@ impl Shared {
             pools: OnceLock::new(),
             #[cfg(target_os = "linux")]
             next_pool: AtomicUsize::new(0),
+            #[cfg(all(feature = "handover", target_os = "linux"))]
+            handover: handover::HandoverState::default(),
             linked: Mutex::default(),
         })
     }
