@@ -4,7 +4,6 @@
 //! so serve those in its queue, and those whose handshake comes to its end, as they serve others. When
 //! no handshake is left it is asked a last time, and closed as soon as nobody is queued.
 
-use std::future::Future;
 use std::io;
 use std::sync::Arc;
 
@@ -42,36 +41,31 @@ pub(crate) fn shut(shared: &Arc<Shared>, address: u16) -> bool {
 }
 
 /// Binds what is to be listened on beside the others, and begins to accept there.
-pub(crate) fn add(
-    shared: Arc<Shared>,
-    source: Source,
-) -> impl Future<Output = io::Result<Vec<ListenerInfo>>> + Send + 'static {
-    async move {
-        let serves = || {
-            // From the call that serves on: its task may not have begun yet.
-            let is_served = shared.serving_since().is_some();
-            is_served && shared.latch.phase() < Phase::Draining && !shared.is_forked()
-        };
-        if !serves() {
-            return Err(not_serving());
-        }
-        let shards = shared.listener_sets.iter().filter(|set| !set.keeps_open);
-        let engines: Vec<Engine> = (0..shards.count() as u16)
-            .map(|shard| shared.engine(shard))
-            .collect();
-        let beside = shared.all_addrs();
-        let bound = bind::bind(vec![source], &shared.config, &engines, &beside, None).await?;
-        let infos = bound.into_iter().map(|bound| shared.add(bound));
-        let infos = infos.collect::<io::Result<Vec<_>>>()?;
-        if !serves() {
-            // A stop has come since the look above: it has closed what was added, or will.
-            return Err(not_serving());
-        }
-        for info in &infos {
-            log::info!(target: "gracious", "listening on {}, too", info.address);
-        }
-        Ok(infos)
+pub(crate) async fn add(shared: Arc<Shared>, source: Source) -> io::Result<Vec<ListenerInfo>> {
+    let serves = || {
+        // From the call that serves on: its task may not have begun yet.
+        let is_served = shared.serving_since().is_some();
+        is_served && shared.latch.phase() < Phase::Draining && !shared.is_forked()
+    };
+    if !serves() {
+        return Err(not_serving());
     }
+    let shards = shared.listener_sets.iter().filter(|set| !set.keeps_open);
+    let engines: Vec<Engine> = (0..shards.count() as u16)
+        .map(|shard| shared.engine(shard))
+        .collect();
+    let beside = shared.all_addrs();
+    let bound = bind::bind(vec![source], &shared.config, &engines, &beside, None).await?;
+    let infos = bound.into_iter().map(|bound| shared.add(bound));
+    let infos = infos.collect::<io::Result<Vec<_>>>()?;
+    if !serves() {
+        // A stop has come since the look above: it has closed what was added, or will.
+        return Err(not_serving());
+    }
+    for info in &infos {
+        log::info!(target: "gracious", "listening on {}, too", info.address);
+    }
+    Ok(infos)
 }
 
 fn not_serving() -> io::Error {

@@ -114,13 +114,12 @@ fn accept(server: &Shared, listener: &UnixListener) -> io::Result<UnixStream> {
     let accepted = match accepted {
         Err(error) if is_short(&error) => {
             let sets: Vec<_> = server.listener_sets.iter().collect();
-            let accepted = ListenerSet::keep_still(&sets, || {
+            ListenerSet::keep_still(&sets, || {
                 server.give_descriptors_up();
                 let accepted = listener.accept();
                 server.hold_descriptors_back();
                 accepted
-            });
-            accepted
+            })
         }
         accepted => accepted,
     };

@@ -69,10 +69,10 @@ pub(crate) struct Bound {
     pub(crate) sockets: Vec<AnyListener>,
     pub(crate) tls: Option<Security>,
     pub(crate) keeps_open: bool,
-    #[cfg_attr(not(feature = "handover"), allow(dead_code))]
+    #[cfg_attr(not(all(feature = "handover", target_os = "linux")), allow(dead_code))]
     pub(crate) name: Option<String>,
     /// Its sockets are a predecessor's.
-    #[cfg_attr(not(feature = "handover"), allow(dead_code))]
+    #[cfg_attr(not(all(feature = "handover", target_os = "linux")), allow(dead_code))]
     pub(crate) legacy: Option<Legacy>,
 }
 

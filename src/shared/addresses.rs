@@ -11,6 +11,9 @@ use crate::listener::Legacy;
 use crate::listener::{AnyListener, Security, bind::Bound};
 use crate::sync::lock;
 
+/// What was bound, without its address: its sockets, and whether they stay open through a drain.
+type Sockets = Vec<(Vec<AnyListener>, bool)>;
+
 /// The addresses of a server.
 #[derive(Debug)]
 pub(super) struct Addresses {
@@ -32,7 +35,7 @@ pub(super) struct Addresses {
 
 impl Addresses {
     /// Takes the addresses of what was bound; gives its sockets, and whether they stay open.
-    pub(super) fn new(bound: Vec<Bound>) -> io::Result<(Self, Vec<(Vec<AnyListener>, bool)>)> {
+    pub(super) fn new(bound: Vec<Bound>) -> io::Result<(Self, Sockets)> {
         let addrs = bound.iter().map(|bound| bound.sockets[0].local_addr());
         let addrs = addrs.collect::<io::Result<_>>()?;
         let mut kept_open: Vec<_> = bound.iter().map(|it| it.keeps_open).collect();

@@ -6,6 +6,7 @@ use std::io;
 
 use super::Shared;
 use crate::address::Address;
+#[cfg(feature = "http")]
 use crate::lifecycle::Phase;
 #[cfg(feature = "_tls")]
 use crate::listener::Security;
@@ -59,6 +60,7 @@ impl Shared {
     }
 
     /// Whether the server was asked to stop, and the stop concerns connections of this address already.
+    #[cfg(feature = "http")]
     pub(crate) fn is_stopping(&self, address: u16) -> bool {
         let is_exempt = || self.keeps_open(address) && !self.has_come_to_the_last();
         self.latch.phase() >= Phase::Draining && !is_exempt()
