@@ -109,12 +109,14 @@
 //! In the repository: [which drain is yours][drain], for protocols that do not take turns; [what a client
 //! sees][sees] of a stop, and whether it may retry; [moving][moving] from async-std to smol, from asyncio
 //! and from tokio; [running it][running], with deadlines, load balancers, limits and the log;
-//! [all promises][promises], with their tests.
+//! [upgrades][upgrades], with a successor that takes the sockets over; [all promises][promises], with their
+//! tests.
 //!
 //! [drain]: https://github.com/gracious-rs/gracious/blob/main/docs/which-drain.md
 //! [sees]: https://github.com/gracious-rs/gracious/blob/main/docs/what-a-client-sees.md
 //! [moving]: https://github.com/gracious-rs/gracious/blob/main/docs/moving.md
 //! [running]: https://github.com/gracious-rs/gracious/blob/main/docs/running.md
+//! [upgrades]: https://github.com/gracious-rs/gracious/blob/main/docs/upgrades.md
 //! [promises]: https://github.com/gracious-rs/gracious/blob/main/docs/promises.md
 //!
 //! # Features
@@ -210,6 +212,16 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/which-drain.md")]
 struct WhichDrain;
+
+/// And the program of this one.
+#[cfg(all(
+    doctest,
+    feature = "async-std",
+    feature = "handover",
+    target_os = "linux"
+))]
+#[doc = include_str!("../docs/upgrades.md")]
+struct UpgradesPage;
 
 /// And the server of this one.
 #[cfg(all(doctest, feature = "tls"))]

@@ -40,3 +40,5 @@ mod sets;
 mod tls;
 mod told_live;
 mod unix_sockets;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+mod upgrades;
