@@ -108,15 +108,16 @@
 //!
 //! In the repository: [which drain is yours][drain], for protocols that do not take turns; [what a client
 //! sees][sees] of a stop, and whether it may retry; [moving][moving] from async-std to smol, from asyncio
-//! and from tokio; [running it][running], with deadlines, load balancers, limits and the log;
-//! [upgrades][upgrades], with a successor that takes the sockets over; [all promises][promises], with their
-//! tests.
+//! and from tokio; [running it][running], with deadlines, load balancers, limits and the log; [testing a
+//! handler][testing] in a simulated world; [upgrades][upgrades], with a successor that takes the sockets over;
+//! [all promises][promises], with their tests.
 //!
 //! [drain]: https://github.com/gracious-rs/gracious/blob/main/docs/which-drain.md
 //! [sees]: https://github.com/gracious-rs/gracious/blob/main/docs/what-a-client-sees.md
 //! [moving]: https://github.com/gracious-rs/gracious/blob/main/docs/moving.md
 //! [running]: https://github.com/gracious-rs/gracious/blob/main/docs/running.md
 //! [upgrades]: https://github.com/gracious-rs/gracious/blob/main/docs/upgrades.md
+//! [testing]: https://github.com/gracious-rs/gracious/blob/main/docs/testing.md
 //! [promises]: https://github.com/gracious-rs/gracious/blob/main/docs/promises.md
 //!
 //! # Features
@@ -128,6 +129,7 @@
 //! - `smol`: the runtime `Smol`. `Server::with_runtime(Smol)` stands for `Server::builder()` then.
 //! - `signals` (default): `Builder::stop_on_signals`.
 //! - `http`: the module `web`, HTTP/1 and HTTP/2.
+//! - `testing`: the module `testing`, a simulated world for tests of handlers.
 //! - `tls`: `Builder::listen_tls` and `Connection::start_tls`, with rustls and ring.
 //! - `handover`: `Handover`, `Builder::listen_named` and `Handle::hand_over`, on Linux: a successor takes
 //!   the listening sockets over, and nobody is turned away.
@@ -161,6 +163,8 @@ mod socket;
 #[cfg(all(feature = "handover", target_os = "linux"))]
 mod succession;
 mod sync;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "_tls")]
 mod tls;
 mod track;
@@ -222,6 +226,11 @@ struct WhichDrain;
 ))]
 #[doc = include_str!("../docs/upgrades.md")]
 struct UpgradesPage;
+
+/// The handler of this one is simulated.
+#[cfg(all(doctest, feature = "testing"))]
+#[doc = include_str!("../docs/testing.md")]
+struct TestingPage;
 
 /// And the server of this one.
 #[cfg(all(doctest, feature = "tls"))]

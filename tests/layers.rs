@@ -46,6 +46,7 @@ const LAYERS: [&[&str]; 11] = [
         "server_set",
         "signals",
         "succession",
+        "testing",
         "track",
         "web",
     ],

@@ -33,11 +33,13 @@ crate::on_every_runtime!(
 );
 
 const SOON: Duration = Duration::from_millis(200);
+/// A handshake that is not held up needs less, on a busy machine too.
+const LONG_ENOUGH: Duration = Duration::from_secs(2);
 
 /// Serves one connection that has no good handshake; gives the cause of its end.
 async fn fails(runtime: TestRuntime, client: impl FnOnce(Client)) -> String {
     let server = secured(runtime)
-        .tls_handshake_timeout(SOON)
+        .tls_handshake_timeout(LONG_ENOUGH)
         .linger(SOON)
         .bind()
         .await
@@ -85,7 +87,7 @@ async fn a_client_that_stops_in_the_middle_is_one_connections_end(runtime: TestR
         client.socket.read_to_end(&mut told).unwrap();
     })
     .await;
-    assert_eq!(cause, "the TLS handshake took longer than 200ms");
+    assert_eq!(cause, "the TLS handshake took longer than 2s");
 }
 
 async fn a_client_that_ends_in_the_middle_is_one_connections_end(runtime: TestRuntime) {
