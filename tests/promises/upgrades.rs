@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use futures_lite::{AsyncWriteExt, future};
-use gracious::{Address, Connection, Handle, Handover, Reason};
+use gracious::{Address, Connection, Handle, Handover};
 
 use crate::support::TestRuntime;
 use crate::support::client::{Client, Visit, rounds, unix_path, visit};
@@ -85,16 +85,10 @@ async fn generation(runtime: TestRuntime) {
     }
     let running = server.spawn(async move |conn| answer(conn, &path).await);
     handover.ready().await.unwrap();
-    tell("serves", number());
+    tell("said", format!("{} serves", number()));
     let report = settled(running.await);
     assert!(report.is_clean(), "{report}");
-    tell(
-        "ended",
-        match report.reason {
-            Reason::HandedOver => "handed over".to_owned(),
-            other => other.to_string(),
-        },
-    );
+    tell("said", format!("{} ended: {}", number(), report.reason));
 }
 
 /// Answers lines: some are orders, and the others come back with the generation's number.
@@ -139,10 +133,21 @@ async fn obey(line: &str, handle: &Handle, path: &str) -> String {
     }
 }
 
+/// What the generations say, in whatever order: two of them go on at a time.
+#[track_caller]
+fn hears<const N: usize>(process: &mut Process, said: [String; N]) {
+    let mut awaited = said.to_vec();
+    while !awaited.is_empty() {
+        let said = process.hear("said");
+        let known = awaited.iter().position(|it| *it == said);
+        awaited.remove(known.unwrap_or_else(|| panic!("{said:?} in place of {awaited:?}")));
+    }
+}
+
 fn addresses(process: &mut Process) -> [Address; 2] {
     let tcp = process.address();
     let unix = Address::Unix(process.hear("path").into());
-    assert_eq!(process.hear("serves"), "1");
+    hears(process, ["1 serves".into()]);
     [tcp, unix]
 }
 
@@ -170,8 +175,9 @@ fn replaces_under_load(mut process: Process) {
     let upgrades = rounds(4) as u32;
     for generation in 2..=upgrades + 1 {
         assert_eq!(order(&addresses[0], "upgrade"), "done");
-        assert_eq!(process.hear("serves"), generation.to_string());
-        assert_eq!(process.hear("ended"), "handed over");
+        let (old, new) = (generation - 1, generation);
+        let said = [format!("{old} ended: handed over"), format!("{new} serves")];
+        hears(&mut process, said);
         for address in &addresses {
             assert_eq!(order(address, "hello"), format!("{generation} hello"));
         }
@@ -181,7 +187,7 @@ fn replaces_under_load(mut process: Process) {
         assert!(client.join().unwrap() > 0);
     }
     assert_eq!(order(&addresses[1], "stop"), "stopping");
-    assert_eq!(process.hear("ended"), "requested");
+    hears(&mut process, [format!("{} ended: requested", upgrades + 1)]);
     let Address::Unix(path) = &addresses[1] else {
         unreachable!()
     };
@@ -254,10 +260,13 @@ fn tries_bad_successors(mut process: Process) {
     }
     // And then a good one.
     assert_eq!(order(&addresses[1], "upgrade"), "done");
-    assert_eq!(process.hear("serves"), "2");
     assert_eq!(inside.rest(), "");
-    assert_eq!(order(&addresses[0], "stop"), "stopping");
     drop(inside);
+    hears(
+        &mut process,
+        ["1 ended: handed over".into(), "2 serves".into()],
+    );
+    assert_eq!(order(&addresses[0], "stop"), "stopping");
     process.ends_with(0);
 }
 
@@ -274,19 +283,21 @@ fn replaces_when_starved(mut process: Process) {
         .map(|it| Client::connect(it).unwrap())
         .collect();
     assert_eq!(inside.ask("upgrade"), "done");
-    assert_eq!(process.hear("serves"), "2");
     for client in &mut waiting {
         let answer = client.ask("hello");
         assert!(answer.ends_with(" hello"), "{answer}");
     }
     assert_eq!(inside.rest(), "");
     drop((inside, waiting));
-    assert_eq!(process.hear("ended"), "handed over");
+    hears(
+        &mut process,
+        ["1 ended: handed over".into(), "2 serves".into()],
+    );
     let Visit::Closed(said) = visit(&addresses[0], "stop\n") else {
         panic!("nobody there");
     };
     assert_eq!(said, "stopping\n");
-    assert_eq!(process.hear("ended"), "requested");
+    hears(&mut process, ["2 ended: requested".into()]);
     process.ends_with(0);
 }
 
@@ -302,7 +313,7 @@ fn stops_during_an_upgrade(mut process: Process) {
     assert_eq!(upgrading.line(), "the server was asked to stop, and does");
     assert_eq!(upgrading.rest(), "");
     drop(upgrading);
-    assert_eq!(process.hear("ended"), "requested");
+    hears(&mut process, ["1 ended: requested".into()]);
     process.ends_with(0);
     let gone = || {
         let pid = rustix::process::Pid::from_raw(successor).unwrap();
