@@ -31,6 +31,8 @@ mod addresses;
 mod cold;
 pub(crate) mod connection;
 pub(crate) mod events;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+mod handover;
 mod handshake;
 #[cfg(feature = "health")]
 pub(crate) mod health;
@@ -106,6 +108,8 @@ pub(crate) struct Shared {
     /// Where the server is asked after its health.
     #[cfg(feature = "health")]
     pub(crate) health: OnceLock<health::Health>,
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    handover: handover::HandoverState,
     /// The servers that stop when this one does.
     linked: Mutex<Vec<Weak<Self>>>,
 }
@@ -115,6 +119,7 @@ impl Shared {
         runtime: &impl Runtime,
         config: Config,
         bound: Vec<Bound>,
+        shards: usize,
     ) -> io::Result<Self> {
         let (addresses, listeners) = Addresses::new(bound)?;
         Ok(Self {
@@ -128,7 +133,7 @@ impl Shared {
             config,
             clock: Box::new(runtime.clone()),
             addresses,
-            listener_sets: ListenerSet::all(listeners.into_iter()),
+            listener_sets: ListenerSet::all(listeners.into_iter(), shards),
             next_set: AtomicUsize::new(0),
             last_shortage: AtomicU64::new(0),
             bound_at: Runtime::now(runtime),
@@ -145,6 +150,8 @@ impl Shared {
             began_event: Event::new(),
             #[cfg(feature = "health")]
             health: OnceLock::new(),
+            #[cfg(all(feature = "handover", target_os = "linux"))]
+            handover: handover::HandoverState::default(),
             linked: Mutex::default(),
         })
     }
