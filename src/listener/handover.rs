@@ -11,7 +11,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Mutex;
-use std::sync::atomic::Ordering::SeqCst;
 
 use super::inherited::Adopted;
 use super::set::{BoundListener, ListenerSet};
@@ -177,17 +176,6 @@ impl ListenerSet {
         let mut listeners = lock(&self.listeners);
         for raw in listeners.of(address).filter_map(BoundListener::raw) {
             raw.own(legacy.inode, config);
-        }
-    }
-
-    /// Waits until the accept loop has asked every listener of this set.
-    pub(crate) async fn asked(&self) {
-        loop {
-            let asked = self.asked.listen();
-            if self.is_asked.load(SeqCst) {
-                return;
-            }
-            asked.await;
         }
     }
 }
