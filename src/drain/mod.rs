@@ -73,12 +73,12 @@ async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
             set
         };
         let accepting = async move {
-            accept(&shared, set, &mut *launcher).await;
+            begin(&shared, set, &mut *launcher).await;
             drop((launcher, guard));
         };
         first.spawn(shard as u16, Box::pin(accepting));
     }
-    accept(shared, 0, &mut *first).await;
+    begin(shared, 0, &mut *first).await;
 
     // Invariant 1.
     shut_listeners(shared);
@@ -110,6 +110,14 @@ async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
     };
     future::or(drained, future::or(overdue, told)).await;
     shared.close();
+}
+
+/// Runs the accept loop of a set, which tells when it has begun where anybody asks.
+async fn begin(shared: &Arc<Shared>, set: usize, launcher: &mut dyn Launcher) {
+    let accepting = accept(shared, set, launcher);
+    #[cfg(feature = "_ready")]
+    let accepting = shared.listener_sets[set].begin(accepting);
+    accepting.await;
 }
 
 /// Waits until nothing is left but listeners that stay open through a drain, and their connections.

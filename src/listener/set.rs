@@ -126,13 +126,10 @@ impl ListenerSet {
     /// Polls for the next peer of any listener, in the accept loop of this set. The listeners are
     /// asked in turn, and keep the loop's waker.
     pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
-        let accepted = self.in_turn(Some(cx.waker()), |listener| match listener {
+        self.in_turn(Some(cx.waker()), |listener| match listener {
             Asked::Socket(listener) => listener.poll_accept(cx),
             Asked::Custom(listener) => listener.poll_accept(cx),
-        });
-        #[cfg(feature = "_ready")]
-        self.began.set();
-        accepted
+        })
     }
 
     /// The next peer that is queued, for the accept loop of another set; `Pending` where there is

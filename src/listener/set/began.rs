@@ -1,31 +1,36 @@
 //! Whether an accept loop has begun: a server is ready when all have.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use event_listener::Event;
+use futures_lite::future;
 
 use super::ListenerSet;
 use crate::sync;
 
-/// Set, and notified, when the accept loop of a set asks its listeners for the first time.
+/// Set, and notified, when the accept loop of a set asks its listeners for the first time, or would but for a
+/// limit or a pause: its peers are queued from then on.
 #[derive(Default)]
 pub(super) struct Began {
     is_set: AtomicBool,
     event: Event,
 }
 
-impl Began {
-    #[inline]
-    pub(super) fn set(&self) {
-        if !self.is_set.load(SeqCst) {
-            self.is_set.store(true, SeqCst);
-            sync::notify(&self.event);
+impl ListenerSet {
+    /// Runs the set's accept loop, and tells when it has begun.
+    pub(crate) async fn begin(&self, accepting: impl Future<Output = ()>) {
+        let mut accepting = pin!(accepting);
+        let ended = future::poll_once(accepting.as_mut()).await;
+        self.began.is_set.store(true, SeqCst);
+        sync::notify(&self.began.event);
+        if ended.is_none() {
+            accepting.await;
         }
     }
-}
 
-impl ListenerSet {
-    /// Whether the accept loop has asked its listeners for a peer.
+    /// Whether the accept loop has begun.
     pub(crate) fn has_begun(&self) -> bool {
         self.began.is_set.load(SeqCst)
     }
