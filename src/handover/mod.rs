@@ -145,9 +145,7 @@ impl Handover {
             .collect();
         for server in &servers {
             let asked = async {
-                for set in &server.listener_sets {
-                    set.asked().await;
-                }
+                server.accepting_everywhere().await;
                 true
             };
             let stopped = async {

@@ -12,7 +12,6 @@ use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
 use super::inherited::Adopted;
@@ -241,17 +240,6 @@ impl ListenerSet {
         let mut listeners = lock(&self.listeners);
         for raw in listeners.of(address).filter_map(BoundListener::raw) {
             raw.own(legacy.inode, config);
-        }
-    }
-
-    /// Waits until the accept loop has asked every listener of this set.
-    pub(crate) async fn asked(&self) {
-        loop {
-            let asked = self.asked.listen();
-            if self.is_asked.load(SeqCst) {
-                return;
-            }
-            asked.await;
         }
     }
 }

@@ -3,22 +3,17 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Mutex;
-#[cfg(all(feature = "handover", target_os = "linux"))]
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::task::{Context, Poll, Waker};
-
-#[cfg(all(feature = "handover", target_os = "linux"))]
-use event_listener::Event;
 
 use super::{AnyListener, ErasedListener, RawListener};
 use crate::address::Address;
 use crate::log;
 use crate::socket::Incoming;
 use crate::socket::owner::Owner;
-#[cfg(all(feature = "handover", target_os = "linux"))]
-use crate::sync::notify;
 use crate::sync::{assert_unlocked, lock};
 
+#[cfg(feature = "_ready")]
+mod began;
 #[cfg(any(feature = "systemd", feature = "health"))]
 mod lent;
 
@@ -31,11 +26,8 @@ pub(crate) struct ListenerSet {
     pub(super) listeners: Mutex<Listeners>,
     /// They stay open through a drain, until nothing else is left.
     pub(crate) keeps_open: bool,
-    /// Notified when the accept loop begins to ask.
-    #[cfg(all(feature = "handover", target_os = "linux"))]
-    pub(super) asked: Event,
-    #[cfg(all(feature = "handover", target_os = "linux"))]
-    pub(super) is_asked: AtomicBool,
+    #[cfg(feature = "_ready")]
+    began: began::Began,
 }
 
 #[derive(Default)]
@@ -123,10 +115,8 @@ impl ListenerSet {
         let new = |listeners: Listeners, keeps_open| Self {
             listeners: Mutex::new(listeners),
             keeps_open,
-            #[cfg(all(feature = "handover", target_os = "linux"))]
-            asked: Event::new(),
-            #[cfg(all(feature = "handover", target_os = "linux"))]
-            is_asked: AtomicBool::new(false),
+            #[cfg(feature = "_ready")]
+            began: began::Began::default(),
         };
         let kept_open = (!kept_open.all.is_empty()).then(|| new(kept_open, true));
         let sets = sets.into_iter().map(|set| new(set, false));
@@ -140,11 +130,8 @@ impl ListenerSet {
             Asked::Socket(listener) => listener.poll_accept(cx),
             Asked::Custom(listener) => listener.poll_accept(cx),
         });
-        #[cfg(all(feature = "handover", target_os = "linux"))]
-        if !self.is_asked.load(SeqCst) {
-            self.is_asked.store(true, SeqCst);
-            notify(&self.asked);
-        }
+        #[cfg(feature = "_ready")]
+        self.began.set();
         accepted
     }
 

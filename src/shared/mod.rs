@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use event_listener::Event;
 use futures_lite::future;
 
 use crate::config::Config;
@@ -20,7 +19,7 @@ use crate::report::{Report, Stats};
 use crate::runtime::{Clock, Runtime};
 use crate::socket::owner::Owner;
 use crate::socket::readiness::flag;
-use crate::sync::{listen, lock, notify};
+use crate::sync::{listen, lock};
 use crate::transport::Engine;
 #[cfg(target_os = "linux")]
 use crate::workers::WorkerPools;
@@ -102,9 +101,6 @@ pub(crate) struct Shared {
     /// Counted up for each connection that is dealt out to a pool.
     #[cfg(target_os = "linux")]
     next_pool: AtomicUsize,
-    /// How many accept loops have asked their listeners for a peer, and the event of one that has.
-    began: AtomicUsize,
-    began_event: Event,
     /// Where the server is asked after its health.
     #[cfg(feature = "health")]
     pub(crate) health: OnceLock<health::Health>,
@@ -146,8 +142,6 @@ impl Shared {
             pools: OnceLock::new(),
             #[cfg(target_os = "linux")]
             next_pool: AtomicUsize::new(0),
-            began: AtomicUsize::new(0),
-            began_event: Event::new(),
             #[cfg(feature = "health")]
             health: OnceLock::new(),
             #[cfg(all(feature = "handover", target_os = "linux"))]
@@ -208,27 +202,17 @@ impl Shared {
         }
     }
 
-    /// An accept loop has asked its listeners for a peer, for the first time.
-    pub(crate) fn acceptor_began(&self) {
-        self.began.fetch_add(1, SeqCst);
-        notify(&self.began_event);
-    }
-
     /// Whether all accept loops ask their listeners for peers.
-    #[cfg(any(feature = "systemd", feature = "health"))]
+    #[cfg(feature = "health")]
     pub(crate) fn accepts_everywhere(&self) -> bool {
-        self.began.load(SeqCst) >= self.listener_sets.len()
+        self.listener_sets.iter().all(ListenerSet::has_begun)
     }
 
     /// Waits until all accept loops ask their listeners for peers.
-    #[cfg(feature = "systemd")]
+    #[cfg(any(feature = "systemd", all(feature = "handover", target_os = "linux")))]
     pub(crate) async fn accepting_everywhere(&self) {
-        while !self.accepts_everywhere() {
-            let began = listen(&self.began_event);
-            if self.accepts_everywhere() {
-                return;
-            }
-            began.await;
+        for set in &self.listener_sets {
+            set.begun().await;
         }
     }
 

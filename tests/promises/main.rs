@@ -46,3 +46,5 @@ mod trigger;
 mod unix_sockets;
 #[cfg(all(feature = "handover", target_os = "linux"))]
 mod upgrades;
+#[cfg(all(feature = "handover", feature = "http", target_os = "linux"))]
+mod upgrades_of_http;
