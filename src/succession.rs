@@ -103,13 +103,20 @@ impl<R: Runtime> Builder<R> {
             .as_ref()
             .is_some_and(Handover::has_predecessor);
         // Before anything is bound: what cannot be had is an error then.
-        let bound = match &self.trigger {
-            Some(trigger) if !has_predecessor => Some(trigger.bind().await?),
-            _ => None,
-        };
+        let mut bound = None;
+        let mut offer = None;
+        match (&self.trigger, &self.handover) {
+            (Some(trigger), Some(handover)) if has_predecessor => {
+                offer = handover.inherited().take_trigger(&trigger.path);
+            }
+            (Some(trigger), _) => bound = Some(trigger.bind().await?),
+            (None, _) => {}
+        }
         let inherited = self.handover.as_ref().map(Handover::inherited);
         let runtime = self.runtime.clone();
         let server = Server::bind_all(self.runtime, self.sources, self.config, inherited).await?;
+        server.shared().set_trigger(bound);
+        server.shared().inherit_trigger(offer);
         if hands_over {
             server.shared().hold_descriptors_back();
         }
@@ -117,7 +124,7 @@ impl<R: Runtime> Builder<R> {
             handover.enlist(server.shared());
         }
         if let Some(trigger) = self.trigger {
-            runtime.spawn(trigger.serve(server.shared().clone(), bound));
+            runtime.spawn(trigger.serve(server.shared().clone(), has_predecessor));
         }
         Ok(server)
     }

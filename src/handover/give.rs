@@ -140,9 +140,32 @@ struct Turn {
 /// The sockets of one address.
 struct Entry {
     server: usize,
-    number: u16,
+    /// `None` of the socket at which a handover is asked for.
+    number: Option<u16>,
     name: String,
     address: Address,
+}
+
+/// One socket that is offered.
+enum Socket<'a> {
+    /// The address's number, and which of its sockets.
+    Listener(&'a ListenerSet, u16, usize),
+    Trigger(&'a Shared),
+}
+
+impl Socket<'_> {
+    /// Sends it, if it is there yet. Not waited for: it is sent under a lock.
+    fn send(&self, stream: &UnixStream, body: &[u8]) -> Option<io::Result<()>> {
+        match self {
+            Self::Listener(set, number, nth) => set.with_socket(*number, *nth, |socket| {
+                wire::send(stream, wire::SOCKET, body, Some(socket), false)
+            }),
+            Self::Trigger(server) => server.with_trigger(|it| {
+                let socket = it.listener().as_fd();
+                wire::send(stream, wire::TRIGGER, body, Some(socket), false)
+            }),
+        }
+    }
 }
 
 impl Turn {
@@ -243,11 +266,17 @@ impl Turn {
                 let address = shared.address(number);
                 entries.push(Entry {
                     server,
-                    number,
+                    number: Some(number),
                     name,
                     address,
                 });
             }
+            entries.extend(shared.trigger().map(|(address, _)| Entry {
+                server,
+                number: None,
+                name: String::new(),
+                address,
+            }));
         }
         entries
     }
@@ -255,25 +284,28 @@ impl Turn {
     fn offer(&self, stream: &UnixStream, entries: &[Entry]) -> io::Result<()> {
         let mut sockets = Vec::new();
         for (place, entry) in entries.iter().enumerate() {
+            let server = &self.all[entry.server];
+            let Some(number) = entry.number else {
+                let inode = server.trigger().map(|(_, inode)| inode);
+                sockets.push((place, Socket::Trigger(server), inode));
+                continue;
+            };
             let mut inode = None;
-            for set in &self.all[entry.server].listener_sets {
-                let (count, file) = set.sockets_of(entry.number);
+            for set in &server.listener_sets {
+                let (count, file) = set.sockets_of(number);
                 inode = inode.or(file);
-                sockets.extend((0..count).map(|nth| (place, set, nth, inode)));
+                let socket = |nth| (place, Socket::Listener(set, number, nth), inode);
+                sockets.extend((0..count).map(socket));
             }
         }
         let mut hello = VERSION.to_ne_bytes().to_vec();
         hello.extend((sockets.len() as u32).to_ne_bytes());
         wire::send(stream, HELLO, &hello, None, true)?;
-        for (place, set, nth, inode) in sockets {
+        for (place, socket, inode) in sockets {
             let entry = &entries[place];
             let body = wire::describe(place as u16, &entry.name, &entry.address, inode);
             loop {
-                // Not waited for under the set's lock.
-                let sent = set.with_socket(entry.number, nth, |socket| {
-                    wire::send(stream, wire::SOCKET, &body, Some(socket), false)
-                });
-                match sent {
+                match socket.send(stream, &body) {
                     Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                         if self.until <= Instant::now() {
                             return Err(io::ErrorKind::TimedOut.into());
@@ -298,16 +330,21 @@ impl Turn {
         }
         for (place, server) in self.all.iter().enumerate() {
             let theirs = taken.iter().filter(|it| it.server == place);
-            let numbers: Vec<_> = theirs.map(|it| it.number).collect();
+            let numbers: Vec<_> = theirs.filter_map(|it| it.number).collect();
             // Invariant 2. Servers of one set stop together, so the first one says it.
             if !ListenerSet::hand_over(&server.listener_sets, &numbers) && place == 0 {
                 let message = "a listener that the successor has taken over was shut";
                 return Err(io::Error::other(message));
             }
         }
-        for server in &self.all {
-            // The successor binds it when it is told.
-            server.set_trigger_path(None);
+        for (place, server) in self.all.iter().enumerate() {
+            let mut theirs = taken.iter().filter(|it| it.server == place);
+            match theirs.any(|it| it.number.is_none()) {
+                true => server.leave_trigger(),
+                // A successor that has it at another path, or by another name of this, binds it when
+                // it is told.
+                false => server.set_trigger(None),
+            }
         }
         self.server.shutdown(Reason::HandedOver, None);
         Ok(())

@@ -160,9 +160,12 @@ impl Handover {
         self.0.inherited.close();
         let stream = lock(&self.0.predecessor).take();
         if let Some(stream) = stream {
-            let taken = servers.iter().flat_map(|it| it.legacies());
-            let numbers = taken.map(|(_, legacy)| legacy.number.to_ne_bytes());
-            let body: Vec<u8> = numbers.flatten().collect();
+            let taken = servers.iter().flat_map(|it| {
+                let listeners = it.legacies().into_iter();
+                let listeners = listeners.map(|(_, legacy)| legacy.number);
+                listeners.chain(it.inherited_trigger())
+            });
+            let body: Vec<u8> = taken.flat_map(u16::to_ne_bytes).collect();
             blocking::unblock(move || tell(&stream, &body)).await?;
             log::info!(target: "gracious", "the predecessor has handed over");
         }

@@ -18,8 +18,8 @@ use futures_lite::future;
 use super::give;
 use super::wire::{self, NO, TAKE, VERSION};
 use crate::lifecycle::Phase;
+use crate::listener::handover::TriggerSocket;
 use crate::listener::set::ListenerSet;
-use crate::listener::{SocketFile, bind_private};
 use crate::log;
 use crate::shared::Shared;
 
@@ -41,48 +41,47 @@ impl fmt::Debug for Trigger {
     }
 }
 
-/// The socket, once it is bound.
-pub(crate) struct Bound {
-    listener: UnixListener,
-    file: SocketFile,
-}
-
 impl Trigger {
-    /// Binds the path, with its mode in place before anybody can connect.
-    pub(crate) async fn bind(&self) -> io::Result<Bound> {
+    pub(crate) async fn bind(&self) -> io::Result<TriggerSocket> {
         let path = self.path.clone();
-        let (listener, file) = blocking::unblock(move || bind_private(path)).await?;
-        Ok(Bound { listener, file })
+        blocking::unblock(move || TriggerSocket::bind(path)).await
     }
 
-    /// Answers at the socket until the server is asked to stop. Where it is not `bound`, because it is
-    /// the predecessor's yet, it is bound when it is ours.
-    pub(crate) async fn serve(self, server: Arc<Shared>, bound: Option<Bound>) {
+    /// Answers at the server's socket until the server is asked to stop; where there is a predecessor,
+    /// from when that has handed over. If it has not handed the socket over, it is bound then.
+    pub(crate) async fn serve(self, server: Arc<Shared>, has_predecessor: bool) {
         let stopped = server.latch.reached(Phase::Draining);
         let serving = async {
-            let bound = match bound {
-                Some(bound) => Ok(bound),
-                None => {
-                    server.succeeded().await;
-                    self.bind().await
+            if has_predecessor {
+                server.succeeded().await;
+            }
+            let answered = async {
+                if server.trigger().is_none() {
+                    server.set_trigger(Some(self.bind().await?));
                 }
+                self.answer_all(&server).await
             };
-            let answered = async { self.answer_all(&server, bound?).await };
             if let Err(error) = answered.await {
                 let path = self.path.display();
                 log::error!(target: "gracious", "no handover can be asked for at {path}: {error}");
             }
         };
         future::or(stopped, serving).await;
-        server.set_trigger_path(None);
+        server.set_trigger(None);
     }
 
-    async fn answer_all(&self, server: &Arc<Shared>, bound: Bound) -> io::Result<()> {
-        let listener = Async::new_nonblocking(bound.listener)?;
-        server.set_trigger_path(Some(bound.file));
+    async fn answer_all(&self, server: &Arc<Shared>) -> io::Result<()> {
+        let Some(listener) = server.with_trigger(|it| it.listener().clone()) else {
+            return Ok(());
+        };
+        let listener = Async::new_nonblocking(listener)?;
         loop {
             listener.readable().await?;
-            match accept(server, listener.get_ref()) {
+            // Once a successor has it, whoever is queued is not ours to refuse.
+            let Some(accepted) = server.with_trigger(|it| accept(server, it.listener())) else {
+                return Ok(());
+            };
+            match accepted {
                 Ok(stream) => {
                     let (server, command) = (server.clone(), self.command.clone());
                     blocking::unblock(move || {

@@ -29,6 +29,8 @@ pub(super) const TAKE: u8 = b'T';
 pub(super) const HELLO: u8 = b'H';
 /// One socket, with what it is.
 pub(super) const SOCKET: u8 = b'S';
+/// The socket at which a handover is asked for, with the same.
+pub(super) const TRIGGER: u8 = b'A';
 /// The successor serves: the numbers of what it has taken over.
 pub(super) const READY: u8 = b'R';
 /// The sockets are the successor's, and the predecessor drains.
@@ -138,7 +140,7 @@ pub(super) fn readable<T>(
 /// How often a wait for the other process looks whether it is to be given up.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// The body of a SOCKET.
+/// The body of a SOCKET, or a TRIGGER.
 pub(super) fn describe(
     number: u16,
     name: &str,
@@ -158,7 +160,7 @@ pub(super) fn describe(
 
 /// Adds a socket to the others of its address.
 pub(super) fn add(offers: &mut Vec<Offer>, message: Message) -> io::Result<()> {
-    let (SOCKET, Some(socket)) = (message.kind, message.socket) else {
+    let (kind @ (SOCKET | TRIGGER), Some(socket)) = (message.kind, message.socket) else {
         return Err(malformed());
     };
     let mut body = &message.body[..];
@@ -179,6 +181,7 @@ pub(super) fn add(offers: &mut Vec<Offer>, message: Message) -> io::Result<()> {
         address: text(address)?.parse().map_err(|_| malformed())?,
         inode: (has_inode != 0).then_some((device, file)),
         sockets: vec![socket],
+        is_trigger: kind == TRIGGER,
     });
     Ok(())
 }

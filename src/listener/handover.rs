@@ -10,10 +10,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Mutex;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use super::inherited::Adopted;
 use super::set::{BoundListener, ListenerSet};
+use super::unix::{File as SocketFile, bind_private};
 use super::{AnyListener, RawListener};
 use crate::address::Address;
 use crate::config::Config;
@@ -34,6 +37,8 @@ pub(crate) struct Offer {
     pub(crate) inode: Option<Inode>,
     /// One, or as many as the predecessor had shards.
     pub(crate) sockets: Vec<OwnedFd>,
+    /// It is the socket at which a handover is asked for, and has no name.
+    pub(crate) is_trigger: bool,
 }
 
 /// What was taken over of an address, as long as it has to be remembered.
@@ -55,7 +60,9 @@ impl Inherited {
 
     /// The names that sockets are left of.
     pub(crate) fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> = lock(&self.0).iter().map(|it| it.name.clone()).collect();
+        let left = lock(&self.0);
+        let listeners = left.iter().filter(|it| !it.is_trigger);
+        let mut names: Vec<_> = listeners.map(|it| it.name.clone()).collect();
         names.dedup();
         names
     }
@@ -67,17 +74,20 @@ impl Inherited {
                 .iter()
                 .any(|it| it.ip() == bound.ip() && (it.port() == 0 || it.port() == bound.port()))
         };
-        self.take(|it| it.name == name && matches!(&it.address, Address::Tcp(bound) if fits(bound)))
+        let fits = |it: &Address| matches!(it, Address::Tcp(bound) if fits(bound));
+        self.take(|it| !it.is_trigger && it.name == name && fits(&it.address))
     }
 
     /// The same of a Unix socket.
     pub(super) fn take_unix(&self, name: &str, wanted: &Address) -> Vec<Offer> {
-        let absolute = match wanted {
-            Address::Unix(path) => std::path::absolute(path).map(Address::Unix).ok(),
-            _ => None,
-        };
-        let wanted = absolute.as_ref().unwrap_or(wanted);
-        self.take(|it| it.name == name && it.address == *wanted)
+        let wanted = absolute(wanted);
+        self.take(|it| !it.is_trigger && it.name == name && it.address == wanted)
+    }
+
+    /// Takes the socket at which a handover is asked for, if it is at this path.
+    pub(crate) fn take_trigger(&self, path: &Path) -> Option<Offer> {
+        let wanted = absolute(&Address::Unix(path.to_owned()));
+        self.take(|it| it.is_trigger && it.address == wanted).pop()
     }
 
     fn take(&self, is_wanted: impl Fn(&Offer) -> bool) -> Vec<Offer> {
@@ -91,6 +101,60 @@ impl Inherited {
     pub(crate) fn close(&self) {
         let left = std::mem::take(&mut *lock(&self.0));
         drop(left);
+    }
+}
+
+/// The address that a predecessor gives for this one.
+fn absolute(address: &Address) -> Address {
+    match address {
+        Address::Unix(path) => std::path::absolute(path).map_or(address.clone(), Address::Unix),
+        other => other.clone(),
+    }
+}
+
+/// The socket at which a handover is asked for.
+#[derive(Debug)]
+pub(crate) struct TriggerSocket {
+    /// It is dropped, and the path removed, before the socket is closed.
+    file: SocketFile,
+    listener: Arc<UnixListener>,
+}
+
+impl TriggerSocket {
+    /// Binds the path, with its mode in place before anybody can connect.
+    pub(crate) fn bind(path: PathBuf) -> io::Result<Self> {
+        let (listener, file) = bind_private(path)?;
+        let listener = Arc::new(listener);
+        Ok(Self { file, listener })
+    }
+
+    /// The predecessor's is this process's from now on, with its path and its queue.
+    pub(crate) fn own(offer: Offer) -> Option<Self> {
+        let (Address::Unix(path), Some(inode)) = (offer.address, offer.inode) else {
+            return None;
+        };
+        let listener = offer.sockets.into_iter().next()?;
+        Some(Self {
+            file: SocketFile::inherited(path, inode),
+            listener: Arc::new(listener.into()),
+        })
+    }
+
+    /// The path, and the queue, are a successor's.
+    pub(crate) fn leave(mut self) {
+        self.file.forget();
+    }
+
+    pub(crate) fn listener(&self) -> &Arc<UnixListener> {
+        &self.listener
+    }
+
+    pub(crate) fn address(&self) -> Address {
+        Address::Unix(self.file.path().to_owned())
+    }
+
+    pub(crate) fn inode(&self) -> Inode {
+        self.file.inode()
     }
 }
 

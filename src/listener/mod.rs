@@ -113,8 +113,6 @@ pub(crate) enum Security {}
 /// What a predecessor has left.
 #[cfg(all(feature = "handover", target_os = "linux"))]
 pub(crate) use self::handover::{Inherited, Legacy};
-#[cfg(all(feature = "handover", target_os = "linux"))]
-pub(crate) use self::unix::{File as SocketFile, bind_private};
 /// Nothing can be.
 #[cfg(not(all(feature = "handover", target_os = "linux")))]
 #[derive(Debug)]

@@ -256,7 +256,7 @@ impl RawListener for Unix {
     #[cfg(all(feature = "handover", target_os = "linux"))]
     fn forget_path(&mut self) {
         if let Some(file) = &mut self.file {
-            file.is_removed = true;
+            file.forget();
         }
     }
 
@@ -264,12 +264,7 @@ impl RawListener for Unix {
     fn own(&mut self, inode: Option<Inode>, config: &Config) {
         self.shared = false;
         if let (Some(inode), Ok(Address::Unix(path))) = (inode, self.local_addr()) {
-            self.file = Some(File {
-                path,
-                inode,
-                owner: Owner::this_process(),
-                is_removed: false,
-            });
+            self.file = Some(File::inherited(path, inode));
         }
         let backlog = i32::try_from(config.backlog).unwrap_or(i32::MAX);
         // It keeps the predecessor's, which is as good as any.
@@ -278,6 +273,33 @@ impl RawListener for Unix {
 }
 
 impl File {
+    /// The file at this path that a predecessor has made, and has left to this process.
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    pub(super) fn inherited(path: PathBuf, inode: Inode) -> Self {
+        Self {
+            path,
+            inode,
+            owner: Owner::this_process(),
+            is_removed: false,
+        }
+    }
+
+    /// The path is another process's from here on.
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    pub(super) fn forget(&mut self) {
+        self.is_removed = true;
+    }
+
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    pub(super) fn inode(&self) -> Inode {
+        self.inode
+    }
+
     /// Removes the path if the file behind it is still this one, and this process made it. Done
     /// once: the inode's number may be another file's afterwards.
     fn remove(&mut self) -> io::Result<()> {
@@ -308,7 +330,7 @@ impl Drop for File {
 
 /// Binds a path that nobody but our own user may connect to, and has it listen, in non-blocking mode.
 #[cfg(all(feature = "handover", target_os = "linux"))]
-pub(crate) fn bind_private(path: PathBuf) -> io::Result<(UnixListener, File)> {
+pub(super) fn bind_private(path: PathBuf) -> io::Result<(UnixListener, File)> {
     let address = Address::Unix(path);
     let bind = || {
         let Address::Unix(path) = &address else {

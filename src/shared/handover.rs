@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use event_listener::Event;
 
 use super::Shared;
-use crate::listener::{Legacy, SocketFile};
+use crate::address::Address;
+use crate::listener::Legacy;
+use crate::listener::handover::{Inode, Offer, TriggerSocket};
 use crate::sync::{lock, notify};
 
 /// How many descriptors an upgrade takes: two for the way to the successor, and what starting a program
@@ -25,8 +27,10 @@ pub(super) struct HandoverState {
     /// There is no predecessor any more.
     is_successor: AtomicBool,
     succeeded: Event,
-    /// The path at which a handover is asked for; removed when this is dropped.
-    trigger: Mutex<Option<SocketFile>>,
+    /// The socket at which a handover is asked for; its path is removed when this is dropped.
+    trigger: Mutex<Option<TriggerSocket>>,
+    /// The predecessor's, until this server is its successor.
+    inherited_trigger: Mutex<Option<Offer>>,
 }
 
 impl Shared {
@@ -73,11 +77,40 @@ impl Shared {
         }
     }
 
-    /// Keeps the path at which a handover is asked for, as long as the server is there to be asked; the
-    /// one before is removed.
-    pub(crate) fn set_trigger_path(&self, path: Option<SocketFile>) {
-        let old = std::mem::replace(&mut *lock(&self.handover.trigger), path);
+    /// Keeps the socket at which a handover is asked for, as long as the server is there to be asked;
+    /// the path of the one before is removed.
+    pub(crate) fn set_trigger(&self, socket: Option<TriggerSocket>) {
+        let old = std::mem::replace(&mut *lock(&self.handover.trigger), socket);
         drop(old);
+    }
+
+    /// Closes it for a successor, which has it, too.
+    pub(crate) fn leave_trigger(&self) {
+        let left = lock(&self.handover.trigger).take();
+        if let Some(left) = left {
+            left.leave();
+        }
+    }
+
+    /// Calls `with` for it, under a lock: it is neither left nor removed meanwhile. `None` where there
+    /// is none, or no more.
+    pub(crate) fn with_trigger<T>(&self, with: impl FnOnce(&TriggerSocket) -> T) -> Option<T> {
+        lock(&self.handover.trigger).as_ref().map(with)
+    }
+
+    pub(crate) fn trigger(&self) -> Option<(Address, Inode)> {
+        self.with_trigger(|it| (it.address(), it.inode()))
+    }
+
+    /// Keeps the predecessor's until this server is its successor.
+    pub(crate) fn inherit_trigger(&self, offer: Option<Offer>) {
+        *lock(&self.handover.inherited_trigger) = offer;
+    }
+
+    /// The predecessor's number of it.
+    pub(crate) fn inherited_trigger(&self) -> Option<u16> {
+        let inherited = lock(&self.handover.inherited_trigger);
+        inherited.as_ref().map(|it| it.number)
     }
 
     /// The names of the addresses that a successor may take over, by their numbers.
@@ -98,6 +131,10 @@ impl Shared {
 
     /// What was taken over is this server's alone from now on.
     pub(crate) fn own_legacies(&self) {
+        let trigger = lock(&self.handover.inherited_trigger).take();
+        if let Some(trigger) = trigger {
+            self.set_trigger(TriggerSocket::own(trigger));
+        }
         for (number, legacy) in self.legacies() {
             for set in &self.listener_sets {
                 set.own(number, legacy, &self.config);

@@ -30,7 +30,7 @@ const PATH: &str = "GRACIOUS_TEST_PATH";
 /// The files that have all descriptors.
 static STARVED: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
-fn number() -> u32 {
+pub(crate) fn number() -> u32 {
     std::env::var(GENERATION).map_or(1, |it| it.parse().unwrap())
 }
 
@@ -103,7 +103,7 @@ async fn answer(conn: Connection, path: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn obey(line: &str, handle: &Handle, path: &str) -> String {
+pub(crate) async fn obey(line: &str, handle: &Handle, path: &str) -> String {
     match line.split_once(' ').unwrap_or((line, "")) {
         ("upgrade", mode) => match handle.hand_over(next(mode, path)).await {
             Ok(_) => "done".to_owned(),
@@ -135,7 +135,7 @@ async fn obey(line: &str, handle: &Handle, path: &str) -> String {
 
 /// What the generations say, in whatever order: two of them go on at a time.
 #[track_caller]
-fn hears<const N: usize>(process: &mut Process, said: [String; N]) {
+pub(crate) fn hears<const N: usize>(process: &mut Process, said: [String; N]) {
     let mut awaited = said.to_vec();
     while !awaited.is_empty() {
         let said = process.hear("said");
