@@ -441,6 +441,8 @@ fn passes_another(test: &'static str) {
     ];
     let mut service = systemd.start(test, &environment, vec![another.into()]);
     assert_eq!(service.address(), address);
+    // Nor is it left to programs that this one starts.
+    assert_eq!(service.hear("inherited"), "[]");
     service.hear("bound");
     service.tell("serve");
     systemd.hears("READY=1");
@@ -468,16 +470,30 @@ fn stores_nothing(test: &'static str) {
             service.tell("fail to tell");
             service.hear("failed");
         }
+        for client in &mut clients {
+            assert_eq!(client.ask("hello"), "hello");
+        }
+        service.tell("pause");
+        service.hear("paused");
+        // Those in the queue are this process's own.
+        let queued = addresses.each_ref().map(|address| {
+            let mut client = Client::connect(address).unwrap();
+            client.send("hello\n");
+            client
+        });
         service.tell("stop");
         for client in &mut clients {
             assert_eq!(client.rest(), "");
+        }
+        for mut client in queued {
+            assert_eq!(client.rest(), "hello\n");
         }
         let warning = match is_there {
             true => "FileDescriptorStoreMax=",
             false => "cannot tell systemd `FDSTORE=1",
         };
         while !service.hear("warned").contains(warning) {}
-        assert!(service.hear("report").contains(": 2 accepted"));
+        assert!(service.hear("report").contains(": 4 accepted"));
         service.ends_with(0);
         assert!(addresses.iter().all(refuses));
     }
