@@ -367,7 +367,9 @@ fn restarts_it(test: &'static str) {
     let mut busy = Client::connect(&addresses[0]).unwrap();
     busy.send("he");
     let mut waiting = Vec::new();
-    for round in 0..3 {
+    // How many peers each process has at least: the busy one, and those that it finds in the queues.
+    let mut expected = 1;
+    for _round in 0..3 {
         // A stop with a connection that takes its time; others come all the while.
         assert_eq!(busy.ask("llo"), "hello");
         busy.send("he");
@@ -381,15 +383,19 @@ fn restarts_it(test: &'static str) {
             })
         };
         // In the queue when the door would be shut, and after it.
-        waiting.extend(come(4));
+        waiting.extend(come(12));
         service.tell("stop");
         systemd.hears("STOPPING=1");
         systemd.hears("STATUS=draining: 1 left");
         waiting.extend(come(20));
         assert_eq!(busy.ask("llo"), "hello");
         let report = service.hear("report");
-        let accepted = format!(": {} accepted", if round == 0 { 1 } else { 25 });
-        assert!(report.contains(&accepted), "{report}");
+        let (before, _) = report.split_once(" accepted").unwrap();
+        let accepted: usize = before.rsplit(' ').next().unwrap().parse().unwrap();
+        // An accept loop that hears of the pause a moment later takes one more. (There are three at most.)
+        let more = accepted - expected;
+        assert!(more <= 3, "{more} more: {report}");
+        expected = 1 + waiting.len() - more;
         service.ends_with(0);
 
         let mut passed: Vec<_> = stored
