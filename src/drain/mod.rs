@@ -14,7 +14,6 @@
 //! for the end of the server do it in place of this task where it is late: see [`fallback`].
 
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 
 use futures_lite::future;
@@ -74,12 +73,12 @@ async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
             set
         };
         let accepting = async move {
-            begin(&shared, accept(&shared, set, &mut *launcher)).await;
+            accept(&shared, set, &mut *launcher).await;
             drop((launcher, guard));
         };
         first.spawn(shard as u16, Box::pin(accepting));
     }
-    begin(shared, accept(shared, 0, &mut *first)).await;
+    accept(shared, 0, &mut *first).await;
 
     // Invariant 1.
     shut_listeners(shared);
@@ -111,16 +110,6 @@ async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
     };
     future::or(drained, future::or(overdue, told)).await;
     shared.close();
-}
-
-/// Runs an accept loop, and notes when it has asked its listeners for the first time.
-async fn begin(shared: &Shared, accepting: impl Future<Output = ()>) {
-    let mut accepting = pin!(accepting);
-    let ended = future::poll_once(accepting.as_mut()).await;
-    shared.acceptor_began();
-    if ended.is_none() {
-        accepting.await;
-    }
 }
 
 /// Waits until nothing is left but listeners that stay open through a drain, and their connections.

@@ -6,6 +6,8 @@ mod support;
 mod binding;
 mod control;
 mod declared;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+mod handover;
 #[cfg(feature = "http")]
 mod http;
 #[cfg(feature = "http")]
@@ -40,3 +42,5 @@ mod sets;
 mod tls;
 mod told_live;
 mod unix_sockets;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+mod upgrades;
