@@ -17,7 +17,7 @@ use std::{io, time::Duration};
 
 use gracious::{Report, Server, web};
 
-async fn answer(request: web::Request) -> web::Response<String> {
+pub(crate) async fn answer(request: web::Request) -> web::Response<String> {
     match request.uri().path() {
         "/" => web::Response::new("hello\n".into()),
         "/slow" => {

@@ -18,7 +18,7 @@ use std::{io, time::Duration};
 
 use gracious::{Report, Server, Tls, web};
 
-async fn answer(request: web::Request, tls: Tls) -> web::Response<String> {
+pub(crate) async fn answer(request: web::Request, tls: Tls) -> web::Response<String> {
     web::Response::new(match request.uri().path() {
         "/slow" => {
             async_std::task::sleep(Duration::from_secs(2)).await;

@@ -63,7 +63,24 @@ impl<R: Runtime> Builder<R> {
     /// A Unix path behind which no process listens any more is replaced; one behind which a process
     /// does, and a file that is no socket, are errors of [`bind`](Self::bind).
     pub fn listen(mut self, target: impl Into<Target>) -> Self {
-        self.sources.push(Source::Target(target.into(), None));
+        self.sources.push(Source::target(target.into()));
+        self
+    }
+
+    /// Listens on `target`, beside what was given before, and keeps that open through a drain: an admin
+    /// port, for instance, which tells how the drain goes.
+    ///
+    /// Its listener takes peers while the others are closed already, and its connections are not asked
+    /// to end, until no other connection and no [tracked](crate::Handle::track) work is left. Then it is
+    /// shut, swept and closed as the others were, and its connections end as others do at a drain. The
+    /// [`deadline`](Self::deadline) is one for all, and an abort ends these, too. They are counted with
+    /// the others, under [`max_connections`](Self::max_connections), too. On a [sharded](Self::sharded)
+    /// server there is one socket for it, whose connections are dealt out in turn.
+    pub fn keep_open(mut self, target: impl Into<Target>) -> Self {
+        self.sources.push(Source {
+            keeps_open: true,
+            ..Source::target(target.into())
+        });
         self
     }
 
@@ -83,8 +100,10 @@ impl<R: Runtime> Builder<R> {
     /// [detached](crate::Connection::detach), and the kernel does no encryption.
     #[cfg(feature = "_tls")]
     pub fn listen_tls(mut self, target: impl Into<Target>, tls: impl Into<Tls>) -> Self {
-        self.sources
-            .push(Source::Target(target.into(), Some(tls.into())));
+        self.sources.push(Source {
+            tls: Some(tls.into()),
+            ..Source::target(target.into())
+        });
         self
     }
 
@@ -106,7 +125,7 @@ impl<R: Runtime> Builder<R> {
     /// server's descriptor is closed. If that is the last one, peers that are queued by then are
     /// reset.
     pub fn adopt(mut self, listener: impl Into<Adopted>) -> Self {
-        self.sources.push(Source::Adopted(listener.into()));
+        self.sources.push(Source::adopted(listener.into()));
         self
     }
 

@@ -5,21 +5,26 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::panic::Location;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_channel::Receiver;
 
-use crate::address::Address;
+use crate::address::{Address, Target};
 use crate::config::{warn_of_few_descriptors, zero};
 use crate::connection::{Connection, Control, ReadHalf, WriteHalf};
 use crate::drain;
 use crate::lifecycle::{Phase, Reason, State};
+use crate::listener::bind::Source;
 use crate::progress::DrainProgress;
 use crate::report::{ConnectionInfo, ListenerInfo, Report, Stats};
 use crate::shared::connection::ConnectionState;
 use crate::shared::events::ServerEvent;
 use crate::shared::{Name, Shared};
+#[cfg(feature = "_tls")]
+use crate::tls::Tls;
 use crate::track::Tracked;
 
 /// A server's handle: stops it, watches it, and tells about it.
@@ -123,6 +128,57 @@ impl Handle {
         found.is_some()
     }
 
+    /// Listens on `target`, too, as [`Builder::listen`](crate::Builder::listen) would have from the
+    /// beginning; gives what was bound, with the ids.
+    ///
+    /// The server's settings hold for it. On a [sharded](crate::Builder::sharded) server each shard
+    /// gets a socket of its own for it. It is closed with the others at a stop, and is not among
+    /// [`local_addrs`](Self::local_addrs), which are those of [`bind`](crate::Builder::bind). A server
+    /// can listen at 65536 addresses in its life.
+    ///
+    /// # Errors
+    /// Those of [`Builder::bind`](crate::Builder::bind); and `NotConnected` if the server is not served
+    /// yet, or was asked to stop.
+    pub fn add(&self, target: impl Into<Target>) -> Add {
+        let source = Source::target(target.into());
+        Add(Box::pin(drain::one::add(self.shared.clone(), source)))
+    }
+
+    /// [`add`](Self::add), with TLS, as [`Builder::listen_tls`](crate::Builder::listen_tls).
+    #[cfg(feature = "_tls")]
+    pub fn add_tls(&self, target: impl Into<Target>, tls: impl Into<Tls>) -> Add {
+        let source = Source {
+            tls: Some(tls.into()),
+            ..Source::target(target.into())
+        };
+        Add(Box::pin(drain::one::add(self.shared.clone(), source)))
+    }
+
+    /// Shuts one [listener](Self::listeners), by its id, while the server goes on; `false` if there is
+    /// none, or it is shut already.
+    ///
+    /// It is shut as all are at a stop: new peers are refused from here on, a Unix path is removed, and
+    /// whoever is in its queue, or whose handshake is under way, is served before it is closed. It is
+    /// among the [`listeners`](Self::listeners) until then. Its connections go on; see
+    /// [`close_connections_of`](Self::close_connections_of). A listener that others may hold, an
+    /// [adopted](crate::Builder::adopt) one, is swept for its [`backlog`](crate::Builder::backlog) and
+    /// closed.
+    ///
+    /// A server whose listeners are all shut goes on for its connections, until it is asked to stop.
+    /// While it is [paused](Self::pause) nobody is taken from the queue, so it stays until then.
+    pub fn shut(&self, id: u64) -> bool {
+        u16::try_from(id).is_ok_and(|number| drain::one::shut(&self.shared, number))
+    }
+
+    /// Asks the connections that are open now, and came through one [listener](Self::listeners), to
+    /// come to an end, as [`close_connections`](Self::close_connections) asks all.
+    pub fn close_connections_of(&self, listener: u64) {
+        if let Ok(number) = u16::try_from(listener) {
+            let uptime = self.shared.uptime();
+            self.shared.registry.drain_of(number, uptime);
+        }
+    }
+
     /// Changes [`max_connections`](crate::Builder::max_connections); those inside stay. A limit above
     /// what the system allows is a warning in the log, as it is at `bind`.
     ///
@@ -200,8 +256,8 @@ impl Handle {
         self.shared.registry.connections(self.shared.uptime())
     }
 
-    /// The listeners, in the order of [`local_addrs`](Self::local_addrs); none once the door is
-    /// closed.
+    /// The listeners, in the order in which they were bound: those of
+    /// [`local_addrs`](Self::local_addrs) first. A listener is among them until it is closed.
     #[must_use]
     pub fn listeners(&self) -> Vec<ListenerInfo> {
         self.shared.listeners()
@@ -285,6 +341,26 @@ impl fmt::Debug for Handle {
 impl fmt::Display for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.shared.fmt(f)
+    }
+}
+
+/// The future of [`Handle::add`]: what was bound, each with its id.
+///
+/// It is owned. Dropped before its end it binds nothing.
+#[must_use = "nothing is bound before it is awaited"]
+pub struct Add(Pin<Box<dyn Future<Output = io::Result<Vec<ListenerInfo>>> + Send>>);
+
+impl Future for Add {
+    type Output = io::Result<Vec<ListenerInfo>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Add {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Add").finish_non_exhaustive()
     }
 }
 

@@ -108,13 +108,14 @@
 //!
 //! In the repository: [which drain is yours][drain], for protocols that do not take turns; [what a client
 //! sees][sees] of a stop, and whether it may retry; [moving][moving] from async-std to smol, from asyncio
-//! and from tokio; [running it][running], with deadlines, load balancers, limits and the log;
-//! [all promises][promises], with their tests.
+//! and from tokio; [running it][running], with deadlines, load balancers, limits and the log; [testing a
+//! handler][testing] in a simulated world; [all promises][promises], with their tests.
 //!
 //! [drain]: https://github.com/gracious-rs/gracious/blob/main/docs/which-drain.md
 //! [sees]: https://github.com/gracious-rs/gracious/blob/main/docs/what-a-client-sees.md
 //! [moving]: https://github.com/gracious-rs/gracious/blob/main/docs/moving.md
 //! [running]: https://github.com/gracious-rs/gracious/blob/main/docs/running.md
+//! [testing]: https://github.com/gracious-rs/gracious/blob/main/docs/testing.md
 //! [promises]: https://github.com/gracious-rs/gracious/blob/main/docs/promises.md
 //!
 //! # Features
@@ -126,6 +127,7 @@
 //! - `smol`: the runtime `Smol`. `Server::with_runtime(Smol)` stands for `Server::builder()` then.
 //! - `signals` (default): `Builder::stop_on_signals`.
 //! - `http`: the module `web`, HTTP/1 and HTTP/2.
+//! - `testing`: the module `testing`, a simulated world for tests of handlers.
 //! - `tls`: `Builder::listen_tls` and `Connection::start_tls`, with rustls and ring.
 //! - `tls-aws-lc-rs`: the same with aws-lc-rs. Where both are on, what is made of PEM files uses ring.
 
@@ -153,6 +155,8 @@ mod shared;
 mod signals;
 mod socket;
 mod sync;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "_tls")]
 mod tls;
 mod track;
@@ -167,7 +171,7 @@ pub use connection::{
     Busy, Connection, Control, Detached, EndedBy, Lines, ReadHalf, ReuniteError, WindDown,
     WriteHalf,
 };
-pub use handle::Handle;
+pub use handle::{Add, Handle};
 pub use handler::{Fallible, Handler, Outcome, fallible};
 pub use idle::IdleWhen;
 pub use lifecycle::{Reason, State};
@@ -202,6 +206,11 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/which-drain.md")]
 struct WhichDrain;
+
+/// The handler of this one is simulated.
+#[cfg(all(doctest, feature = "testing"))]
+#[doc = include_str!("../docs/testing.md")]
+struct TestingPage;
 
 /// And the server of this one.
 #[cfg(all(doctest, feature = "tls"))]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use event_listener::{Event, EventListener};
 
-use crate::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use crate::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
 use crate::sync::{Mutex, MutexGuard, listen, lock, notify};
 
 /// Why a server stopped. The first reason is kept; later ones are ignored.
@@ -136,6 +136,8 @@ impl Phase {
 pub(crate) struct Latch {
     /// A `Phase`, by its number.
     phase: AtomicU8,
+    /// A drain has come to the listeners that stay open through it.
+    last: AtomicBool,
     /// Notified at every rise of the phase, and at every change of the request that moves a
     /// deadline.
     changed: Event,
@@ -186,6 +188,29 @@ impl Latch {
             notify(&self.changed);
         }
         risen
+    }
+
+    /// A drain comes to the listeners that stay open through it, and to their connections.
+    pub(crate) fn come_to_the_last(&self) {
+        // As a rise of the phase: see invariant 1.
+        self.last.store(true, SeqCst);
+        notify(&self.changed);
+    }
+
+    /// Whether it has, or all are aborted.
+    pub(crate) fn has_come_to_the_last(&self) -> bool {
+        self.last.load(SeqCst) || self.phase() >= Phase::Aborting
+    }
+
+    /// Waits until it has.
+    pub(crate) async fn reached_the_last(&self) {
+        while !self.has_come_to_the_last() {
+            let changed = self.listen();
+            if self.has_come_to_the_last() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Asks for a shutdown, over at the instant `before` if there is one; `true` for the first

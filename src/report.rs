@@ -334,6 +334,8 @@ pub struct ConnectionInfo {
     pub id: u64,
     /// Its peer.
     pub peer: Address,
+    /// The [id](ListenerInfo::id) of the listener that it came through.
+    pub listener: u64,
     /// How long ago it was accepted.
     pub age: Duration,
     /// Whether it is inside a message.
@@ -350,8 +352,14 @@ pub struct ConnectionInfo {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ListenerInfo {
+    /// Its id, for [`Handle::shut`](crate::Handle::shut): 0 for the first of a server, and so on. No
+    /// other listener of that server ever has it.
+    pub id: u64,
     /// Where it listens.
     pub address: Address,
     /// How many peers wait in the kernel's queue; known for TCP on Linux.
     pub queued: Option<u32>,
+    /// Whether it was shut: new peers are refused, and it is there for those in its queue, or whose
+    /// handshake is under way.
+    pub is_shut: bool,
 }

@@ -13,7 +13,7 @@ use pin_project_lite::pin_project;
 
 #[cfg(target_os = "linux")]
 use crate::accept::spawn::LocalLauncher;
-use crate::accept::spawn::{Executor, Launcher, SendLauncher};
+use crate::accept::spawn::{Executor, Launchers, SendLauncher};
 use crate::address::Address;
 use crate::config::{Config, warn_of_few_descriptors};
 use crate::connection::Connection;
@@ -73,7 +73,7 @@ impl<R: Runtime> Server<R> {
             }
             None => (engines, Vec::new()),
         };
-        let bound = bind::bind(sources, &config, &engines).await?;
+        let bound = bind::bind(sources, &config, &engines, &[]).await?;
         let shared = Arc::new(Shared::new(&runtime, config, bound)?);
         // The first timer of a process has its reactor open descriptors. Without this it could be the
         // timer of a pause because there are none left.
@@ -212,7 +212,7 @@ impl<R: Runtime> Server<R> {
         Fut: Future<Output: Outcome> + 'static,
     {
         self.start(true, |executor, shared| {
-            Ok(Arc::new(LocalLauncher::new(executor, shared, factory)))
+            Ok(LocalLauncher::all(executor, factory, shared))
         })
     }
 
@@ -228,7 +228,7 @@ impl<R: Runtime> Server<R> {
     /// [`spawn`](Self::spawn), with a [`Handler`] of a type of one's own.
     pub fn spawn_with(self, handler: impl Handler) -> Running {
         self.start(false, |executor, shared| {
-            Ok(Arc::new(SendLauncher::new(executor, handler, shared)?))
+            SendLauncher::all(&executor, &handler, shared)
         })
     }
 
@@ -236,14 +236,14 @@ impl<R: Runtime> Server<R> {
     fn start(
         self,
         local: bool,
-        launcher: impl FnOnce(Executor<R>, &Arc<Shared>) -> io::Result<Arc<dyn Launcher>>,
+        launchers: impl FnOnce(Executor<R>, &Arc<Shared>) -> io::Result<Launchers>,
     ) -> Running {
         let shared = &self.shared;
         shared.begin_serving();
         let started = self.start_threads(local).and_then(|()| {
             let executor = Executor::new(self.runtime.clone(), shared);
-            let launcher = launcher(executor.clone(), shared)?;
-            executor.spawn(0, Box::pin(drain::run(shared.clone(), launcher)));
+            let launchers = launchers(executor.clone(), shared)?;
+            executor.spawn(0, Box::pin(drain::run(shared.clone(), launchers)));
             Ok(())
         });
         if let Err(error) = started {

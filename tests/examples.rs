@@ -317,6 +317,18 @@ fn background_serves_beside_other_work_and_is_closed_after_it() {
     assert_eq!(rest.len(), 3);
 }
 
+#[cfg(feature = "testing")]
+#[test]
+fn simulation_finds_what_a_stop_breaks() {
+    let ended = Program::example("simulation", &[]).end();
+    // The panic of the failure is on standard error, too.
+    let out = ended.out.join("\n");
+    assert_eq!(ended.status, 0, "{out}");
+    let found = "without a guard: a simulated run fails, panicked: peer 0: ";
+    assert!(out.starts_with(found), "{out}");
+    assert!(out.contains("with a guard: 500 runs"), "{out}");
+}
+
 #[test]
 fn testing_finds_all_well() {
     let ended = Program::example("testing", &[]).end();

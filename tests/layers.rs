@@ -44,6 +44,7 @@ const LAYERS: [&[&str]; 11] = [
         "server",
         "server_set",
         "signals",
+        "testing",
         "track",
         "web",
     ],

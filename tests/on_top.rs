@@ -6,6 +6,10 @@
 #[path = "../examples/chat.rs"]
 #[allow(dead_code)]
 mod chat;
+#[cfg(feature = "http")]
+#[path = "../examples/http.rs"]
+#[allow(dead_code)]
+mod http;
 #[path = "../examples/proxy.rs"]
 #[allow(dead_code)]
 mod proxy;
@@ -217,4 +221,42 @@ async fn websocket_clients_are_answered_and_told_why_the_server_goes(runtime: Te
         assert!(client.next().await.is_none());
     }
     assert_eq!(running.await.unwrap().completed, 3);
+}
+
+#[cfg(feature = "http")]
+mod over_http {
+    use gracious::web;
+
+    use crate::http::answer;
+    use crate::support::TestRuntime;
+    use crate::support::client::{Client, eventually, tcp};
+
+    crate::on_every_runtime!(what_is_slow_is_answered_and_what_is_idle_ends);
+
+    async fn what_is_slow_is_answered_and_what_is_idle_ends(runtime: TestRuntime) {
+        let server = tcp(runtime).bind().await.unwrap();
+        let running = server.spawn(web::serve(answer));
+        let handle = running.handle();
+        let (mut idle, mut slow) = (Client::of(&running), Client::of(&running));
+        crate::ask(
+            &mut idle,
+            "GET / HTTP/1.1\r\nHost: test\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n",
+        );
+        slow.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
+        eventually("one request under way", || {
+            let connections = handle.connections();
+            connections.iter().all(|it| it.bytes_in > 0)
+                && connections.iter().filter(|it| it.busy).count() == 1
+        });
+        handle.shutdown();
+        assert!(idle.rest().ends_with("\r\n\r\nhello\n"));
+        let answer = slow.rest();
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+        assert!(
+            answer.ends_with("\r\n\r\nbetter late than never\n"),
+            "{answer}"
+        );
+        assert_eq!(running.await.unwrap().completed, 2);
+    }
 }

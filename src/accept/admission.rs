@@ -16,7 +16,9 @@ use futures_lite::AsyncWriteExt;
 #[cfg(feature = "_tls")]
 use futures_lite::future;
 
-use super::spawn::Launcher;
+#[cfg(feature = "_tls")]
+use super::spawn::Launch;
+use super::spawn::{BoxedTask, Launcher};
 use crate::connection::task::{self, Task};
 use crate::connection::{Connection, close};
 use crate::lifecycle::Phase;
@@ -51,7 +53,8 @@ pub(super) fn poll_next(
     if !shared.has_permit() {
         return Poll::Ready(None);
     }
-    if sets.len() == 1 || !shared.permits.is_limited() {
+    // What stays open through a drain does so when the other sets are not looked at any more.
+    if sets.len() == 1 || !shared.permits.is_limited() || sets[own].keeps_open {
         let accepted = sets[own].poll_accept(cx);
         return accepted.map(|accepted| Some(enter(shared, own, accepted, None)));
     }
@@ -134,7 +137,7 @@ fn prepare(connection: &Arc<ConnectionState>) -> io::Result<()> {
 pub(crate) fn start(
     shared: &Arc<Shared>,
     connection: Arc<ConnectionState>,
-    launcher: &Arc<dyn Launcher>,
+    launcher: &mut dyn Launcher,
 ) {
     #[cfg(feature = "_tls")]
     if connection.is_handshaking() {
@@ -145,24 +148,26 @@ pub(crate) fn start(
 }
 
 /// Launches the handler of a connection whose handshake is over, or has it wait for a permit again.
+/// Gives what the handshake's task has to go on with: the end of a connection that is rejected.
 #[cfg(feature = "_tls")]
 pub(super) fn admit_after_handshake(
     shared: &Arc<Shared>,
     connection: Arc<ConnectionState>,
-    launcher: &Arc<dyn Launcher>,
-) {
+    launch: Launch,
+) -> Option<BoxedTask> {
     // Invariant 1.
     if connection.has(flag::QUEUED) && shared.queue.is_empty() {
         shared.acquire_permit(&connection);
     }
     if !connection.has(flag::QUEUED) {
-        launcher.launch(connection);
+        launch(connection);
     } else if shared.config.reject_with.is_some() {
-        reject(shared, connection, launcher);
+        return Some(rejection(shared, connection));
     } else {
         // The caller notifies who launches what is queued: a permit may have been released since.
         enqueue(shared, connection);
     }
+    None
 }
 
 /// Waits for the next peer, or for a look at the queue. Where there are handshakes a connection may come
@@ -172,7 +177,7 @@ pub(super) async fn next_or_queued<T>(
     next: impl Future<Output = Option<T>>,
 ) -> Option<T> {
     #[cfg(feature = "_tls")]
-    if shared.tls.iter().any(Option::is_some) {
+    if shared.has_tls() {
         let released = listen(&shared.permits.released);
         if !shared.queue.is_empty() && shared.has_permit() {
             return None;
@@ -191,7 +196,7 @@ pub(super) async fn next_or_queued<T>(
 pub(crate) fn admit(
     shared: &Arc<Shared>,
     connection: Arc<ConnectionState>,
-    launcher: &Arc<dyn Launcher>,
+    launcher: &mut dyn Launcher,
 ) {
     log::debug!(
         target: "gracious", conn = connection.id();
@@ -215,9 +220,14 @@ pub(crate) fn admit(
     }
 }
 
-/// Rejects a connection for which there is no permit: a task sends the configured message and
-/// closes it, as one of a handler would.
-fn reject(shared: &Shared, connection: Arc<ConnectionState>, launcher: &Arc<dyn Launcher>) {
+/// Rejects a connection for which there is no permit.
+fn reject(shared: &Shared, connection: Arc<ConnectionState>, launcher: &mut dyn Launcher) {
+    let shard = connection.shard;
+    launcher.spawn(shard, rejection(shared, connection));
+}
+
+/// A task that sends the configured message and closes the connection, as one of a handler would.
+fn rejection(shared: &Shared, connection: Arc<ConnectionState>) -> BoxedTask {
     connection.set(flag::REJECTED);
     let mut message = shared.config.reject_with.clone().unwrap_or_default();
     if connection.is_handshaking() {
@@ -226,8 +236,7 @@ fn reject(shared: &Shared, connection: Arc<ConnectionState>, launcher: &Arc<dyn 
     }
     let mut stream = Connection::new(connection.clone());
     let refuse = async move { stream.write_all(&message).await };
-    let shard = connection.shard;
-    launcher.spawn(shard, Box::pin(Task::new(connection, refuse)));
+    Box::pin(Task::new(connection, refuse))
 }
 
 /// Has a connection wait for a permit.

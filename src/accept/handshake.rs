@@ -11,7 +11,7 @@ use std::sync::Arc;
 use futures_lite::FutureExt;
 
 use super::admission::admit_after_handshake;
-use super::spawn::Launcher;
+use super::spawn::{Launch, Launcher};
 use crate::connection::task::{self, Task};
 use crate::connection::{Connection, tls};
 use crate::log;
@@ -25,7 +25,7 @@ use crate::socket::readiness::flag;
 pub(super) fn begin(
     shared: &Arc<Shared>,
     connection: Arc<ConnectionState>,
-    launcher: &Arc<dyn Launcher>,
+    launcher: &mut dyn Launcher,
 ) {
     let is_apart = shared.permits.begin_handshake();
     if is_apart {
@@ -36,7 +36,7 @@ pub(super) fn begin(
     let handshake = Handshake {
         connection: Some(connection),
         shared: shared.clone(),
-        launcher: launcher.clone(),
+        launch: Some(launcher.prepare()),
         is_apart,
     };
     launcher.spawn(shard, Box::pin(handshake.run()));
@@ -47,7 +47,8 @@ struct Handshake {
     /// `None` once the connection is another's.
     connection: Option<Arc<ConnectionState>>,
     shared: Arc<Shared>,
-    launcher: Arc<dyn Launcher>,
+    /// `None` once the handler is launched.
+    launch: Option<Launch>,
     is_apart: bool,
 }
 
@@ -62,7 +63,14 @@ impl Handshake {
             Ok(Err(_)) if connection.has(flag::ABORT) => return,
             Ok(Ok(())) => {
                 self.connection = None;
-                return admit_after_handshake(&self.shared, connection, &self.launcher);
+                let launch = self.launch.take();
+                let rejection = launch
+                    .and_then(|launch| admit_after_handshake(&self.shared, connection, launch));
+                drop(self);
+                if let Some(rejection) = rejection {
+                    rejection.await;
+                }
+                return;
             }
             Ok(Err(error)) => {
                 log::debug!(

@@ -36,8 +36,16 @@ pub(crate) mod spawn;
 pub(crate) const IN_A_ROW: u32 = 64;
 
 /// Accepts peers at one set of listeners until a shutdown, and for the time of the lame duck after
-/// it. A listener that cannot go on shuts the server down.
-pub(crate) async fn accept(shared: &Arc<Shared>, set: usize, launcher: &Arc<dyn Launcher>) {
+/// it; at one that stays open through the drain, until that has come to it. A listener that cannot go
+/// on shuts the server down.
+pub(crate) async fn accept(shared: &Arc<Shared>, set: usize, launcher: &mut dyn Launcher) {
+    if shared.listener_sets[set].keeps_open {
+        let last = shared.latch.reached_the_last();
+        if let Err(error) = accept_until(shared, set, last, launcher).await {
+            shared.fail(error);
+        }
+        return;
+    }
     let shutdown = shared.latch.reached(Phase::Draining);
     match accept_until(shared, set, shutdown, launcher).await {
         Err(error) => return shared.fail(error),
@@ -58,7 +66,7 @@ async fn accept_until(
     shared: &Arc<Shared>,
     set: usize,
     stop: impl Future<Output = ()>,
-    launcher: &Arc<dyn Launcher>,
+    launcher: &mut dyn Launcher,
 ) -> io::Result<()> {
     let phase = shared.latch.phase();
     let accepting = async {
@@ -73,7 +81,8 @@ async fn accept_until(
             // Only where this future is pending does the race below look at `stop`. A loop that
             // finds one peer after the other is not, so it yields: at once where the phase has
             // risen, which is how a shutdown and an abort come, and else after so many peers, for
-            // the end of a lame duck's time.
+            // the end of a lame duck's time, and where the others are gone that a listener was kept
+            // open beside.
             if accepted % IN_A_ROW == 0 || shared.latch.phase() > phase {
                 future::yield_now().await;
             }
@@ -152,19 +161,33 @@ async fn lame_duck(shared: &Shared) {
 
 /// Stands for a part of the server that may accept a peer beside the server's own task: an accept
 /// loop of a shard, or a thread that sweeps. The registry is not empty while one lives.
-pub(crate) struct AcceptorGuard(Arc<Shared>);
+pub(crate) struct AcceptorGuard {
+    shared: Arc<Shared>,
+    /// It accepts at listeners that stay open through a drain.
+    last: bool,
+}
 
 impl AcceptorGuard {
     pub(crate) fn new(shared: &Arc<Shared>) -> Self {
-        shared.registry.acceptor_started();
-        Self(shared.clone())
+        Self::begin(shared, false)
+    }
+
+    /// For the accept loop of one set.
+    pub(crate) fn of_set(shared: &Arc<Shared>, set: usize) -> Self {
+        Self::begin(shared, shared.listener_sets[set].keeps_open)
+    }
+
+    fn begin(shared: &Arc<Shared>, last: bool) -> Self {
+        shared.registry.acceptor_started(last);
+        let shared = shared.clone();
+        Self { shared, last }
     }
 }
 
 impl Drop for AcceptorGuard {
     fn drop(&mut self) {
-        self.0.registry.acceptor_ended();
-        notify(&self.0.permits.released);
-        self.0.close_if_abandoned();
+        self.shared.registry.acceptor_ended(self.last);
+        notify(&self.shared.permits.released);
+        self.shared.close_if_abandoned();
     }
 }

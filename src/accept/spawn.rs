@@ -3,10 +3,9 @@
 use std::any::Any;
 use std::future::Future;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::Arc;
 
 #[cfg(target_os = "linux")]
 use async_channel::{Receiver, Sender};
@@ -21,7 +20,7 @@ use crate::handler::{Outcome, Returning};
 use crate::runtime::Runtime;
 use crate::shared::Shared;
 use crate::shared::connection::ConnectionState;
-use crate::sync::{assert_unlocked, lock};
+use crate::sync::assert_unlocked;
 #[cfg(target_os = "linux")]
 use crate::workers::{Pool, WorkerPools};
 
@@ -31,12 +30,50 @@ pub(crate) type BoxedTask = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Starts handlers and tasks. It has neither the runtime's type nor the handler's, so that the
 /// accept loop and the drain, which call it, are compiled once and not again for each of a user's
 /// handlers.
-pub(crate) trait Launcher: Send + Sync {
+///
+/// Each loop that launches has a launcher of its own, with a clone of the user's handler: a handler
+/// need not be `Sync`, and a clone that takes long keeps no other loop waiting.
+pub(crate) trait Launcher: Send {
     /// Starts the handler of a connection that has its permit.
-    fn launch(&self, connection: Arc<ConnectionState>);
+    fn launch(&mut self, connection: Arc<ConnectionState>);
+
+    /// Makes what a connection's handler is to be started with later, on any thread.
+    #[cfg(feature = "_tls")]
+    fn prepare(&mut self) -> Launch;
 
     /// Starts a task of the server's, on the shard's pool if there are any.
     fn spawn(&self, shard: u16, task: BoxedTask);
+}
+
+/// Starts the handler of a connection that has its permit, once.
+#[cfg(feature = "_tls")]
+pub(crate) type Launch = Box<dyn FnOnce(Arc<ConnectionState>) + Send>;
+
+/// The launchers of a server.
+pub(crate) struct Launchers {
+    /// That of the first accept loop, and then of the sweeps.
+    pub(crate) first: Box<dyn Launcher>,
+    /// Those of the accept loops beside it.
+    pub(crate) beside: Vec<Box<dyn Launcher>>,
+    /// That of the connections which wait for a permit at a drain.
+    pub(crate) queued: Box<dyn Launcher>,
+}
+
+impl Launchers {
+    /// As many as the server needs, of the launchers that `make` makes.
+    fn new<L: Launcher + 'static>(shared: &Shared, mut make: impl FnMut() -> L) -> Self {
+        let mut boxed = || -> Box<dyn Launcher> { Box::new(make()) };
+        Self {
+            first: boxed(),
+            beside: shared
+                .listener_sets
+                .iter()
+                .skip(1)
+                .map(|_| boxed())
+                .collect(),
+            queued: boxed(),
+        }
+    }
 }
 
 /// Where a server's tasks run: in pools of its own, or else on its runtime.
@@ -69,6 +106,32 @@ impl<R: Runtime> Executor<R> {
         self.runtime.spawn(task);
     }
 
+    /// Calls a handler, and starts its task.
+    fn launch<F>(&self, handler: impl FnOnce(Connection) -> F, connection: Arc<ConnectionState>)
+    where
+        F: Future<Output = io::Result<()>> + Send + 'static,
+    {
+        let shard = connection.shard;
+        match call(handler, connection) {
+            Ok(task) => self.start(shard, task),
+            Err(task) => self.start(shard, task),
+        }
+    }
+
+    /// Starts the task of a handler.
+    fn start<F>(&self, shard: u16, task: Task<F>)
+    where
+        F: Future<Output = io::Result<()>> + Send + 'static,
+    {
+        #[cfg(target_os = "linux")]
+        if let Some(pool) = self.pool(shard) {
+            return pool.spawn_counted(|pool| task.counted(pool));
+        }
+        let _of_all = shard;
+        assert_unlocked();
+        self.runtime.spawn(task);
+    }
+
     /// The pool of a shard, if this server has pools.
     #[cfg(target_os = "linux")]
     fn pool(&self, shard: u16) -> Option<&Arc<Pool>> {
@@ -79,70 +142,47 @@ impl<R: Runtime> Executor<R> {
 /// Launches handlers that may run on any thread.
 pub(crate) struct SendLauncher<R, H> {
     executor: Executor<R>,
-    /// A handler for each accept loop. A launch takes one out, clones it without the lock, and puts
-    /// it back: a handler need not be `Sync`, so two loops cannot clone the same one at once, and a
-    /// clone that takes long keeps no other loop waiting. The drain launches when its own accept
-    /// loop is done, and uses that loop's.
-    handlers: Mutex<Vec<H>>,
+    handler: H,
 }
 
 impl<R: Runtime, H: Handler> SendLauncher<R, H> {
-    /// Clones the user's handler for each accept loop.
+    /// Launchers of clones of the user's handler.
     ///
     /// # Errors
     /// If the handler panicked when it was cloned.
-    pub(crate) fn new(executor: Executor<R>, handler: H, shared: &Shared) -> io::Result<Self> {
+    pub(crate) fn all(
+        executor: &Executor<R>,
+        handler: &H,
+        shared: &Shared,
+    ) -> io::Result<Launchers> {
         assert_unlocked();
-        let clone_all = || {
-            let others = shared.listener_sets.iter().skip(1);
-            others.map(|_| handler.clone()).collect::<Vec<_>>()
+        let make = || Self {
+            executor: executor.clone(),
+            handler: handler.clone(),
         };
-        let mut handlers = catch_unwind(AssertUnwindSafe(clone_all))
-            .map_err(|panic| cannot_start("the handler's clone", &*panic))?;
-        handlers.push(handler);
-        let handlers = Mutex::new(handlers);
-        Ok(Self { executor, handlers })
-    }
-
-    /// A handler for one connection. Panics if the handler does when it is cloned.
-    fn handler(&self) -> H {
-        // There are as many as accept loops, each of which launches one connection at a time. Handshakes
-        // launch beside them: one that finds none waits until another thread has made its clone.
-        let kept = loop {
-            let kept = lock(&self.handlers).pop();
-            if let Some(kept) = kept {
-                break kept;
-            }
-            thread::yield_now();
-        };
-        let cloned = catch_unwind(AssertUnwindSafe(|| kept.clone()));
-        lock(&self.handlers).push(kept);
-        cloned.unwrap_or_else(|panic| resume_unwind(panic))
-    }
-
-    /// Starts the task of a handler.
-    fn start<F>(&self, shard: u16, task: Task<F>)
-    where
-        F: Future<Output = io::Result<()>> + Send + 'static,
-    {
-        #[cfg(target_os = "linux")]
-        if let Some(pool) = self.executor.pool(shard) {
-            return pool.spawn_counted(|pool| task.counted(pool));
-        }
-        let _of_all = shard;
-        assert_unlocked();
-        self.executor.runtime.spawn(task);
+        catch_unwind(AssertUnwindSafe(|| Launchers::new(shared, make)))
+            .map_err(|panic| cannot_start("the handler's clone", &*panic))
     }
 }
 
 impl<R: Runtime, H: Handler> Launcher for SendLauncher<R, H> {
-    fn launch(&self, connection: Arc<ConnectionState>) {
-        let shard = connection.shard;
-        let run = |stream| self.handler().run(stream);
-        match call(run, connection) {
-            Ok(task) => self.start(shard, task),
-            Err(task) => self.start(shard, task),
-        }
+    fn launch(&mut self, connection: Arc<ConnectionState>) {
+        let run = |stream| self.handler.clone().run(stream);
+        self.executor.launch(run, connection);
+    }
+
+    #[cfg(feature = "_tls")]
+    fn prepare(&mut self) -> Launch {
+        let executor = self.executor.clone();
+        assert_unlocked();
+        // Where it panics it is the end of that connection, as at any launch.
+        let handler = catch_unwind(AssertUnwindSafe(|| self.handler.clone()));
+        let run = |stream| {
+            handler
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                .run(stream)
+        };
+        Box::new(move |connection| executor.launch(run, connection))
     }
 
     fn spawn(&self, shard: u16, task: BoxedTask) {
@@ -170,18 +210,23 @@ where
 /// Launches handlers that never leave the thread they began on: a connection is sent to that
 /// thread, where a task of its pool calls the handler.
 #[cfg(target_os = "linux")]
+#[derive(Clone)]
 pub(crate) struct LocalLauncher<R> {
     executor: Executor<R>,
     /// The way to the thread of each pool that runs handlers.
-    inboxes: Vec<Sender<Arc<ConnectionState>>>,
+    inboxes: Arc<[Sender<Arc<ConnectionState>>]>,
     /// How many of the pools, the first ones, only accept.
     acceptors: usize,
 }
 
 #[cfg(target_os = "linux")]
 impl<R: Runtime> LocalLauncher<R> {
-    /// `factory` makes a handler for each shard, on its thread.
-    pub(crate) fn new<F, H, Fut>(executor: Executor<R>, shared: &Arc<Shared>, factory: F) -> Self
+    /// Launchers of handlers that `factory` makes, one for each shard, on its thread.
+    pub(crate) fn all<F, H, Fut>(
+        executor: Executor<R>,
+        factory: F,
+        shared: &Arc<Shared>,
+    ) -> Launchers
     where
         F: FnOnce() -> H + Clone + Send + 'static,
         H: FnOnce(Connection) -> Fut + Clone + 'static,
@@ -203,21 +248,28 @@ impl<R: Runtime> LocalLauncher<R> {
             });
             inbox
         });
-        Self {
+        let launcher = Self {
             inboxes: inboxes.collect(),
             acceptors: pools.map_or(0, WorkerPools::acceptors),
             executor,
-        }
+        };
+        Launchers::new(shared, || launcher.clone())
     }
 }
 
 #[cfg(target_os = "linux")]
 impl<R: Runtime> Launcher for LocalLauncher<R> {
-    fn launch(&self, connection: Arc<ConnectionState>) {
+    fn launch(&mut self, connection: Arc<ConnectionState>) {
         let inbox = &self.inboxes[usize::from(connection.shard) - self.acceptors];
-        // The channel is unbounded, and the task at its other end goes on as long as this launcher
+        // The channel is unbounded, and the task at its other end goes on as long as a launcher
         // lives.
         let _sent = inbox.try_send(connection);
+    }
+
+    #[cfg(feature = "_tls")]
+    fn prepare(&mut self) -> Launch {
+        let mut launcher = self.clone();
+        Box::new(move |connection| launcher.launch(connection))
     }
 
     fn spawn(&self, shard: u16, task: BoxedTask) {

@@ -54,7 +54,16 @@ mod linux {
     impl Handshakes {
         /// Before the first look; `None` where there is no listener to look at, or no time.
         fn new(shared: &Shared) -> Option<Self> {
-            let listeners = shared.handshakes_at();
+            Self::at(shared.handshakes_at(), shared)
+        }
+
+        /// The same at the listener of one address, to be looked at by
+        /// [`look_first_blocking`](Self::look_first_blocking).
+        pub(in crate::drain) fn at_one(shared: &Shared, address: u16) -> Option<Self> {
+            Self::at(shared.handshakes_at_one(address), shared)
+        }
+
+        fn at(listeners: Vec<SocketAddr>, shared: &Shared) -> Option<Self> {
             let grace = shared.config.handshake_grace;
             if listeners.is_empty() || grace.is_zero() {
                 return None;
@@ -84,6 +93,12 @@ mod linux {
             let found = under_way(&this.listeners);
             this.found(found);
             (!this.is_over()).then_some(this)
+        }
+
+        /// The first look, as [`look`](Self::look), on the calling thread, which sleeps until then.
+        pub(in crate::drain) fn look_first_blocking(&mut self) {
+            let found = ask_after(self.pause, &self.listeners);
+            self.found(found);
         }
 
         /// Looks again after a pause, longer each time.

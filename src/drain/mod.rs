@@ -20,7 +20,7 @@ use futures_lite::future;
 
 use self::abort::{DriverGuard, abort_and_close};
 use self::sweep::{keep_sweeping, launch_queued, shut_listeners, sweep_and_close};
-use crate::accept::spawn::Launcher;
+use crate::accept::spawn::{Launcher, Launchers};
 use crate::accept::{AcceptorGuard, accept};
 use crate::connection::closer::Closer;
 use crate::lifecycle::Phase;
@@ -30,43 +30,54 @@ use crate::shared::Shared;
 pub(crate) mod abort;
 pub(crate) mod fallback;
 mod handshakes;
+pub(crate) mod one;
 mod spread;
 mod sweep;
 
 /// The server's own task.
 pub(crate) fn run(
     shared: Arc<Shared>,
-    launcher: Arc<dyn Launcher>,
+    launchers: Launchers,
 ) -> impl Future<Output = ()> + Send + 'static {
     // Made here and not in the `async` block: a runtime that is gone drops the future without
     // having polled it once, and then nothing in the block would have been made, or be dropped.
     let guard = DriverGuard::new(shared.clone());
     async move {
-        serve_and_drain(&shared, &launcher).await;
+        serve_and_drain(&shared, launchers).await;
         drop(guard);
     }
 }
 
 /// Serves until a shutdown, then drains.
-async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
+async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
+    let Launchers {
+        mut first,
+        beside,
+        mut queued,
+    } = launchers;
     shared.start();
     for shard in 0..shared.lingering.shards() {
-        launcher.spawn(shard, Box::pin(Closer::new(shared, shard)));
+        first.spawn(shard, Box::pin(Closer::new(shared, shard)));
     }
-    for set in 1..shared.listener_sets.len() {
-        let (shared, guard) = (shared.clone(), AcceptorGuard::new(shared));
-        let beside = launcher.clone();
-        let accepting = async move {
-            accept(&shared, set, &beside).await;
-            drop((beside, guard));
+    for (mut launcher, set) in beside.into_iter().zip(1..) {
+        let (shared, guard) = (shared.clone(), AcceptorGuard::of_set(shared, set));
+        // What stays open through a drain has no shard of its own.
+        let shard = if shared.listener_sets[set].keeps_open {
+            0
+        } else {
+            set
         };
-        launcher.spawn(set as u16, Box::pin(accepting));
+        let accepting = async move {
+            accept(&shared, set, &mut *launcher).await;
+            drop((launcher, guard));
+        };
+        first.spawn(shard as u16, Box::pin(accepting));
     }
-    accept(shared, 0, launcher).await;
+    accept(shared, 0, &mut *first).await;
 
     // Invariant 1.
     shut_listeners(shared);
-    let kept = sweep_and_close(shared, launcher).await;
+    let kept = sweep_and_close(shared, &mut *first).await;
     shared.latch.shut_at(shared.clock.now());
     shared.lingering.hurry();
     let idle = shared
@@ -74,8 +85,11 @@ async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
         .drain_busy(shared.uptime(), shared.config.spread);
 
     let settled = future::zip(
-        keep_sweeping(shared, launcher, kept),
-        launch_queued(shared, launcher),
+        async {
+            keep_sweeping(shared, &mut *first, kept).await;
+            close_last(shared, &mut *first).await;
+        },
+        launch_queued(shared, &mut *queued),
     );
     let drained = async {
         settled.await;
@@ -91,6 +105,21 @@ async fn serve_and_drain(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
     };
     future::or(drained, future::or(overdue, told)).await;
     shared.close();
+}
+
+/// Waits until nothing is left but listeners that stay open through a drain, and their connections.
+/// Then these are drained, too, as the others were.
+async fn close_last(shared: &Arc<Shared>, launcher: &mut dyn Launcher) {
+    if !shared.keeps_any_open() {
+        return;
+    }
+    shared.emptied_but_last().await;
+    shared.latch.come_to_the_last();
+    // Invariant 1 holds for them by themselves.
+    shut_listeners(shared);
+    let kept = sweep_and_close(shared, launcher).await;
+    shared.registry.drain_all(shared.uptime());
+    keep_sweeping(shared, launcher, kept).await;
 }
 
 /// Waits for the earliest of all deadlines that were given, those given meanwhile included.

@@ -33,6 +33,7 @@ use crate::accept::error::{AcceptBackoff, Next};
 use crate::accept::spawn::Launcher;
 use crate::accept::{AcceptorGuard, IN_A_ROW};
 use crate::lifecycle::Phase;
+use crate::listener::set::ListenerSet;
 use crate::log;
 use crate::shared::Shared;
 use crate::shared::connection::ConnectionState;
@@ -43,12 +44,12 @@ const ERROR_PAUSE: Duration = Duration::from_millis(5);
 
 /// What becomes of a connection that a sweep has accepted.
 trait Destination {
-    fn take(&self, shared: &Arc<Shared>, connection: Arc<ConnectionState>);
+    fn take(&mut self, shared: &Arc<Shared>, connection: Arc<ConnectionState>);
 }
 
 /// It is admitted, as by an accept loop.
-impl Destination for Arc<dyn Launcher> {
-    fn take(&self, shared: &Arc<Shared>, connection: Arc<ConnectionState>) {
+impl Destination for dyn Launcher + '_ {
+    fn take(&mut self, shared: &Arc<Shared>, connection: Arc<ConnectionState>) {
         admit(shared, connection, self);
     }
 }
@@ -57,7 +58,7 @@ impl Destination for Arc<dyn Launcher> {
 struct Unserved;
 
 impl Destination for Unserved {
-    fn take(&self, _shared: &Arc<Shared>, connection: Arc<ConnectionState>) {
+    fn take(&mut self, _shared: &Arc<Shared>, connection: Arc<ConnectionState>) {
         close_unserved(connection);
     }
 }
@@ -71,11 +72,10 @@ pub(super) fn shut_listeners(shared: &Shared) {
     }
 }
 
-/// Shuts all listeners of this server.
+/// Shuts all listeners of this server, but those that stay open through a drain as long as that is
+/// not their turn.
 fn shut_own_listeners(shared: &Shared) {
-    for set in &shared.listener_sets {
-        set.shut();
-    }
+    shared.sets_to_close().for_each(ListenerSet::shut);
 }
 
 /// What the listeners are kept for after the first sweep.
@@ -89,7 +89,7 @@ pub(super) enum Kept {
 }
 
 /// Sweeps all listeners and closes those that need not be kept.
-pub(super) async fn sweep_and_close(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) -> Kept {
+pub(super) async fn sweep_and_close(shared: &Arc<Shared>, launcher: &mut dyn Launcher) -> Kept {
     if !sweep(shared, launcher).await {
         return Kept::Queue;
     }
@@ -108,7 +108,7 @@ pub(super) async fn sweep_and_close(shared: &Arc<Shared>, launcher: &Arc<dyn Lau
 /// Accepts at the shut listeners for as long as they have to be kept, then closes them.
 pub(super) async fn keep_sweeping(
     shared: &Arc<Shared>,
-    launcher: &Arc<dyn Launcher>,
+    launcher: &mut dyn Launcher,
     mut kept: Kept,
 ) {
     let mut backoff = AcceptBackoff::default();
@@ -151,7 +151,7 @@ pub(super) async fn keep_sweeping(
 
 /// Accepts every peer that is queued, and yields to other tasks in between; `false` where some are
 /// left, because the server is short of something, or aborted.
-async fn sweep(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) -> bool {
+async fn sweep(shared: &Arc<Shared>, launcher: &mut dyn Launcher) -> bool {
     let mut sweep = Sweep::new(shared);
     loop {
         if sweep.some(launcher, IN_A_ROW) {
@@ -166,25 +166,27 @@ async fn sweep(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) -> bool {
 }
 
 /// Closes all listeners, after a last sweep.
-fn close_listeners(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
+fn close_listeners(shared: &Arc<Shared>, launcher: &mut dyn Launcher) {
     close_after_sweep(shared, launcher, false);
 }
 
 /// Closes, after a last sweep, the listeners that are not asked about handshakes: there are none on
 /// Unix sockets, and a listener that could not be shut still lets new peers in.
-fn close_others(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
+fn close_others(shared: &Arc<Shared>, launcher: &mut dyn Launcher) {
     close_after_sweep(shared, launcher, true);
 }
 
 /// Closes all listeners at once, from any thread. Peers that are still queued are closed without a
 /// handler, and handshakes under way are not waited for. A second call finds no listeners.
 pub(super) fn close_listeners_unserved(shared: &Arc<Shared>) {
-    close_after_sweep(shared, &Unserved, false);
+    shared.latch.come_to_the_last();
+    close_after_sweep(shared, &mut Unserved, false);
 }
 
 /// Closes all listeners, from any thread, as a drain would: where handshakes are under way a thread
 /// of the server's own keeps the listeners for them. All queued peers are closed without a handler.
 pub(super) fn close_listeners_without_runtime(shared: &Arc<Shared>) {
+    shared.latch.come_to_the_last();
     shut_own_listeners(shared);
     sweep_unserved(shared);
     let Some(mut handshakes) = Handshakes::look_now(shared) else {
@@ -210,16 +212,20 @@ pub(super) fn close_listeners_without_runtime(shared: &Arc<Shared>) {
 /// Accepts every peer that is queued, without a pause, and closes each without a handler.
 fn sweep_unserved(shared: &Arc<Shared>) {
     let mut sweep = Sweep::new(shared);
-    while !sweep.some(&Unserved, u32::MAX) {}
+    while !sweep.some(&mut Unserved, u32::MAX) {}
 }
 
 /// Sweeps all listeners a last time and closes those that are done with, with nothing in between: a
 /// peer whose handshake ended between the two acts would be reset.
-fn close_after_sweep(shared: &Arc<Shared>, destination: &impl Destination, keeps_handshakes: bool) {
+fn close_after_sweep(
+    shared: &Arc<Shared>,
+    destination: &mut (impl Destination + ?Sized),
+    keeps_handshakes: bool,
+) {
     shut_own_listeners(shared);
     let mut sweep = Sweep::new(shared);
     while !sweep.some(destination, u32::MAX) {}
-    for set in &shared.listener_sets {
+    for set in shared.sets_to_close() {
         set.close(keeps_handshakes);
     }
     notify(&shared.permits.released);
@@ -253,12 +259,16 @@ impl<'a> Sweep<'a> {
     }
 
     /// Tries to accept so many times; gives whether the pass is over.
-    fn some(&mut self, destination: &impl Destination, tries: u32) -> bool {
+    fn some(&mut self, destination: &mut (impl Destination + ?Sized), tries: u32) -> bool {
         let shared = self.shared;
         for _ in 0..tries {
             let Some(set) = shared.listener_sets.get(self.set) else {
                 return true;
             };
+            if !shared.is_to_close(set) {
+                self.set += 1;
+                continue;
+            }
             let backlog = shared.config.backlog;
             let Some(accepted) = set.sweep(self.index, self.accepted, backlog) else {
                 (self.set, self.index) = (self.set + 1, 0);
@@ -290,6 +300,9 @@ impl<'a> Sweep<'a> {
 /// Polls for the next peer at any listener of any set.
 fn poll_any(shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<io::Result<Arc<ConnectionState>>> {
     for (number, set) in shared.listener_sets.iter().enumerate() {
+        if !shared.is_to_close(set) {
+            continue;
+        }
         let accepted = set.poll_accept(cx);
         if let Poll::Ready(accepted) = accepted {
             return Poll::Ready(enter(shared, number, accepted, None));
@@ -300,7 +313,7 @@ fn poll_any(shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<io::Result<Arc<C
 
 /// Launches the handlers of queued connections as permits are released, until none can come any
 /// more.
-pub(super) async fn launch_queued(shared: &Arc<Shared>, launcher: &Arc<dyn Launcher>) {
+pub(super) async fn launch_queued(shared: &Arc<Shared>, launcher: &mut dyn Launcher) {
     loop {
         let released = listen(&shared.permits.released);
         while let Some(connection) = shared.next_queued() {

@@ -14,25 +14,48 @@ use crate::config::Config;
 use crate::transport::Engine;
 
 /// What a builder was asked to listen on.
-pub(crate) enum Source {
-    Target(Target, Option<Security>),
+pub(crate) struct Source {
+    pub(crate) kind: Kind,
+    pub(crate) tls: Option<Security>,
+    /// It stays open through a drain.
+    pub(crate) keeps_open: bool,
+}
+
+pub(crate) enum Kind {
+    Target(Target),
     Adopted(Adopted),
     Custom(Arc<dyn ErasedListener>),
 }
 
 impl Source {
+    pub(crate) fn target(target: Target) -> Self {
+        Self::new(Kind::Target(target))
+    }
+
+    pub(crate) fn adopted(adopted: Adopted) -> Self {
+        Self::new(Kind::Adopted(adopted))
+    }
+
     /// A listener of the user's own.
     pub(crate) fn custom(listener: impl Listener) -> Self {
-        Self::Custom(Arc::new(CustomListener::new(listener)))
+        Self::new(Kind::Custom(Arc::new(CustomListener::new(listener))))
+    }
+
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            tls: None,
+            keeps_open: false,
+        }
     }
 }
 
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Target(target, _) => target.fmt(f),
-            Self::Adopted(adopted) => adopted.fmt(f),
-            Self::Custom(_) => f.write_str("Custom"),
+        match &self.kind {
+            Kind::Target(target) => target.fmt(f),
+            Kind::Adopted(adopted) => adopted.fmt(f),
+            Kind::Custom(_) => f.write_str("Custom"),
         }
     }
 }
@@ -42,9 +65,11 @@ pub(crate) struct Bound {
     /// One, or, on TCP, as many as there are engines, one for each shard.
     pub(crate) sockets: Vec<AnyListener>,
     pub(crate) tls: Option<Security>,
+    pub(crate) keeps_open: bool,
 }
 
 /// Binds everything, in the order of `sources`, or nothing. Gives for each address its listeners.
+/// `beside` are the addresses that the server is bound to already.
 ///
 /// # Errors
 /// The first source that cannot be bound, with its address. What was bound before is closed.
@@ -52,6 +77,7 @@ pub(crate) async fn bind(
     sources: Vec<Source>,
     config: &Config,
     engines: &[Engine],
+    beside: &[Address],
 ) -> io::Result<Vec<Bound>> {
     if sources.is_empty() {
         return Err(io::Error::new(
@@ -63,39 +89,46 @@ pub(crate) async fn bind(
     // unless one of the other addresses is IPv4 with the same port, and so has to know them all.
     let mut resolved = Vec::new();
     for source in sources {
-        let mut tls = None;
-        let it = match source {
-            Source::Target(target, security) => {
-                tls = security;
-                match target.into_address()? {
-                    Address::Tcp(address) => Resolved::Tcp(vec![address]),
-                    Address::Host(host, port) => Resolved::Tcp(tcp::resolve(host, port).await?),
-                    address @ (Address::Unix(_) | Address::Abstract(_)) => Resolved::Unix(address),
-                    address => {
-                        let message = format!(
-                            "cannot listen on `{address}`: expected HOST:PORT, unix:PATH or unix:@NAME"
-                        );
-                        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-                    }
+        let Source {
+            kind,
+            tls,
+            keeps_open,
+        } = source;
+        let it = match kind {
+            Kind::Target(target) => match target.into_address()? {
+                Address::Tcp(address) => Resolved::Tcp(vec![address]),
+                Address::Host(host, port) => Resolved::Tcp(tcp::resolve(host, port).await?),
+                address @ (Address::Unix(_) | Address::Abstract(_)) => Resolved::Unix(address),
+                address => {
+                    let message = format!(
+                        "cannot listen on `{address}`: expected HOST:PORT, unix:PATH or unix:@NAME"
+                    );
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
                 }
-            }
-            Source::Adopted(adopted) => {
+            },
+            Kind::Adopted(adopted) => {
                 Resolved::Bound(AnyListener::Socket(adopted.into_raw(&engines[0])?))
             }
-            Source::Custom(listener) => Resolved::Bound(AnyListener::Custom(listener)),
+            Kind::Custom(listener) => Resolved::Bound(AnyListener::Custom(listener)),
         };
-        resolved.push((it, tls));
+        resolved.push((it, tls, keeps_open));
     }
-    let mut all: Vec<SocketAddr> = Vec::new();
-    for (it, _) in &resolved {
+    let tcp = |address: &Address| match address {
+        Address::Tcp(address) => Some(*address),
+        _ => None,
+    };
+    let mut all: Vec<SocketAddr> = beside.iter().filter_map(tcp).collect();
+    for (it, ..) in &resolved {
         if let Resolved::Tcp(addresses) = it {
             all.extend(addresses);
         }
     }
     let mut bound: Vec<Bound> = Vec::new();
-    for (it, tls) in resolved {
+    for (it, tls, keeps_open) in resolved {
         let sockets = match it {
             Resolved::Tcp(addresses) => {
+                // One that is kept open has an accept loop of its own, and not one in each shard.
+                let engines = if keeps_open { &engines[..1] } else { engines };
                 let all = tcp::bind_all(&addresses, &all, config, engines)?;
                 let all = all.into_iter();
                 all.map(|sockets| sockets.into_iter().map(socket).collect())
@@ -110,6 +143,7 @@ pub(crate) async fn bind(
         bound.extend(sockets.into_iter().map(|sockets| Bound {
             sockets,
             tls: tls.clone(),
+            keeps_open,
         }));
     }
     Ok(bound)

@@ -3,35 +3,55 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Mutex;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use super::{AnyListener, ErasedListener, RawListener};
 use crate::address::Address;
 use crate::log;
 use crate::socket::Incoming;
 use crate::socket::owner::Owner;
-use crate::sync::{assert_unlocked, lock};
+use crate::sync::{assert_unlocked, lock, wake_by_ref};
 
 /// The listeners of one accept loop.
 ///
 /// Sockets are asked for peers under the set's lock, for the length of a system call. (A reactor
 /// registers the accept loop's waker meanwhile, under a lock of its own.) Listeners of the user's
 /// own are asked without the lock.
-#[derive(Default)]
-pub(crate) struct ListenerSet(Mutex<Listeners>);
+pub(crate) struct ListenerSet {
+    listeners: Mutex<Listeners>,
+    /// They stay open through a drain, until nothing else is left.
+    pub(crate) keeps_open: bool,
+}
 
 #[derive(Default)]
 struct Listeners {
-    /// Empty once they are closed.
     all: Vec<BoundListener>,
     /// Which listener is asked first.
     next: usize,
+    /// All were shut, and none is taken in any more.
+    is_shut: bool,
+    is_closed: bool,
+    /// Of the accept loop, while it may wait: to be woken where a listener is added, or is to be
+    /// closed. Dropped at the close, since the loop's task has the set.
+    acceptor: Option<Waker>,
 }
 
 /// A listener, and what is to be known of its peers.
 struct BoundListener {
     listener: AnyListener,
     origin: Origin,
+    /// It was shut while the others go on.
+    ending: Option<Ending>,
+}
+
+/// How far a listener is on its way to its end, while the others go on.
+#[derive(Clone, Copy)]
+struct Ending {
+    /// How many peers are still accepted: of a listener that could not be shut as many as its queue may
+    /// have had, since new ones come all the while.
+    left: u32,
+    /// No handshake is under way any more: it is closed as soon as its queue is empty.
+    is_last: bool,
 }
 
 /// Where a peer comes from.
@@ -62,27 +82,106 @@ enum Asked<'a> {
 
 impl ListenerSet {
     /// Deals the sockets of each address out to sets. There are as many sets as the address with
-    /// the most sockets has.
-    pub(crate) fn all(listeners: Vec<Vec<AnyListener>>) -> Vec<Self> {
-        let mut sets: Vec<Listeners> = Vec::new();
-        for (address, sockets) in listeners.into_iter().enumerate() {
-            let origin = Origin {
-                address: address as u16,
-                is_sharded: sockets.len() > 1,
-                owner: Owner::this_process(),
-            };
+    /// the most sockets has; and one more, the last, of those that stay open through a drain, if
+    /// there are any.
+    pub(crate) fn all(listeners: impl Iterator<Item = (Vec<AnyListener>, bool)>) -> Vec<Self> {
+        let mut sets: Vec<Listeners> = vec![Listeners::default()];
+        let mut kept_open = Listeners::default();
+        for (address, (sockets, keeps_open)) in listeners.enumerate() {
             sets.resize_with(sets.len().max(sockets.len()), Listeners::default);
+            let is_sharded = sockets.len() > 1;
             for (set, listener) in sets.iter_mut().zip(sockets) {
-                set.all.push(BoundListener { listener, origin });
+                let set = if keeps_open { &mut kept_open } else { set };
+                let address = address as u16;
+                set.all
+                    .push(BoundListener::new(listener, address, is_sharded));
             }
         }
-        sets.into_iter().map(|set| Self(Mutex::new(set))).collect()
+        let new = |listeners: Listeners, keeps_open| Self {
+            listeners: Mutex::new(listeners),
+            keeps_open,
+        };
+        let kept_open = (!kept_open.all.is_empty()).then(|| new(kept_open, true));
+        let sets = sets.into_iter().map(|set| new(set, false));
+        sets.chain(kept_open).collect()
+    }
+
+    /// Takes one more listener in. Where all were shut this one is, too, and shares their end; where
+    /// they are closed it is closed.
+    pub(crate) fn add(&self, listener: AnyListener, address: u16, is_sharded: bool) {
+        let mut added = BoundListener::new(listener, address, is_sharded);
+        let acceptor = {
+            let mut listeners = lock(&self.listeners);
+            if listeners.is_closed {
+                drop(listeners);
+                return drop(added);
+            }
+            if let (true, AnyListener::Socket(listener)) = (listeners.is_shut, &mut added.listener)
+            {
+                let _closed_soon = listener.shut();
+            }
+            listeners.all.push(added);
+            listeners.acceptor.clone()
+        };
+        acceptor.iter().for_each(wake_by_ref);
+    }
+
+    /// Shuts the listener of one address while the others go on; `false` where there is none, or it
+    /// was shut before. `backlog` is how many peers it may have in its queue.
+    pub(crate) fn shut_one(&self, address: u16, backlog: u32) -> bool {
+        let (mut custom, mut error) = (None, None);
+        let acceptor = {
+            let mut listeners = lock(&self.listeners);
+            let is_shut = listeners.is_shut;
+            let Some(found) = listeners.find(address) else {
+                return false;
+            };
+            if is_shut || found.ending.is_some() || !found.origin.owner.is_this_process() {
+                return false;
+            }
+            let mut left = u32::MAX;
+            match &mut found.listener {
+                AnyListener::Socket(listener) => {
+                    error = listener.shut().err();
+                    if !listener.is_shut() {
+                        left = backlog;
+                    }
+                }
+                AnyListener::Custom(listener) => custom = Some(listener.clone()),
+            }
+            found.ending = Some(Ending {
+                left,
+                is_last: false,
+            });
+            listeners.acceptor.clone()
+        };
+        custom.iter().for_each(|listener| listener.shut());
+        if let Some(error) = error {
+            log_not_shut(&error);
+        }
+        acceptor.iter().for_each(wake_by_ref);
+        true
+    }
+
+    /// Has the listener of one address, which was shut by itself, be closed by the accept loop as soon
+    /// as its queue is empty.
+    pub(crate) fn close_one(&self, address: u16) {
+        let acceptor = {
+            let mut listeners = lock(&self.listeners);
+            let found = listeners.find(address);
+            let Some(ending) = found.and_then(|it| it.ending.as_mut()) else {
+                return;
+            };
+            ending.is_last = true;
+            listeners.acceptor.clone()
+        };
+        acceptor.iter().for_each(wake_by_ref);
     }
 
     /// Polls for the next peer of any listener, in the accept loop of this set. The listeners are
     /// asked in turn, and keep the loop's waker.
     pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
-        self.in_turn(|listener| match listener {
+        self.in_turn(Some(cx.waker()), |listener| match listener {
             Asked::Socket(listener) => listener.poll_accept(cx),
             Asked::Custom(listener) => listener.poll_accept(cx),
         })
@@ -91,54 +190,87 @@ impl ListenerSet {
     /// The next peer that is queued, for the accept loop of another set; `Pending` where there is
     /// none, and no waker is kept.
     pub(crate) fn try_accept(&self) -> Poll<io::Result<Accepted>> {
-        self.in_turn(|listener| {
-            let accepted = match listener {
+        self.in_turn(None, |listener| {
+            pending_if_empty(match listener {
                 Asked::Socket(listener) => listener.try_accept(),
                 Asked::Custom(listener) => listener.try_accept(),
-            };
-            match accepted {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-                accepted => Poll::Ready(accepted),
-            }
+            })
         })
     }
 
-    /// Asks the listeners for a peer, beginning behind the one that gave the last.
+    /// Asks the listeners for a peer, beginning behind the one that gave the last. `acceptor` is the
+    /// waker of this set's accept loop.
     #[inline]
     fn in_turn(
         &self,
+        acceptor: Option<&Waker>,
         mut ask: impl FnMut(Asked<'_>) -> Poll<io::Result<(Incoming, Address)>>,
     ) -> Poll<io::Result<Accepted>> {
-        let mut listeners = lock(&self.0);
-        let (first, count) = (listeners.next, listeners.all.len());
-        for step in 0..count {
+        // Dropped after the lock.
+        let _old_acceptor;
+        let mut listeners = lock(&self.listeners);
+        // Before any listener is looked at: what is added, or is to be closed, from here on wakes it.
+        _old_acceptor = acceptor.and_then(|waker| listeners.keep_acceptor(waker));
+        let (first, mut count) = (listeners.next, listeners.all.len());
+        let mut step = 0;
+        while step < count {
             let index = (first + step) % count;
-            let Some(BoundListener { listener, origin }) = listeners.all.get_mut(index) else {
+            step += 1;
+            let Some(BoundListener {
+                listener,
+                origin,
+                ending,
+            }) = listeners.all.get_mut(index)
+            else {
                 // The listeners were closed while one of the user's own was asked.
                 return Poll::Pending;
             };
             let origin = *origin;
+            let is_last = ending.is_some_and(|ending| ending.is_last);
             let accepted = match listener {
+                AnyListener::Socket(_) if ending.is_some_and(|ending| ending.left == 0) => {
+                    Poll::Pending
+                }
+                // A worker's listener that is pending has waited for news, and not looked.
+                AnyListener::Socket(listener) if is_last => pending_if_empty(listener.try_accept()),
                 AnyListener::Socket(listener) => ask(Asked::Socket(&mut **listener)),
                 AnyListener::Custom(listener) => {
                     let listener = listener.clone();
                     drop(listeners);
-                    let accepted = ask(Asked::Custom(&*listener));
+                    let accepted = match is_last {
+                        true => pending_if_empty(listener.sweep()),
+                        false => ask(Asked::Custom(&*listener)),
+                    };
                     // Outside the lock: if the set was closed meanwhile, this is the last owner.
                     drop(listener);
-                    listeners = lock(&self.0);
+                    listeners = lock(&self.listeners);
                     accepted
                 }
             };
             if let Poll::Ready(accepted) = accepted {
-                let is_closed = listeners.all.is_empty();
+                let is_closed = listeners.is_closed;
                 listeners.next = index + 1;
+                if let Some(ending) = listeners
+                    .find(origin.address)
+                    .and_then(|it| it.ending.as_mut())
+                {
+                    ending.left = ending.left.saturating_sub(1);
+                }
                 drop(listeners);
                 // Without the lock: a peer that comes when the set is closed is dropped here.
                 return match is_closed {
                     true => Poll::Pending,
                     false => Poll::Ready(origin.accepted(accepted)),
                 };
+            }
+            if is_last {
+                if let Some(closed) = listeners.take(origin.address) {
+                    drop(listeners);
+                    drop(closed);
+                    listeners = lock(&self.listeners);
+                }
+                // From the beginning: the numbers of those behind it have changed.
+                (count, step) = (listeners.all.len(), 0);
             }
         }
         Poll::Pending
@@ -153,8 +285,10 @@ impl ListenerSet {
         accepted: u32,
         backlog: u32,
     ) -> Option<io::Result<Accepted>> {
-        let mut listeners = lock(&self.0);
-        let BoundListener { listener, origin } = listeners.all.get_mut(index)?;
+        let mut listeners = lock(&self.listeners);
+        let BoundListener {
+            listener, origin, ..
+        } = listeners.all.get_mut(index)?;
         let origin = *origin;
         let accepted = match listener {
             AnyListener::Socket(listener) if !listener.is_shut() && accepted >= backlog => {
@@ -173,7 +307,7 @@ impl ListenerSet {
     /// The addresses of the listeners whose handshakes under way the kernel has to be asked for.
     #[cfg(target_os = "linux")]
     pub(crate) fn handshakes_at(&self) -> Vec<SocketAddr> {
-        let listeners = lock(&self.0);
+        let listeners = lock(&self.listeners);
         let addresses = listeners
             .all
             .iter()
@@ -181,37 +315,50 @@ impl ListenerSet {
         addresses.collect()
     }
 
+    /// The addresses to ask the kernel for handshakes under way at, of the listener of one address, if
+    /// it is shut.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn handshakes_at_one(&self, address: u16) -> Option<SocketAddr> {
+        lock(&self.listeners).find(address)?.handshakes_at()
+    }
+
     /// Shuts all listeners: new peers are refused, and queued ones can still be accepted.
     pub(crate) fn shut(&self) {
         let (mut custom, mut errors) = (Vec::new(), Vec::new());
-        for BoundListener { listener, origin } in &mut lock(&self.0).all {
-            match listener {
-                _ if !origin.owner.is_this_process() => {}
-                AnyListener::Socket(listener) => errors.extend(listener.shut().err()),
-                AnyListener::Custom(listener) => custom.push(listener.clone()),
+        {
+            let mut listeners = lock(&self.listeners);
+            listeners.is_shut = true;
+            for BoundListener {
+                listener, origin, ..
+            } in &mut listeners.all
+            {
+                match listener {
+                    _ if !origin.owner.is_this_process() => {}
+                    AnyListener::Socket(listener) => errors.extend(listener.shut().err()),
+                    AnyListener::Custom(listener) => custom.push(listener.clone()),
+                }
             }
         }
         custom.iter().for_each(|listener| listener.shut());
-        for error in errors {
-            log::warn!(target: "gracious", "cannot shut a listener as it should be: {error}");
-        }
+        errors.iter().for_each(log_not_shut);
     }
 
     /// Closes all listeners, or those at which no handshake can be under way.
     pub(crate) fn close(&self, keeps_handshakes: bool) {
         let closed: Vec<_> = {
-            let mut listeners = lock(&self.0);
+            let mut listeners = lock(&self.listeners);
             let all = std::mem::take(&mut listeners.all).into_iter();
             let is_done = |it: &BoundListener| !keeps_handshakes || it.handshakes_at().is_none();
             let (mut closed, kept): (Vec<_>, _) = all.partition(is_done);
             listeners.all = kept;
-            for BoundListener { listener, origin } in &mut closed {
-                if let AnyListener::Socket(listener) = listener {
-                    if origin.owner.is_this_process() {
-                        listener.end();
-                    }
-                }
+            closed.iter_mut().for_each(BoundListener::end);
+            let mut acceptor = None;
+            if listeners.all.is_empty() {
+                listeners.is_closed = true;
+                acceptor = listeners.acceptor.take();
             }
+            drop(listeners);
+            drop(acceptor);
             closed
         };
         assert_unlocked();
@@ -222,10 +369,13 @@ impl ListenerSet {
     /// A listener of the user's own may do anything when it is dropped, so it stays as it is.
     pub(crate) fn leave(&self) {
         // A thread that had it locked is not in this process.
-        let Ok(mut listeners) = self.0.try_lock() else {
+        let Ok(mut listeners) = self.listeners.try_lock() else {
             return;
         };
         let all = std::mem::take(&mut listeners.all);
+        listeners.is_closed = true;
+        // Its task is the owner's, too.
+        std::mem::forget(listeners.acceptor.take());
         drop(listeners);
         for BoundListener { listener, .. } in all {
             match listener {
@@ -237,23 +387,71 @@ impl ListenerSet {
 
     /// Whether all listeners are closed.
     pub(crate) fn is_closed(&self) -> bool {
-        lock(&self.0).all.is_empty()
+        lock(&self.listeners).is_closed
     }
 
-    /// Calls `each` with the number of each listener's address, and how many peers are queued at
-    /// it, where the system tells.
-    pub(crate) fn for_each_queue(&self, mut each: impl FnMut(u16, Option<u32>)) {
-        for BoundListener { listener, origin } in &lock(&self.0).all {
-            let queued = match listener {
+    /// Calls `each` with the number of each listener's address, whether it is shut, and how many peers
+    /// are queued at it, where the system tells.
+    pub(crate) fn for_each(&self, mut each: impl FnMut(u16, bool, Option<u32>)) {
+        let listeners = lock(&self.listeners);
+        for it in &listeners.all {
+            let queued = match &it.listener {
                 AnyListener::Socket(listener) => listener.queued(),
                 AnyListener::Custom(_) => None,
             };
-            each(origin.address, queued);
+            let is_shut = listeners.is_shut || it.ending.is_some();
+            each(it.origin.address, is_shut, queued);
         }
     }
 }
 
+impl Listeners {
+    fn find(&mut self, address: u16) -> Option<&mut BoundListener> {
+        let mut all = self.all.iter_mut();
+        all.find(|it| it.origin.address == address)
+    }
+
+    /// Takes a listener out, to be closed without the lock.
+    fn take(&mut self, address: u16) -> Option<BoundListener> {
+        let is_it = |it: &BoundListener| it.origin.address == address;
+        let mut taken = self.all.remove(self.all.iter().position(is_it)?);
+        taken.end();
+        Some(taken)
+    }
+
+    /// Keeps the waker of the accept loop; gives the one before, to be dropped without the lock.
+    #[inline]
+    fn keep_acceptor(&mut self, waker: &Waker) -> Option<Waker> {
+        let is_kept = |old: &Waker| old.will_wake(waker);
+        if self.is_closed || self.acceptor.as_ref().is_some_and(is_kept) {
+            return None;
+        }
+        self.acceptor.replace(waker.clone())
+    }
+}
+
 impl BoundListener {
+    fn new(listener: AnyListener, address: u16, is_sharded: bool) -> Self {
+        Self {
+            listener,
+            origin: Origin {
+                address,
+                is_sharded,
+                owner: Owner::this_process(),
+            },
+            ending: None,
+        }
+    }
+
+    /// Ends the listening, before the descriptor is closed.
+    fn end(&mut self) {
+        if let AnyListener::Socket(listener) = &mut self.listener {
+            if self.origin.owner.is_this_process() {
+                listener.end();
+            }
+        }
+    }
+
     fn handshakes_at(&self) -> Option<SocketAddr> {
         match &self.listener {
             AnyListener::Socket(listener) => listener.handshakes_at(),
@@ -273,4 +471,15 @@ impl Origin {
             is_sharded: self.is_sharded,
         })
     }
+}
+
+fn pending_if_empty<T>(accepted: io::Result<T>) -> Poll<io::Result<T>> {
+    match accepted {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+        accepted => Poll::Ready(accepted),
+    }
+}
+
+fn log_not_shut(error: &io::Error) {
+    log::warn!(target: "gracious", "cannot shut a listener as it should be: {error}");
 }

@@ -37,6 +37,18 @@ impl Shared {
         }
     }
 
+    /// Waits until no connection and no tracked work is left, but the connections of listeners that
+    /// stay open through a drain.
+    pub(crate) async fn emptied_but_last(&self) {
+        loop {
+            let empty = self.registry.empty.listen();
+            if self.registry.only_last() {
+                return;
+            }
+            empty.await;
+        }
+    }
+
     /// Counts the end of tracked work, whose future is dropped.
     pub(crate) fn untrack(&self, id: u64, is_dropped: bool) {
         self.registry.untrack(id, is_dropped, self.drained_for());

@@ -51,7 +51,7 @@ pub(crate) struct ConnectionState {
     /// The peer; a longer address is in the cold data.
     peer: SocketAddrV4,
     /// Which of the server's addresses the peer connected to.
-    address: u16,
+    pub(super) address: u16,
     /// Counted up by the task when its thread enters the handler and when it leaves it: odd inside.
     handler_steps: AtomicU32,
     /// Which of the server's pools serves this connection, where there are any.
@@ -151,7 +151,7 @@ impl ConnectionState {
 
     pub(crate) fn local_addr(&self) -> io::Result<Address> {
         let own = self.transport.local_addr()?;
-        Ok(own.unwrap_or_else(|| self.server.addrs()[usize::from(self.address)].clone()))
+        Ok(own.unwrap_or_else(|| self.server.address(self.address)))
     }
 
     /// Registers `cx`'s waker. If it is the task's first and registered already, nothing is written.
@@ -398,10 +398,23 @@ impl ConnectionState {
         Duration::from_nanos(self.accepted)
     }
 
+    /// Whether it came through a listener that stays open through a drain.
+    #[inline]
+    pub(crate) fn is_last(&self) -> bool {
+        self.server.keeps_open(self.address)
+    }
+
+    /// Whether the server was asked to stop, the lame duck's time included, and that concerns this
+    /// connection already.
+    #[cfg(feature = "http")]
+    pub(crate) fn is_server_stopping(&self) -> bool {
+        self.server.is_stopping(self.address)
+    }
+
     /// The TLS of the listener that this connection came through.
     #[cfg(feature = "_tls")]
-    pub(crate) fn listeners_tls(&self) -> Option<&Tls> {
-        self.server.tls[usize::from(self.address)].as_ref()
+    pub(crate) fn listeners_tls(&self) -> Option<Tls> {
+        self.server.tls(self.address)
     }
 
     pub(crate) fn waiting(&self) -> Waiting {

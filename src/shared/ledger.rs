@@ -30,6 +30,8 @@ pub(crate) struct Closing {
     /// It has given its permit to another.
     pub(crate) is_apart: bool,
     pub(super) is_self_waiter: bool,
+    /// It came through a listener that stays open through a drain.
+    pub(super) is_last: bool,
     /// The address whose part of `max_per_peer` it holds.
     pub(super) peer_permit: Option<IpAddr>,
 }
@@ -61,6 +63,11 @@ pub(crate) struct Ledger {
     per_peer: HashMap<IpAddr, usize>,
     /// Connections whose handlers wait for the server to close.
     pub(super) self_waiters: u64,
+    /// Connections of listeners that stay open through a drain, and how many of them are self-waiters.
+    last: u64,
+    pub(super) last_self_waiters: u64,
+    /// Accept loops of such listeners, which are among the acceptors, too.
+    pub(super) last_acceptors: u64,
     /// Accept loops beside the server's own task. They may be about to accept a peer.
     pub(super) acceptors: u64,
     /// The server's task is gone: the last to end closes the server.
@@ -69,16 +76,19 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Counts a connection that was accepted; gives its id.
-    pub(super) fn open(&mut self) -> u64 {
+    /// Counts a connection that was accepted, `last` where its listener stays open through a drain;
+    /// gives its id.
+    pub(super) fn open(&mut self, last: bool) -> u64 {
         self.accepted += 1;
         self.active += 1;
+        self.last += u64::from(last);
         self.peak = self.peak.max(self.active);
         self.accepted
     }
 
     pub(super) fn close(&mut self, closing: &Closing, kind: CloseKind, cause: &Cause) {
         self.active -= 1;
+        self.last -= u64::from(closing.is_last);
         *match kind {
             CloseKind::Completed => &mut self.completed,
             CloseKind::Failed => &mut self.failed,
@@ -100,6 +110,7 @@ impl Ledger {
         }
         if closing.is_self_waiter {
             self.self_waiters -= 1;
+            self.last_self_waiters -= u64::from(closing.is_last);
         }
     }
 
@@ -154,6 +165,14 @@ impl Ledger {
     /// Whether nothing is left but what waits for that, or reads events.
     pub(super) fn only_dependents(&self) -> bool {
         self.is_disconnected() && self.work.only_depends()
+    }
+
+    /// Whether nothing is left but what listeners have accepted that stay open through a drain, and
+    /// what waits for the end of the server.
+    pub(super) fn only_last(&self) -> bool {
+        let left = self.active - self.last;
+        let waits = self.self_waiters - self.last_self_waiters;
+        left <= waits && self.acceptors == self.last_acceptors && self.work.only_depends()
     }
 
     /// Whether an accept loop may yet accept a peer.

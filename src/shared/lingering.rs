@@ -128,10 +128,12 @@ impl LingeringQueue {
         }
     }
 
-    /// Takes what was handed over, and leaves `room` for what comes next, which wakes the closer.
+    /// Takes what was handed over, and leaves `room` for what comes next, which wakes the closer: unless
+    /// all is over, and the closer's task, which the waker would keep in memory, ends.
     pub(crate) fn take(&self, room: Vec<Lingering>, waker: Waker) -> Taken {
         let mut inner = lock(&self.0);
-        let old = inner.waker.replace(waker);
+        let new = (!inner.is_over).then_some(waker);
+        let old = std::mem::replace(&mut inner.waker, new);
         inner.is_timed = false;
         let taken = Taken {
             urgent: std::mem::take(&mut inner.urgent),

@@ -3,7 +3,6 @@
 //! Nothing here waits but in futures, and nothing needs the server's own task: so a request can be
 //! made from anywhere, and a server whose runtime is gone can still be closed.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -12,12 +11,11 @@ use std::time::{Duration, Instant};
 
 use futures_lite::future;
 
-use crate::address::Address;
 use crate::config::Config;
 use crate::lifecycle::{Latch, Phase, Reason, State};
-use crate::listener::{Security, bind::Bound, set::ListenerSet};
+use crate::listener::{bind::Bound, set::ListenerSet};
 use crate::log;
-use crate::report::{ListenerInfo, Report, Stats};
+use crate::report::{Report, Stats};
 use crate::runtime::{Clock, Runtime};
 use crate::socket::owner::Owner;
 use crate::socket::readiness::flag;
@@ -28,12 +26,14 @@ use crate::workers::WorkerPools;
 
 mod account;
 mod activity;
+mod addresses;
 mod cold;
 pub(crate) mod connection;
 pub(crate) mod events;
 mod id_map;
 pub(crate) mod ledger;
 pub(crate) mod lingering;
+mod listeners;
 pub(crate) mod permits;
 pub(crate) mod registry;
 mod self_wait;
@@ -41,6 +41,7 @@ mod tls;
 mod tracking;
 mod work;
 
+use self::addresses::Addresses;
 use self::connection::ConnectionState;
 use self::lingering::LingeringQueues;
 use self::permits::{Permits, Queue, Reservation};
@@ -65,11 +66,9 @@ pub(crate) struct Shared {
     pub(crate) queue: Queue<Arc<ConnectionState>>,
     /// Connections that are being closed and wait for their peers.
     pub(crate) lingering: LingeringQueues,
-    addrs: Vec<Address>,
-    /// The TLS of each address that is served with it.
-    #[cfg_attr(not(feature = "_tls"), allow(dead_code))]
-    pub(crate) tls: Vec<Option<Security>>,
-    /// One a shard, each with an accept loop of its own; empty once the listeners are closed.
+    addresses: Addresses,
+    /// One a shard, each with an accept loop of its own; and the last, where there is one, of the
+    /// listeners that stay open through a drain.
     pub(crate) listener_sets: Vec<ListenerSet>,
     /// Which set is asked first where several share a limit.
     pub(crate) next_set: AtomicUsize,
@@ -100,9 +99,7 @@ impl Shared {
         config: Config,
         bound: Vec<Bound>,
     ) -> io::Result<Self> {
-        let addrs = bound.iter().map(|bound| bound.sockets[0].local_addr());
-        let addrs = addrs.collect::<io::Result<_>>()?;
-        let (listeners, tls) = bound.into_iter().map(|it| (it.sockets, it.tls)).unzip();
+        let (addresses, listeners) = Addresses::new(bound)?;
         Ok(Self {
             latch: Latch::default(),
             registry: Registry::default(),
@@ -111,9 +108,8 @@ impl Shared {
             lingering: LingeringQueues::default(),
             config,
             clock: Box::new(runtime.clone()),
-            addrs,
-            tls,
-            listener_sets: ListenerSet::all(listeners),
+            addresses,
+            listener_sets: ListenerSet::all(listeners.into_iter()),
             next_set: AtomicUsize::new(0),
             last_shortage: AtomicU64::new(0),
             bound_at: Runtime::now(runtime),
@@ -128,10 +124,6 @@ impl Shared {
             next_pool: AtomicUsize::new(0),
             linked: Mutex::default(),
         })
-    }
-
-    pub(crate) fn addrs(&self) -> &[Address] {
-        &self.addrs
     }
 
     /// How long ago the server was bound.
@@ -229,27 +221,6 @@ impl Shared {
         0
     }
 
-    pub(crate) fn listeners(&self) -> Vec<ListenerInfo> {
-        let mut infos = BTreeMap::new();
-        for set in &self.listener_sets {
-            set.for_each_queue(|address, queued| {
-                let info = infos.entry(address).or_insert_with(|| ListenerInfo {
-                    address: self.addrs[usize::from(address)].clone(),
-                    queued: queued.and(Some(0)),
-                });
-                info.queued = info.queued.zip(queued).map(|(sum, queued)| sum + queued);
-            });
-        }
-        infos.into_values().collect()
-    }
-
-    /// Where the system has to be asked for handshakes under way: at the listeners that are shut.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn handshakes_at(&self) -> Vec<std::net::SocketAddr> {
-        let sets = self.listener_sets.iter();
-        sets.flat_map(ListenerSet::handshakes_at).collect()
-    }
-
     /// Whether this process was forked from the one that bound the server, which alone acts for it.
     pub(crate) fn is_forked(&self) -> bool {
         !self.owner.is_this_process()
@@ -264,10 +235,6 @@ impl Shared {
         }
         self.listener_sets.iter().for_each(ListenerSet::leave);
         true
-    }
-
-    pub(crate) fn is_closed_to_peers(&self) -> bool {
-        self.listener_sets.iter().all(ListenerSet::is_closed)
     }
 }
 
@@ -394,7 +361,7 @@ impl Shared {
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
-            .field("addrs", &self.addrs)
+            .field("addrs", &self.addrs())
             .finish_non_exhaustive()
     }
 }
@@ -403,7 +370,7 @@ impl fmt::Debug for Shared {
 impl fmt::Display for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.state())?;
-        for (i, address) in self.addrs.iter().enumerate() {
+        for (i, address) in self.addrs().iter().enumerate() {
             write!(f, "{}{address}", if i == 0 { " on " } else { ", " })?;
         }
         Ok(())

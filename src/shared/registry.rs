@@ -36,8 +36,11 @@ pub(super) struct Inner {
     connections: IdMap<Weak<ConnectionState>>,
     pub(super) ledger: Ledger,
     pub(super) events: EventQueue,
-    /// All connections were asked to end: so is each that comes now.
+    /// All connections were asked to end: so is each that comes now. Those of listeners that stay
+    /// open through a drain are not meant.
     draining: bool,
+    /// These were asked, too.
+    draining_last: bool,
     /// All connections were aborted: so is each that comes now.
     aborting: bool,
 }
@@ -50,7 +53,12 @@ impl Registry {
         let mut inner = self.inner();
         let mut flags = flag::READER | flag::WRITER | flag::QUEUED;
         flags |= declared_flags(&server.config);
-        if inner.draining {
+        let keeps_open = server.keeps_open(arrival.address);
+        if if keeps_open {
+            inner.draining_last
+        } else {
+            inner.draining
+        } {
             flags |= flag::DRAINING;
             if !server.config.first_byte_grace.is_zero() {
                 flags |= flag::FIRST_BYTE_GRACE;
@@ -59,7 +67,7 @@ impl Registry {
         if inner.aborting {
             flags |= flag::ABORT;
         }
-        let id = inner.ledger.open();
+        let id = inner.ledger.open(keeps_open);
         let connection = ConnectionState::new(id, server.clone(), arrival, flags, accepted);
         let connection = Arc::new(connection);
         inner.connections.push(id, Arc::downgrade(&connection));
@@ -85,6 +93,7 @@ impl Registry {
             has_permit: word & (flag::QUEUED | flag::APART) == 0,
             is_apart: word & flag::APART != 0,
             is_self_waiter: word & flag::SELF_WAITER != 0,
+            is_last: connection.is_last(),
             peer_permit: has_peer_permit.then(|| connection.peer().ip()).flatten(),
         };
         inner.ledger.bytes_in += closing.bytes_in;
@@ -122,7 +131,7 @@ impl Registry {
             bytes_in: closing.bytes_in,
             bytes_out: closing.bytes_out,
         });
-        let is_disconnected = inner.ledger.is_disconnected();
+        let is_disconnected = inner.ledger.is_disconnected() || inner.ledger.only_last();
         let is_last = inner.ledger.driver_lost && inner.ledger.is_empty();
         self.unlock_and_deliver(inner);
         if is_disconnected {
@@ -200,27 +209,34 @@ impl Registry {
 
     /// Asks all connections to end, and each that comes from now on, through the sweep.
     pub(crate) fn drain_all(&self, uptime: Duration) {
-        self.inner().draining = true;
+        {
+            let mut inner = self.inner();
+            (inner.draining, inner.draining_last) = (true, true);
+        }
         self.drain_open(uptime);
     }
 
     /// Asks the connections to end, and each that comes from now on, through the sweep: all, or, where
-    /// they are to be told over a `spread`, those that are busy. Gives the ids of the others.
+    /// they are to be told over a `spread`, those that are busy. Gives the ids of the others. Those of
+    /// listeners that stay open through a drain are not asked yet.
     pub(crate) fn drain_busy(&self, uptime: Duration, spread: Duration) -> Vec<u64> {
-        if spread.is_zero() {
-            self.drain_all(uptime);
-            return Vec::new();
-        }
         self.inner().draining = true;
         let mut idle = Vec::new();
-        for connection in self.all() {
-            if connection.is_busy() {
+        for connection in self.all().into_iter().filter(|it| !it.is_last()) {
+            if spread.is_zero() || connection.is_busy() {
                 connection.notify_drain(uptime);
             } else {
                 idle.push(connection.id());
             }
         }
         idle
+    }
+
+    /// Asks the open connections of one listener to end.
+    pub(crate) fn drain_of(&self, address: u16, uptime: Duration) {
+        let all = self.all().into_iter();
+        all.filter(|it| it.address == address)
+            .for_each(|it| it.notify_drain(uptime));
     }
 
     /// Asks the open connections to end.
@@ -247,6 +263,7 @@ impl Registry {
         let info = |connection: Arc<ConnectionState>| ConnectionInfo {
             id: connection.id(),
             peer: connection.peer(),
+            listener: u64::from(connection.address),
             age: connection.age(uptime),
             busy: connection.is_busy(),
             waiting: connection.waiting(),
@@ -362,6 +379,12 @@ impl Registry {
         self.inner().ledger.only_self_waiters()
     }
 
+    /// Whether nothing is left but what listeners have accepted that stay open through a drain, and
+    /// what waits for the end of the server.
+    pub(super) fn only_last(&self) -> bool {
+        self.inner().ledger.only_last()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.inner().ledger.is_empty()
     }
@@ -386,13 +409,19 @@ impl Registry {
         self.inner().ledger.failed_handshakes += 1;
     }
 
-    /// An accept loop begins beside the server's own task.
-    pub(crate) fn acceptor_started(&self) {
-        self.inner().ledger.acceptors += 1;
+    /// An accept loop begins beside the server's own task, `last` where its listeners stay open
+    /// through a drain.
+    pub(crate) fn acceptor_started(&self, last: bool) {
+        let mut inner = self.inner();
+        inner.ledger.acceptors += 1;
+        inner.ledger.last_acceptors += u64::from(last);
     }
 
-    pub(crate) fn acceptor_ended(&self) {
-        self.inner().ledger.acceptors -= 1;
+    pub(crate) fn acceptor_ended(&self, last: bool) {
+        let mut inner = self.inner();
+        inner.ledger.acceptors -= 1;
+        inner.ledger.last_acceptors -= u64::from(last);
+        drop(inner);
         notify(&self.empty);
     }
 

@@ -97,6 +97,7 @@ impl Registry {
         connection.count_self_waits(|waits| waits + 1);
         if word & flag::SELF_WAITER == 0 {
             inner.ledger.self_waiters += 1;
+            inner.ledger.last_self_waiters += u64::from(connection.is_last());
         }
         drop(inner);
         notify(&self.empty);
@@ -111,6 +112,7 @@ impl Registry {
         // Where the connection's end was counted in between, `Ledger::close` counts it off.
         if connection.clear(flag::SELF_WAITER) & flag::COUNTED == 0 {
             inner.ledger.self_waiters -= 1;
+            inner.ledger.last_self_waiters -= u64::from(connection.is_last());
         }
     }
 

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use super::tracked::Upgrade;
 use crate::connection::Control;
-use crate::lifecycle::Phase;
 use crate::runtime::Sleep;
 use crate::shared::connection::ConnectionState;
 use crate::socket::errors::too_slow;
@@ -132,7 +131,7 @@ impl Progress {
 /// Whether the server was asked to stop, the lame duck's time included, or the connection was asked
 /// to end.
 fn is_stopping(state: &ConnectionState) -> bool {
-    state.server.latch.phase() >= Phase::Draining || state.has(flag::DRAINING | flag::ABORT)
+    state.is_server_stopping() || state.has(flag::DRAINING | flag::ABORT)
 }
 
 /// What is awaited of a peer in the middle of a request.

@@ -13,6 +13,7 @@ mod http_requests;
 mod introspection;
 mod limits;
 mod lingering;
+mod listeners;
 mod own_transport;
 mod p01_tracked;
 mod p02_one_stop;

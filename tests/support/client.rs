@@ -23,7 +23,7 @@ use super::program::{no_copy_is_left, start_test};
 use super::{Body, Engine, TestRuntime};
 
 /// Generous, and below the deadline of a test: a client that hangs fails and says so.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// For limits that must not be what ends a test.
 pub const HOUR: Duration = Duration::from_secs(3600);

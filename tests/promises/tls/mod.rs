@@ -21,7 +21,8 @@ mod handshakes;
 mod starttls;
 mod stopped;
 mod talking;
-#[cfg(feature = "http")]
+// The example among its tests stops on signals.
+#[cfg(all(feature = "http", feature = "signals"))]
 mod web;
 
 /// Who has signed all certificates, made once a process.

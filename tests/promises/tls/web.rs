@@ -1,12 +1,16 @@
 //! HTTP over TLS: the version is what was agreed on in the handshake.
 
+#[path = "../../../examples/https.rs"]
+#[allow(dead_code)]
+mod https;
+
 use std::io::Read;
 
 use gracious::{Running, web};
 
 use super::{Secure, client_config, localhost};
 use crate::support::TestRuntime;
-use crate::support::client::Client;
+use crate::support::client::{Client, eventually};
 use crate::support::peer::settled;
 
 crate::on_every_runtime!(
@@ -14,6 +18,7 @@ crate::on_every_runtime!(
     who_agreed_on_http2_and_said_nothing_is_idle,
     http1_is_spoken_where_nothing_else_was_agreed_on,
     half_a_head_at_the_stop_is_waited_for,
+    the_example_answers_what_is_slow_and_ends_what_is_idle,
 );
 
 async fn serving(runtime: TestRuntime) -> Running {
@@ -83,5 +88,38 @@ async fn half_a_head_at_the_stop_is_waited_for(runtime: TestRuntime) {
     let answer = client.rest();
     assert!(answer.contains("connection: close\r\n"), "{answer}");
     assert!(answer.ends_with("/one"), "{answer}");
+    assert_eq!(settled(running.await).completed, 2);
+}
+
+async fn the_example_answers_what_is_slow_and_ends_what_is_idle(runtime: TestRuntime) {
+    let tls = localhost().alpn(web::ALPN);
+    let server = crate::support::server(runtime).listen_tls("127.0.0.1:0", &tls);
+    let server = server.deadline(None).bind().await.unwrap();
+    let running = server.spawn(web::serve(move |request| {
+        https::answer(request, tls.clone())
+    }));
+    let handle = running.handle();
+    let mut idle = client(&running, &["http/1.1"]);
+    let mut slow = client(&running, &["http/1.1"]);
+    for (client, path) in [(&mut idle, ""), (&mut slow, "slow")] {
+        client.send(&format!("GET /{path} HTTP/1.1\r\nHost: test\r\n\r\n"));
+    }
+    eventually("one request under way", || {
+        let connections = handle.connections();
+        connections.iter().all(|it| it.bytes_in > 0)
+            && connections.iter().filter(|it| it.busy).count() == 1
+    });
+    handle.shutdown();
+    let answer = idle.rest();
+    assert!(
+        answer.ends_with("\r\n\r\nhello over HTTP/1.1\n"),
+        "{answer}"
+    );
+    let answer = slow.rest();
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    assert!(
+        answer.ends_with("\r\n\r\nbetter late than never\n"),
+        "{answer}"
+    );
     assert_eq!(settled(running.await).completed, 2);
 }
