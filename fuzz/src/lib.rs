@@ -217,7 +217,7 @@ impl Pipe {
     }
 
     /// What has come by now.
-    pub fn take(&self) -> Vec<u8> {
+    pub fn received(&self) -> Vec<u8> {
         self.input.lock().unwrap().bytes.drain(..).collect()
     }
 
@@ -328,6 +328,14 @@ impl Listener for Door {
 
     fn local_addr(&self) -> io::Result<Address> {
         Ok(Address::Custom("door".into()))
+    }
+
+    fn unacknowledged(io: &Pipe) -> Option<usize> {
+        Some(io.output.lock().unwrap().bytes.len())
+    }
+
+    fn quiet(_: &Pipe) -> Option<Duration> {
+        Some(Duration::from_millis(5))
     }
 
     fn shut(&mut self) {

@@ -56,7 +56,7 @@ fuzz_target!(|input: Input| {
     handle.shutdown();
     world.pass(Duration::from_secs(30));
     assert_eq!(handle.state(), State::Closed);
-    let said = client.take();
+    let said = client.received();
     if is_http1 {
         let bodies = said.windows(BODY.len()).filter(|it| *it == BODY.as_bytes());
         assert_eq!(bodies.count(), asked.load(SeqCst), "{}", said.escape_ascii());
