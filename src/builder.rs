@@ -10,12 +10,19 @@ use crate::config::Config;
 use crate::idle::IdleWhen;
 use crate::listener::bind::Source;
 use crate::listener::{Adopted, Listener};
+#[cfg(feature = "metrics")]
+use crate::metrics::Metrics;
+#[cfg(feature = "proxy")]
+use crate::proxy::ProxyProtocol;
 #[cfg(feature = "async-std")]
 use crate::runtime::AsyncStd;
 use crate::runtime::Runtime;
 use crate::server::Server;
 #[cfg(feature = "_tls")]
 use crate::tls::Tls;
+
+#[cfg(any(feature = "systemd", feature = "health"))]
+mod edges;
 
 /// Configures and binds a [`Server`].
 ///
@@ -116,6 +123,30 @@ impl<R: Runtime> Builder<R> {
         self
     }
 
+    /// Tells the counts through the facade `metrics`, to the recorder that is installed before
+    /// [`bind`](Self::bind). Not so by default.
+    #[cfg(feature = "metrics")]
+    pub fn metrics(mut self, metrics: impl Into<Option<Metrics>>) -> Self {
+        self.config.metrics = metrics.into();
+        self
+    }
+
+    /// Takes clients from proxies that tell who they are, by the PROXY protocol, at all listeners.
+    ///
+    /// A connection's handler is called when its header has come, and what came behind it is the first
+    /// that the handler reads. From then on the client's address is that of the connection: in
+    /// [`peer_addr`](crate::Connection::peer_addr), in the log, in the report, and for
+    /// [`max_per_peer`](Self::max_per_peer). Where the header names no client, as that of a health check,
+    /// the proxy is the peer. Bytes of the header are in no count.
+    ///
+    /// A header that is wrong, or does not come in time, is the end of one connection, `failed`. Until it
+    /// has come there is no permit, as in a TLS handshake, which comes after it; a drain lets it come.
+    #[cfg(feature = "proxy")]
+    pub fn proxy_protocol(mut self, proxies: impl Into<Option<ProxyProtocol>>) -> Self {
+        self.config.proxy = proxies.into();
+        self
+    }
+
     /// Takes over a socket that listens already: a `std::net::TcpListener` or a
     /// `std::os::unix::net::UnixListener`, blocking or not.
     ///
@@ -152,7 +183,8 @@ impl<R: Runtime> Builder<R> {
     }
 
     /// At most so many connections at once from one IP address; the surplus is accepted and
-    /// rejected. No limit by default: behind a proxy all come from one. Unix peers are not limited.
+    /// rejected. No limit by default: behind a proxy all come from one, if it does not tell their own by
+    /// the PROXY protocol. Unix peers are not limited.
     pub fn max_per_peer(mut self, limit: impl Into<Option<usize>>) -> Self {
         self.config.max_per_peer = limit.into();
         self

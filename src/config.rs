@@ -6,8 +6,14 @@ use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
 
+#[cfg(feature = "health")]
+use crate::address::Target;
 use crate::idle::IdleWhen;
 use crate::log;
+#[cfg(feature = "metrics")]
+use crate::metrics::Metrics;
+#[cfg(feature = "proxy")]
+use crate::proxy::ProxyProtocol;
 
 /// Docker and most supervisors kill ten seconds after the signal; two are left for the rest.
 const DEADLINE: Duration = Duration::from_secs(8);
@@ -47,6 +53,10 @@ pub(crate) struct Config {
     pub(crate) handshake_grace: Duration,
     #[cfg(feature = "_tls")]
     pub(crate) tls_handshake_timeout: Option<Duration>,
+    #[cfg(feature = "metrics")]
+    pub(crate) metrics: Option<Metrics>,
+    #[cfg(feature = "proxy")]
+    pub(crate) proxy: Option<ProxyProtocol>,
     pub(crate) spread: Duration,
     /// `None` where nothing was declared, which is `Answered`.
     pub(crate) idle_when: Option<IdleWhen>,
@@ -70,6 +80,12 @@ pub(crate) struct Config {
     pub(crate) unix_owner: Option<(Option<u32>, Option<u32>)>,
     #[cfg(feature = "signals")]
     pub(crate) signals: bool,
+    #[cfg(feature = "systemd")]
+    pub(crate) notify: bool,
+    #[cfg(feature = "systemd")]
+    pub(crate) store_listeners: bool,
+    #[cfg(feature = "health")]
+    pub(crate) health: Vec<Target>,
 }
 
 impl Default for Config {
@@ -86,6 +102,10 @@ impl Default for Config {
             handshake_grace: HANDSHAKE_GRACE,
             #[cfg(feature = "_tls")]
             tls_handshake_timeout: Some(TLS_HANDSHAKE_TIMEOUT),
+            #[cfg(feature = "metrics")]
+            metrics: None,
+            #[cfg(feature = "proxy")]
+            proxy: None,
             spread: Duration::ZERO,
             idle_when: None,
             idle_timeout: None,
@@ -108,6 +128,12 @@ impl Default for Config {
             unix_owner: None,
             #[cfg(feature = "signals")]
             signals: false,
+            #[cfg(feature = "systemd")]
+            notify: false,
+            #[cfg(feature = "systemd")]
+            store_listeners: false,
+            #[cfg(feature = "health")]
+            health: Vec::new(),
         }
     }
 }
@@ -143,6 +169,16 @@ impl Config {
             ("max_age", self.max_age),
             #[cfg(feature = "_tls")]
             ("tls_handshake_timeout", self.tls_handshake_timeout),
+            #[cfg(feature = "metrics")]
+            (
+                "the interval of metrics",
+                self.metrics.as_ref().and_then(|it| it.every),
+            ),
+            #[cfg(feature = "proxy")]
+            (
+                "the timeout of proxy_protocol",
+                self.proxy.as_ref().and_then(|it| it.timeout),
+            ),
             #[cfg(target_os = "linux")]
             ("user_timeout", self.user_timeout),
         ];
@@ -151,6 +187,8 @@ impl Config {
                 return Err(zero(name));
             }
         }
+        #[cfg(feature = "proxy")]
+        self.proxy.as_ref().map_or(Ok(()), ProxyProtocol::check)?;
         #[cfg(target_os = "linux")]
         if self.sharded && self.workers.is_none() {
             return Err(io::Error::new(

@@ -250,6 +250,13 @@ impl Handle {
         self.shared.stats()
     }
 
+    /// Tells what has changed through the facade `metrics` now: before a page with it is made. It looks at
+    /// every open connection. Nothing without [`Builder::metrics`](crate::Builder::metrics).
+    #[cfg(feature = "metrics")]
+    pub fn record_metrics(&self) {
+        self.shared.record_metrics();
+    }
+
     /// The open connections, in the order they came.
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionInfo> {

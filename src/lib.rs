@@ -108,13 +108,15 @@
 //!
 //! In the repository: [which drain is yours][drain], for protocols that do not take turns; [what a client
 //! sees][sees] of a stop, and whether it may retry; [moving][moving] from async-std to smol, from asyncio
-//! and from tokio; [running it][running], with deadlines, load balancers, limits and the log; [testing a
-//! handler][testing] in a simulated world; [all promises][promises], with their tests.
+//! and from tokio; [running it][running], with deadlines, load balancers, limits and the log;
+//! [Kubernetes, HAProxy and systemd][kubernetes]; [testing a handler][testing] in a simulated world;
+//! [all promises][promises], with their tests.
 //!
 //! [drain]: https://github.com/gracious-rs/gracious/blob/main/docs/which-drain.md
 //! [sees]: https://github.com/gracious-rs/gracious/blob/main/docs/what-a-client-sees.md
 //! [moving]: https://github.com/gracious-rs/gracious/blob/main/docs/moving.md
 //! [running]: https://github.com/gracious-rs/gracious/blob/main/docs/running.md
+//! [kubernetes]: https://github.com/gracious-rs/gracious/blob/main/docs/kubernetes.md
 //! [testing]: https://github.com/gracious-rs/gracious/blob/main/docs/testing.md
 //! [promises]: https://github.com/gracious-rs/gracious/blob/main/docs/promises.md
 //!
@@ -129,7 +131,12 @@
 //! - `http`: the module `web`, HTTP/1 and HTTP/2.
 //! - `testing`: the module `testing`, a simulated world for tests of handlers.
 //! - `tls`: `Builder::listen_tls` and `Connection::start_tls`, with rustls and ring.
+//! - `systemd`: socket activation, readiness, watchdog and the descriptor store: `Builder::notify`,
+//!   `listen_systemd`, `store_listeners`.
+//! - `health`: `Builder::health`, which answers HTTP probes and HAProxy's agent-check.
 //! - `tls-aws-lc-rs`: the same with aws-lc-rs. Where both are on, what is made of PEM files uses ring.
+//! - `metrics`: `Builder::metrics`, the counts through the facade `metrics`.
+//! - `proxy`: `Builder::proxy_protocol`, for the addresses of clients that come through a proxy.
 
 #![deny(unsafe_code)]
 
@@ -141,11 +148,17 @@ mod connection;
 mod drain;
 mod handle;
 mod handler;
+#[cfg(feature = "health")]
+mod health;
 mod idle;
 mod lifecycle;
 mod listener;
 mod log;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod progress;
+#[cfg(feature = "proxy")]
+mod proxy;
 mod report;
 mod runtime;
 mod server;
@@ -155,6 +168,8 @@ mod shared;
 mod signals;
 mod socket;
 mod sync;
+#[cfg(feature = "systemd")]
+mod systemd;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(feature = "_tls")]
@@ -176,7 +191,11 @@ pub use handler::{Fallible, Handler, Outcome, fallible};
 pub use idle::IdleWhen;
 pub use lifecycle::{Reason, State};
 pub use listener::{Adopted, Listener};
+#[cfg(feature = "metrics")]
+pub use metrics::Metrics;
 pub use progress::{DrainProgress, Progress};
+#[cfg(feature = "proxy")]
+pub use proxy::{ProxyHeader, ProxyProtocol};
 pub use report::{
     AcceptErrors, Cause, ConnectionInfo, Limited, ListenerInfo, Report, Stats, Straggler,
     TrackedWork, Waiting,
@@ -193,6 +212,8 @@ pub use server::{Running, Serve, ServeUntil, Server};
 pub use server_set::ServerSet;
 pub use shared::events::ServerEvent;
 pub use socket::{Credentials, Socket};
+#[cfg(feature = "systemd")]
+pub use systemd::Reloading;
 #[cfg(feature = "_tls")]
 pub use tls::{Tls, TlsInfo};
 pub use track::Tracked;
@@ -207,12 +228,33 @@ struct Readme;
 #[doc = include_str!("../docs/which-drain.md")]
 struct WhichDrain;
 
+/// The server of this one, too.
+#[cfg(all(
+    doctest,
+    feature = "async-std",
+    feature = "signals",
+    feature = "http",
+    feature = "health"
+))]
+#[doc = include_str!("../docs/kubernetes.md")]
+struct KubernetesPage;
+
 /// The handler of this one is simulated.
 #[cfg(all(doctest, feature = "testing"))]
 #[doc = include_str!("../docs/testing.md")]
 struct TestingPage;
 
 /// And the server of this one.
+#[cfg(all(doctest, feature = "proxy"))]
+#[doc = include_str!("../docs/proxy.md")]
+struct ProxyPage;
+
+/// And of this one.
+#[cfg(all(doctest, feature = "metrics"))]
+#[doc = include_str!("../docs/metrics.md")]
+struct MetricsPage;
+
+/// And of this one.
 #[cfg(all(doctest, feature = "tls"))]
 #[doc = include_str!("../docs/tls.md")]
 struct TlsPage;

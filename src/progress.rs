@@ -37,7 +37,7 @@ impl DrainProgress {
             |state| async {
                 let (shared, mut wait, last) = state?;
                 let over = wait.race(next(&shared, last)).await.unwrap_or(true);
-                let progress = progress(&shared);
+                let progress = Progress::of(&shared);
                 let rest = (!over).then_some((shared, wait, Some(progress.left)));
                 Some((progress, rest))
             },
@@ -72,13 +72,15 @@ async fn next(shared: &Shared, last: Option<u64>) -> bool {
     shared.latch.phase() == Phase::Closed
 }
 
-fn progress(shared: &Shared) -> Progress {
-    // The deadline first: it may be set in between, and the time left would be more than there is.
-    let deadline = shared.deadline();
-    let now = shared.clock.now();
-    Progress {
-        left: shared.registry.left(),
-        time: deadline.map(|deadline| deadline.saturating_duration_since(now)),
+impl Progress {
+    pub(crate) fn of(shared: &Shared) -> Self {
+        // The deadline first: it may be set in between, and the time left would be more than there is.
+        let deadline = shared.deadline();
+        let now = shared.clock.now();
+        Self {
+            left: shared.registry.left(),
+            time: deadline.map(|deadline| deadline.saturating_duration_since(now)),
+        }
     }
 }
 

@@ -51,16 +51,21 @@ pub struct Stats {
     pub shortage: bool,
     /// Connections of those above that a limit ended, by the limit.
     pub limited: Limited,
-    /// TLS handshakes under way. These connections are among the [active](Self::active), and have
-    /// no permit of [`max_connections`](crate::Builder::max_connections) unless as many others as
-    /// that are in a handshake, too.
-    #[cfg(feature = "_tls")]
+    /// TLS handshakes, and waits for PROXY headers, under way. These connections are among the
+    /// [active](Self::active), and have no permit of
+    /// [`max_connections`](crate::Builder::max_connections) unless as many others as that are in a
+    /// handshake, too.
+    #[cfg(feature = "_handshake")]
     pub handshakes: u64,
     /// TLS handshakes that came to nothing: a client's fault, or one that took
     /// [too long](crate::Builder::tls_handshake_timeout). Connections whose handler was never called
     /// for that are among the [failed](Self::failed).
     #[cfg(feature = "_tls")]
     pub failed_handshakes: u64,
+    /// Connections of the [failed](Self::failed) whose [PROXY header](crate::ProxyHeader) was none, or
+    /// took too long: their handlers were never called.
+    #[cfg(feature = "proxy")]
+    pub failed_proxy_headers: u64,
     /// Connections of those above that were closed while their peers had not everything, or still
     /// sent, because [`Builder::linger_total`](crate::Builder::linger_total) had passed.
     pub lingered_out: u64,
@@ -158,6 +163,8 @@ impl fmt::Display for Report {
             (stats.accept_errors, "accept errors"),
             #[cfg(feature = "_tls")]
             (stats.failed_handshakes, "failed TLS handshakes"),
+            #[cfg(feature = "proxy")]
+            (stats.failed_proxy_headers, "failed PROXY headers"),
             (stats.lingered_out, "closed before their peers had done"),
             (stats.unserved_input, "with input after their end"),
         ];
@@ -274,6 +281,9 @@ pub enum Waiting {
     /// Its TLS handshake.
     #[cfg(feature = "_tls")]
     Handshake,
+    /// The header of the proxy that has connected.
+    #[cfg(feature = "proxy")]
+    ProxyHeader,
     /// Its handler, which waits for something of its own.
     Handler,
     /// Its handler, which blocks the thread it runs on and could not be dropped.
@@ -289,6 +299,8 @@ impl fmt::Display for Waiting {
             Self::Limit => "waiting for a permit",
             #[cfg(feature = "_tls")]
             Self::Handshake => "in its TLS handshake",
+            #[cfg(feature = "proxy")]
+            Self::ProxyHeader => "waiting for its PROXY header",
             Self::Handler => "its handler at work",
             Self::Blocked => "its handler blocks a thread",
         })
@@ -310,6 +322,9 @@ pub enum Cause {
     /// Its TLS handshake failed with this; its handler was never called.
     #[cfg(feature = "_tls")]
     Handshake(String),
+    /// Its PROXY header was wrong, or did not come; its handler was never called.
+    #[cfg(feature = "proxy")]
+    ProxyHeader(String),
     /// Its handler panicked.
     Panic,
     /// It was aborted: at the deadline, by an abort, or with the runtime.
@@ -320,7 +335,7 @@ pub enum Cause {
     FirstByteTimeout,
     /// [`Builder::max_age`](crate::Builder::max_age).
     MaxAge,
-    /// There was no permit for it.
+    /// There was no permit for it; or it came past the proxies that a server takes its clients from.
     Rejected,
     /// Its handler took it out of the server.
     Detached,

@@ -13,13 +13,15 @@ use pin_project_lite::pin_project;
 
 #[cfg(target_os = "linux")]
 use crate::accept::spawn::LocalLauncher;
-use crate::accept::spawn::{Executor, Launchers, SendLauncher};
+use crate::accept::spawn::{BoxedTask, Executor, Launchers, SendLauncher};
 use crate::address::Address;
 use crate::config::{Config, warn_of_few_descriptors};
 use crate::connection::Connection;
 use crate::drain::{self, abort, fallback};
 use crate::handle::Handle;
 use crate::handler::{Handler, Outcome};
+#[cfg(feature = "health")]
+use crate::health;
 use crate::lifecycle::Reason;
 use crate::listener::bind::{self, Source};
 use crate::report::Report;
@@ -27,6 +29,8 @@ use crate::runtime::Runtime;
 use crate::shared::Shared;
 #[cfg(target_os = "linux")]
 use crate::shared::connection::ConnectionState;
+#[cfg(feature = "systemd")]
+use crate::systemd;
 use crate::track::Tracked;
 use crate::transport::Engine;
 #[cfg(target_os = "linux")]
@@ -73,6 +77,8 @@ impl<R: Runtime> Server<R> {
             }
             None => (engines, Vec::new()),
         };
+        #[cfg(feature = "health")]
+        let health = health::bind(&config).await?;
         let bound = bind::bind(sources, &config, &engines, &[]).await?;
         let shared = Arc::new(Shared::new(&runtime, config, bound)?);
         // The first timer of a process has its reactor open descriptors. Without this it could be the
@@ -88,9 +94,19 @@ impl<R: Runtime> Server<R> {
             #[cfg(target_os = "linux")]
             pollers,
         };
+        #[cfg(feature = "metrics")]
+        server.shared.begin_metrics();
         #[cfg(feature = "signals")]
         if server.shared.config.signals {
             crate::signals::enlist(&server.shared)?;
+        }
+        #[cfg(feature = "systemd")]
+        if server.shared.config.notify {
+            systemd::enlist(&server.shared)?;
+        }
+        #[cfg(feature = "health")]
+        if let Some(bound) = health {
+            health::start(&server.shared, bound)?;
         }
         Ok(server)
     }
@@ -243,7 +259,12 @@ impl<R: Runtime> Server<R> {
         let started = self.start_threads(local).and_then(|()| {
             let executor = Executor::new(self.runtime.clone(), shared);
             let launchers = launchers(executor.clone(), shared)?;
-            executor.spawn(0, Box::pin(drain::run(shared.clone(), launchers)));
+            let task: BoxedTask = Box::pin(drain::run(shared.clone(), launchers));
+            #[cfg(feature = "health")]
+            let task = health::beside(shared, task);
+            #[cfg(feature = "systemd")]
+            let task = systemd::beside(shared, task);
+            executor.spawn(0, task);
             Ok(())
         });
         if let Err(error) = started {

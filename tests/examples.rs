@@ -441,3 +441,31 @@ fn a_dropped_server_nobody_waits_for_goes_with_the_process_and_writes_no_half_an
         ["main: at its end", "child: 0 bytes, then the end"]
     );
 }
+
+/// Half a line keeps the drain from its end, and the page is there as long as that takes.
+#[cfg(all(feature = "http", feature = "metrics"))]
+#[test]
+fn metrics_are_shown_through_a_stop() {
+    let metrics = Program::example("metrics", &["127.0.0.1:0", "127.0.0.1:0"]);
+    let [address, page] = [(); 2].map(|()| metrics.addresses().remove(0));
+    let scrape = || {
+        let mut client = connect(&page);
+        send(
+            &mut client,
+            "GET /metrics HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n",
+        );
+        rest(&mut client)
+    };
+    let shows = |what: &str| eventually(what, || scrape().contains(what).then_some(()));
+    let mut client = connect(&address);
+    send(&mut client, "hello\nhalf");
+    assert_eq!(line(&mut client), "hello\n");
+    shows("gracious_bytes_read_total 10\n");
+    shows("gracious_state{state=\"serving\"} 1\n");
+    shows("gracious_connections_active{state=\"busy\"} 1\n");
+    metrics.kill("TERM");
+    shows("gracious_state{state=\"draining\"} 1\n");
+    send(&mut client, " a line\n");
+    assert_eq!(rest(&mut client), "half a line\n");
+    metrics.end_by_itself().assert(0);
+}

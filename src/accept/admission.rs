@@ -13,10 +13,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 use futures_lite::AsyncWriteExt;
-#[cfg(feature = "_tls")]
+#[cfg(feature = "_handshake")]
 use futures_lite::future;
 
-#[cfg(feature = "_tls")]
+#[cfg(feature = "_handshake")]
 use super::spawn::Launch;
 use super::spawn::{BoxedTask, Launcher};
 use crate::connection::task::{self, Task};
@@ -24,6 +24,8 @@ use crate::connection::{Connection, close};
 use crate::lifecycle::Phase;
 use crate::listener::set::Accepted;
 use crate::log;
+#[cfg(feature = "proxy")]
+use crate::proxy::Peer;
 use crate::report::Cause;
 use crate::shared::Shared;
 use crate::shared::connection::{Arrival, ConnectionState};
@@ -32,7 +34,7 @@ use crate::shared::permits::Reservation;
 #[cfg(feature = "_tls")]
 use crate::socket::buffer::Buffer;
 use crate::socket::readiness::flag;
-#[cfg(feature = "_tls")]
+#[cfg(feature = "_handshake")]
 use crate::sync::listen;
 #[cfg(feature = "_tls")]
 use crate::tls::TlsState;
@@ -122,24 +124,30 @@ pub(crate) fn enter(
     Ok(connection)
 }
 
-/// Has events reported to a new connection, and TLS begin on it where its listener has that.
-fn prepare(connection: &Arc<ConnectionState>) -> io::Result<()> {
+/// Has events reported to a new connection, and its handshake begin where there is to be one: the PROXY
+/// header first, and then TLS. `false` where the peer is none from which clients are taken.
+fn prepare(connection: &Arc<ConnectionState>) -> io::Result<bool> {
     connection.register_socket()?;
+    #[cfg(feature = "proxy")]
+    match connection.judge_peer() {
+        Peer::AsItIs => {}
+        Peer::Proxy => return Ok(true),
+        Peer::Refused => return Ok(false),
+    }
     #[cfg(feature = "_tls")]
     if let Some(tls) = connection.listeners_tls() {
         connection.begin_tls(TlsState::new(tls.config(), Buffer::default())?);
     }
-    Ok(())
+    Ok(true)
 }
 
-/// Launches the handler of a connection that has its permit, after its TLS handshake if there has to
-/// be one.
+/// Launches the handler of a connection that has its permit, after its handshake if there has to be one.
 pub(crate) fn start(
     shared: &Arc<Shared>,
     connection: Arc<ConnectionState>,
     launcher: &mut dyn Launcher,
 ) {
-    #[cfg(feature = "_tls")]
+    #[cfg(feature = "_handshake")]
     if connection.is_handshaking() {
         return super::handshake::begin(shared, connection, launcher);
     }
@@ -149,7 +157,7 @@ pub(crate) fn start(
 
 /// Launches the handler of a connection whose handshake is over, or has it wait for a permit again.
 /// Gives what the handshake's task has to go on with: the end of a connection that is rejected.
-#[cfg(feature = "_tls")]
+#[cfg(feature = "_handshake")]
 pub(super) fn admit_after_handshake(
     shared: &Arc<Shared>,
     connection: Arc<ConnectionState>,
@@ -176,8 +184,8 @@ pub(super) async fn next_or_queued<T>(
     shared: &Shared,
     next: impl Future<Output = Option<T>>,
 ) -> Option<T> {
-    #[cfg(feature = "_tls")]
-    if shared.has_tls() {
+    #[cfg(feature = "_handshake")]
+    if shared.may_handshake() {
         let released = listen(&shared.permits.released);
         if !shared.queue.is_empty() && shared.has_permit() {
             return None;
@@ -188,7 +196,7 @@ pub(super) async fn next_or_queued<T>(
         };
         return future::or(next, released).await;
     }
-    let _only_with_tls = shared;
+    let _only_with_handshakes = shared;
     next.await
 }
 
@@ -202,11 +210,22 @@ pub(crate) fn admit(
         target: "gracious", conn = connection.id();
         "a connection from {}", connection.peer(),
     );
-    let max_per_peer = shared.config.max_per_peer;
-    if let Err(error) = prepare(&connection) {
-        // Without a registration nothing would report what its peer sends.
-        log::warn!(target: "gracious", conn = connection.id(); "cannot take a connection: {error}");
-        close_unserved(connection);
+    let is_welcome = match prepare(&connection) {
+        Ok(is_welcome) => is_welcome,
+        Err(error) => {
+            // Without a registration nothing would report what its peer sends.
+            log::warn!(target: "gracious", conn = connection.id(); "cannot take a connection: {error}");
+            return close_unserved(connection);
+        }
+    };
+    let max_per_peer = shared.config.max_per_peer.filter(|_| connection.is_known());
+    if !is_welcome {
+        log::debug!(
+            target: "gracious", conn = connection.id();
+            "a connection from {} comes from no trusted proxy", connection.peer(),
+        );
+        shared.release_permit(&connection);
+        launcher.spawn(connection.shard, closing(connection, Vec::new()));
     } else if max_per_peer.is_some_and(|max| !shared.registry.acquire_peer_permit(&connection, max))
     {
         shared.release_permit(&connection);
@@ -227,13 +246,18 @@ fn reject(shared: &Shared, connection: Arc<ConnectionState>, launcher: &mut dyn 
 }
 
 /// A task that sends the configured message and closes the connection, as one of a handler would.
-fn rejection(shared: &Shared, connection: Arc<ConnectionState>) -> BoxedTask {
+pub(super) fn rejection(shared: &Shared, connection: Arc<ConnectionState>) -> BoxedTask {
+    // Before its TLS handshake a client could not read it.
+    #[cfg(feature = "_tls")]
+    let can_read = !connection.is_handshaking() || connection.listeners_tls().is_none();
+    #[cfg(not(feature = "_tls"))]
+    let can_read = true;
+    let message = shared.config.reject_with.clone().filter(|_| can_read);
+    closing(connection, message.unwrap_or_default())
+}
+
+fn closing(connection: Arc<ConnectionState>, message: Vec<u8>) -> BoxedTask {
     connection.set(flag::REJECTED);
-    let mut message = shared.config.reject_with.clone().unwrap_or_default();
-    if connection.is_handshaking() {
-        // Before its handshake a client could not read it.
-        message.clear();
-    }
     let mut stream = Connection::new(connection.clone());
     let refuse = async move { stream.write_all(&message).await };
     Box::pin(Task::new(connection, refuse))

@@ -1,19 +1,27 @@
-//! TLS handshakes, before there is a handler: each is a task of its own, within a limit of time, and
-//! counted apart from the connections that have handlers.
+//! Handshakes, before there is a handler: the PROXY header, then that of TLS, of listeners that have the
+//! one, the other or both. Each is a task of its own, within a limit of time, and counted apart from the
+//! connections that have handlers.
 //!
 //! A connection gives its permit back for as long as its handshake takes, and needs one again before
 //! its handler is called. So clients that begin a handshake and go no further keep no handler from
 //! its permit. As many handshakes as there are permits may be apart so; more keep theirs.
 
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_lite::FutureExt;
 
 use super::admission::admit_after_handshake;
+#[cfg(feature = "proxy")]
+use super::admission::rejection;
 use super::spawn::{Launch, Launcher};
+use crate::connection::Connection;
+#[cfg(feature = "proxy")]
+use crate::connection::proxy;
 use crate::connection::task::{self, Task};
-use crate::connection::{Connection, tls};
+#[cfg(feature = "_tls")]
+use crate::connection::tls;
 use crate::log;
 use crate::report::Cause;
 use crate::shared::Shared;
@@ -52,16 +60,24 @@ struct Handshake {
     is_apart: bool,
 }
 
+/// What a handshake has come to.
+enum Shaken {
+    Done,
+    /// The client, known by its PROXY header, has as many connections as it may have.
+    #[cfg(feature = "proxy")]
+    TooMany,
+}
+
 impl Handshake {
     async fn run(mut self) {
         let Some(connection) = self.connection.clone() else {
             return;
         };
         // The user's code is in it: what chooses certificates, what verifies those of clients.
-        let shaken = AssertUnwindSafe(tls::handshake(&connection, true)).catch_unwind();
+        let shaken = AssertUnwindSafe(shake(&connection)).catch_unwind();
         let failed = match shaken.await {
             Ok(Err(_)) if connection.has(flag::ABORT) => return,
-            Ok(Ok(())) => {
+            Ok(Ok(Shaken::Done)) => {
                 self.connection = None;
                 let launch = self.launch.take();
                 let rejection = launch
@@ -72,12 +88,17 @@ impl Handshake {
                 }
                 return;
             }
-            Ok(Err(error)) => {
-                log::debug!(
-                    target: "gracious", conn = connection.id();
-                    "the TLS handshake of a connection from {} failed: {error}", connection.peer(),
-                );
-                Task::failed(connection.clone(), Cause::Handshake(error.to_string()))
+            #[cfg(feature = "proxy")]
+            Ok(Ok(Shaken::TooMany)) => {
+                self.connection = None;
+                self.shared.release_permit(&connection);
+                let rejection = rejection(&self.shared, connection);
+                drop(self);
+                return rejection.await;
+            }
+            Ok(Err((cause, level))) => {
+                log_failure(&connection, &cause, level);
+                Task::failed(connection.clone(), cause)
             }
             Err(panic) => Task::panicked(connection.clone(), &*panic),
         };
@@ -87,6 +108,49 @@ impl Handshake {
         drop(Connection::new(connection));
         failed.await;
     }
+}
+
+/// Goes through the handshake; gives why it has failed, and how loud the log is to say so.
+async fn shake(connection: &ConnectionState) -> Result<Shaken, (Cause, log::Level)> {
+    #[cfg(feature = "proxy")]
+    if connection.awaits_proxy_header() {
+        let failed = |error: io::Error| {
+            // What is no header comes of a proxy that is not configured as the server is, which an
+            // operator has to know. Where none comes, it may have been a look whether anybody listens.
+            let level = match error.kind() {
+                io::ErrorKind::InvalidData => log::Level::Warn,
+                _ => log::Level::Debug,
+            };
+            (Cause::ProxyHeader(error.to_string()), level)
+        };
+        proxy::receive_header(connection).await.map_err(failed)?;
+        let server = &connection.server;
+        let max = server.config.max_per_peer;
+        let has_permit = |max| server.registry.acquire_peer_permit(connection, max);
+        if !max.is_none_or(has_permit) {
+            return Ok(Shaken::TooMany);
+        }
+    }
+    #[cfg(feature = "_tls")]
+    if connection.is_handshaking() {
+        let failed = |error: io::Error| (Cause::Handshake(error.to_string()), log::Level::Debug);
+        tls::handshake(connection, true).await.map_err(failed)?;
+    }
+    Ok(Shaken::Done)
+}
+
+fn log_failure(connection: &ConnectionState, cause: &Cause, level: log::Level) {
+    let (what, error) = match cause {
+        #[cfg(feature = "proxy")]
+        Cause::ProxyHeader(error) => ("PROXY header", error),
+        #[cfg(feature = "_tls")]
+        Cause::Handshake(error) => ("TLS handshake", error),
+        _ => return,
+    };
+    log::log!(
+        target: "gracious", level, conn = connection.id();
+        "the {what} of a connection from {} failed: {error}", connection.peer(),
+    );
 }
 
 impl Drop for Handshake {

@@ -28,7 +28,7 @@ use crate::sync::notify;
 
 pub(crate) mod admission;
 pub(crate) mod error;
-#[cfg(feature = "_tls")]
+#[cfg(feature = "_handshake")]
 mod handshake;
 pub(crate) mod spawn;
 

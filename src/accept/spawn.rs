@@ -38,7 +38,7 @@ pub(crate) trait Launcher: Send {
     fn launch(&mut self, connection: Arc<ConnectionState>);
 
     /// Makes what a connection's handler is to be started with later, on any thread.
-    #[cfg(feature = "_tls")]
+    #[cfg(feature = "_handshake")]
     fn prepare(&mut self) -> Launch;
 
     /// Starts a task of the server's, on the shard's pool if there are any.
@@ -46,7 +46,7 @@ pub(crate) trait Launcher: Send {
 }
 
 /// Starts the handler of a connection that has its permit, once.
-#[cfg(feature = "_tls")]
+#[cfg(feature = "_handshake")]
 pub(crate) type Launch = Box<dyn FnOnce(Arc<ConnectionState>) + Send>;
 
 /// The launchers of a server.
@@ -171,7 +171,7 @@ impl<R: Runtime, H: Handler> Launcher for SendLauncher<R, H> {
         self.executor.launch(run, connection);
     }
 
-    #[cfg(feature = "_tls")]
+    #[cfg(feature = "_handshake")]
     fn prepare(&mut self) -> Launch {
         let executor = self.executor.clone();
         assert_unlocked();
@@ -266,7 +266,7 @@ impl<R: Runtime> Launcher for LocalLauncher<R> {
         let _sent = inbox.try_send(connection);
     }
 
-    #[cfg(feature = "_tls")]
+    #[cfg(feature = "_handshake")]
     fn prepare(&mut self) -> Launch {
         let mut launcher = self.clone();
         Box::new(move |connection| launcher.launch(connection))

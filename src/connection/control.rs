@@ -58,7 +58,7 @@ impl Control {
         self.id
     }
 
-    /// The peer's address.
+    /// The peer's address, as [`Connection::peer_addr`](super::Connection::peer_addr).
     #[must_use]
     pub fn peer_addr(&self) -> Address {
         self.peer.clone()

@@ -12,7 +12,6 @@ use futures_io::{AsyncBufRead, AsyncRead};
 use crate::address::Address;
 use crate::idle::IdleWhen;
 use crate::shared::connection::ConnectionState;
-use crate::socket::buffer::Buffer;
 use crate::socket::errors::aborted;
 use crate::socket::readiness::{Waiter, flag};
 use crate::socket::{Credentials, Socket};
@@ -21,6 +20,8 @@ pub(crate) mod close;
 pub(crate) mod closer;
 mod control;
 mod lines;
+#[cfg(feature = "proxy")]
+pub(crate) mod proxy;
 mod read;
 pub(crate) mod task;
 mod timeouts;
@@ -77,11 +78,12 @@ pub enum EndedBy {
 
 impl Connection {
     pub(crate) fn new(state: Arc<ConnectionState>) -> Self {
+        #[cfg(feature = "proxy")]
+        let buffer = state.take_payload();
+        #[cfg(not(feature = "proxy"))]
+        let buffer = crate::socket::buffer::Buffer::default();
         Self {
-            reader: ReadHalf {
-                state,
-                buffer: Buffer::default(),
-            },
+            reader: ReadHalf { state, buffer },
         }
     }
 
@@ -175,7 +177,8 @@ macro_rules! common {
                 $state.id()
             }
 
-            /// The peer's address.
+            /// The peer's address; with [`Builder::proxy_protocol`](crate::Builder) the client's, as the
+            /// proxy before this server tells it.
             #[must_use]
             pub fn peer_addr(&$self) -> Address {
                 $state.peer()

@@ -103,7 +103,7 @@ impl Task<Ready<io::Result<()>>> {
     }
 }
 
-#[cfg(feature = "_tls")]
+#[cfg(feature = "_handshake")]
 impl Task<Ready<io::Result<()>>> {
     /// For a connection that failed before it had a handler.
     pub(crate) fn failed(state: Arc<ConnectionState>, cause: Cause) -> Self {
@@ -342,6 +342,8 @@ fn drop_handler<F>(
     if let Err(panic) = state.in_handler(|| handler.end(result)) {
         log_panic(state, &*panic);
     }
+    #[cfg(feature = "metrics")]
+    state.record_handler();
 }
 
 fn log_panic(state: &ConnectionState, panic: &(dyn Any + Send)) {

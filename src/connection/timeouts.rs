@@ -3,9 +3,16 @@
 //! The timer is not reset when a byte moves: when it fires, the task looks at when that was, and
 //! sleeps for the rest. A connection without limits has no timer.
 
+#[cfg(feature = "_handshake")]
+use std::future::Future;
+#[cfg(feature = "_handshake")]
+use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
+
+#[cfg(feature = "_handshake")]
+use futures_lite::future;
 
 use crate::report::Cause;
 use crate::shared::TaskCold;
@@ -124,4 +131,25 @@ fn act(cold: &mut TaskCold, state: &ConnectionState, uptime: Duration) -> Option
 fn expire(cold: &mut TaskCold, state: &ConnectionState, cause: Cause) {
     cold.limit_met = Some(cause);
     state.expire();
+}
+
+/// Waits for what comes before a handler, within its limit of time.
+#[cfg(feature = "_handshake")]
+pub(super) async fn within<T>(
+    state: &ConnectionState,
+    limit: Option<Duration>,
+    what: &str,
+    future: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    let late = async {
+        let Some(limit) = limit else {
+            return future::pending().await;
+        };
+        state.server.clock.sleep(limit).await;
+        Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("{what} took longer than {limit:?}"),
+        ))
+    };
+    future::or(future, late).await
 }

@@ -8,8 +8,7 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
-use futures_lite::future;
-
+use super::timeouts::within;
 use super::{Connection, Control, ReadHalf, WriteHalf};
 use crate::shared::connection::ConnectionState;
 use crate::socket::errors::ended_by_server;
@@ -63,20 +62,8 @@ impl Connection {
 /// connection's task.
 pub(crate) async fn handshake(state: &ConnectionState, is_task: bool) -> io::Result<()> {
     let limit = state.server.config.tls_handshake_timeout;
-    let late = async {
-        match limit {
-            Some(limit) => state.server.clock.sleep(limit).await,
-            None => future::pending().await,
-        }
-        Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!(
-                "the TLS handshake took longer than {:?}",
-                limit.unwrap_or_default()
-            ),
-        ))
-    };
-    future::or(poll_fn(|cx| poll_handshake(state, is_task, cx)), late).await
+    let shaken = poll_fn(|cx| poll_handshake(state, is_task, cx));
+    within(state, limit, "the TLS handshake", shaken).await
 }
 
 fn poll_handshake(
@@ -94,7 +81,7 @@ fn poll_handshake(
     state.after_tls(&done);
     if let Poll::Ready(shaken) = done.result {
         if shaken.is_ok() {
-            state.end_handshake();
+            state.end_tls_handshake();
         }
         return Poll::Ready(shaken);
     }

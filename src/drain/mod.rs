@@ -14,6 +14,7 @@
 //! for the end of the server do it in place of this task where it is late: see [`fallback`].
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_lite::future;
@@ -59,6 +60,11 @@ async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
     for shard in 0..shared.lingering.shards() {
         first.spawn(shard, Box::pin(Closer::new(shared, shard)));
     }
+    #[cfg(feature = "metrics")]
+    first.spawn(
+        0,
+        Box::pin(crate::shared::metrics::keep_recording(shared.clone())),
+    );
     for (mut launcher, set) in beside.into_iter().zip(1..) {
         let (shared, guard) = (shared.clone(), AcceptorGuard::of_set(shared, set));
         // What stays open through a drain has no shard of its own.
@@ -68,12 +74,12 @@ async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
             set
         };
         let accepting = async move {
-            accept(&shared, set, &mut *launcher).await;
+            begin(&shared, accept(&shared, set, &mut *launcher)).await;
             drop((launcher, guard));
         };
         first.spawn(shard as u16, Box::pin(accepting));
     }
-    accept(shared, 0, &mut *first).await;
+    begin(shared, accept(shared, 0, &mut *first)).await;
 
     // Invariant 1.
     shut_listeners(shared);
@@ -105,6 +111,16 @@ async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
     };
     future::or(drained, future::or(overdue, told)).await;
     shared.close();
+}
+
+/// Runs an accept loop, and notes when it has asked its listeners for the first time.
+async fn begin(shared: &Shared, accepting: impl Future<Output = ()>) {
+    let mut accepting = pin!(accepting);
+    let ended = future::poll_once(accepting.as_mut()).await;
+    shared.acceptor_began();
+    if ended.is_none() {
+        accepting.await;
+    }
 }
 
 /// Waits until nothing is left but listeners that stay open through a drain, and their connections.

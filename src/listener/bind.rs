@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use super::custom::CustomListener;
 use super::inherited::Adopted;
+#[cfg(feature = "systemd")]
+use super::systemd;
 use super::unix::Unix;
 use super::{AnyListener, ErasedListener, Listener, RawListener, Security, tcp};
 use crate::address::{Address, Target};
@@ -25,6 +27,9 @@ pub(crate) enum Kind {
     Target(Target),
     Adopted(Adopted),
     Custom(Arc<dyn ErasedListener>),
+    /// What systemd has passed: of this name, or all.
+    #[cfg(feature = "systemd")]
+    Systemd(Option<String>),
 }
 
 impl Source {
@@ -34,6 +39,12 @@ impl Source {
 
     pub(crate) fn adopted(adopted: Adopted) -> Self {
         Self::new(Kind::Adopted(adopted))
+    }
+
+    /// What systemd has passed.
+    #[cfg(feature = "systemd")]
+    pub(crate) fn systemd(name: Option<String>) -> Self {
+        Self::new(Kind::Systemd(name))
     }
 
     /// A listener of the user's own.
@@ -56,6 +67,8 @@ impl fmt::Debug for Source {
             Kind::Target(target) => target.fmt(f),
             Kind::Adopted(adopted) => adopted.fmt(f),
             Kind::Custom(_) => f.write_str("Custom"),
+            #[cfg(feature = "systemd")]
+            Kind::Systemd(name) => f.debug_tuple("Systemd").field(name).finish(),
         }
     }
 }
@@ -110,6 +123,14 @@ pub(crate) async fn bind(
                 Resolved::Bound(AnyListener::Socket(adopted.into_raw(&engines[0])?))
             }
             Kind::Custom(listener) => Resolved::Bound(AnyListener::Custom(listener)),
+            #[cfg(feature = "systemd")]
+            Kind::Systemd(name) => {
+                for adopted in systemd::take(name.as_deref())? {
+                    let listener = AnyListener::Socket(adopted.into_raw(&engines[0])?);
+                    resolved.push((Resolved::Bound(listener), tls.clone(), keeps_open));
+                }
+                continue;
+            }
         };
         resolved.push((it, tls, keeps_open));
     }
@@ -125,7 +146,13 @@ pub(crate) async fn bind(
     }
     let mut bound: Vec<Bound> = Vec::new();
     for (it, tls, keeps_open) in resolved {
-        let sockets = match it {
+        #[cfg(feature = "systemd")]
+        let (it, stored) = take_stored(it, config, engines)?;
+        #[cfg(not(feature = "systemd"))]
+        let stored = Vec::new();
+        let bound_now = match it {
+            // All of its addresses were stored.
+            Resolved::Tcp(addresses) if addresses.is_empty() => Vec::new(),
             Resolved::Tcp(addresses) => {
                 // One that is kept open has an accept loop of its own, and not one in each shard.
                 let engines = if keeps_open { &engines[..1] } else { engines };
@@ -140,7 +167,8 @@ pub(crate) async fn bind(
             }
             Resolved::Bound(listener) => vec![vec![listener]],
         };
-        bound.extend(sockets.into_iter().map(|sockets| Bound {
+        let sockets = stored.into_iter().chain(bound_now);
+        bound.extend(sockets.map(|sockets| Bound {
             sockets,
             tls: tls.clone(),
             keeps_open,
@@ -156,6 +184,41 @@ enum Resolved {
     Unix(Address),
     /// A listener that was made elsewhere.
     Bound(AnyListener),
+}
+
+/// Takes the sockets of a source that were stored by an earlier process of the service; gives what is
+/// left to bind.
+#[cfg(feature = "systemd")]
+fn take_stored(
+    source: Resolved,
+    config: &Config,
+    engines: &[Engine],
+) -> io::Result<(Resolved, Vec<Vec<AnyListener>>)> {
+    let mut stored = Vec::new();
+    if !config.store_listeners {
+        return Ok((source, stored));
+    }
+    let mut take = |address: &Address| -> io::Result<bool> {
+        let groups = systemd::register(systemd::take_stored(address)?, engines)?;
+        let found = !groups.is_empty();
+        let any = |group: Vec<_>| group.into_iter().map(AnyListener::Socket).collect();
+        stored.extend(groups.into_iter().map(any));
+        Ok(found)
+    };
+    let left = match source {
+        Resolved::Tcp(addresses) => {
+            let mut left = Vec::new();
+            for address in addresses {
+                if !take(&Address::Tcp(address))? {
+                    left.push(address);
+                }
+            }
+            Resolved::Tcp(left)
+        }
+        Resolved::Unix(address) if take(&address)? => Resolved::Tcp(Vec::new()),
+        other => other,
+    };
+    Ok((left, stored))
 }
 
 fn socket(listener: impl RawListener + 'static) -> AnyListener {

@@ -6,6 +6,8 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+#[cfg(any(feature = "systemd", feature = "health"))]
+use std::os::fd::BorrowedFd;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -28,6 +30,8 @@ mod inherited;
 pub(crate) mod set;
 #[cfg(target_os = "linux")]
 mod shut;
+#[cfg(feature = "systemd")]
+pub(crate) mod systemd;
 mod tcp;
 mod unix;
 
@@ -161,6 +165,23 @@ pub(crate) trait RawListener: Send {
 
     /// Ends the listening, before the descriptor is closed.
     fn end(&mut self) {}
+
+    /// The socket, for a supervisor to hold for a successor; `None` of one that was adopted from others.
+    #[cfg(any(feature = "systemd", feature = "health"))]
+    fn lend(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// A supervisor holds the socket, too: its queue is a successor's. A stop closes the descriptor
+    /// without having shut the socket, which would be done to the successor's, and without a sweep, and
+    /// leaves the path of a Unix socket where it is.
+    #[cfg(feature = "systemd")]
+    fn keep(&mut self);
+
+    /// Whether a supervisor holds the socket for a successor.
+    fn is_kept(&self) -> bool {
+        false
+    }
 
     /// Closes the descriptor and does nothing else, in a process that was forked from the owner's.
     fn leave(self: Box<Self>);

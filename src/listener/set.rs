@@ -12,6 +12,9 @@ use crate::socket::Incoming;
 use crate::socket::owner::Owner;
 use crate::sync::{assert_unlocked, lock, wake_by_ref};
 
+#[cfg(any(feature = "systemd", feature = "health"))]
+mod lent;
+
 /// The listeners of one accept loop.
 ///
 /// Sockets are asked for peers under the set's lock, for the length of a system call. (A reactor
@@ -291,6 +294,10 @@ impl ListenerSet {
         } = listeners.all.get_mut(index)?;
         let origin = *origin;
         let accepted = match listener {
+            // Its queue is a successor's.
+            AnyListener::Socket(listener) if listener.is_kept() => {
+                Err(io::ErrorKind::WouldBlock.into())
+            }
             AnyListener::Socket(listener) if !listener.is_shut() && accepted >= backlog => {
                 Err(io::ErrorKind::WouldBlock.into())
             }

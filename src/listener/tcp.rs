@@ -33,6 +33,11 @@ pub(crate) struct Tcp {
     means: Means,
     /// New peers are refused.
     is_shut: bool,
+    /// The socket was adopted.
+    #[cfg(any(feature = "systemd", feature = "health"))]
+    is_adopted: bool,
+    /// See [`RawListener::keep`].
+    is_kept: bool,
 }
 
 impl Tcp {
@@ -74,6 +79,9 @@ impl Tcp {
                 #[cfg(target_os = "linux")]
                 means,
                 is_shut: false,
+                #[cfg(any(feature = "systemd", feature = "health"))]
+                is_adopted: false,
+                is_kept: false,
             })
         });
         listening.collect()
@@ -87,6 +95,9 @@ impl Tcp {
             #[cfg(target_os = "linux")]
             means: Means::None,
             is_shut: false,
+            #[cfg(any(feature = "systemd", feature = "health"))]
+            is_adopted: true,
+            is_kept: false,
         })
     }
 }
@@ -172,7 +183,7 @@ impl RawListener for Tcp {
 
     fn shut(&mut self) -> io::Result<()> {
         #[cfg(target_os = "linux")]
-        if !self.is_shut {
+        if !self.is_shut && !self.is_kept {
             self.is_shut = self.means.shut(self.socket.get_ref())?;
         }
         Ok(())
@@ -193,6 +204,22 @@ impl RawListener for Tcp {
             // copy of the descriptor until it is executed. A socket that was shut is nobody else's.
             let _ignored = SockRef::from(self.socket.get_ref()).shutdown(Shutdown::Both);
         }
+    }
+
+    #[cfg(any(feature = "systemd", feature = "health"))]
+    fn lend(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        use std::os::fd::AsFd;
+        let is_lent = self.is_kept || !self.is_adopted;
+        is_lent.then(|| self.socket.get_ref().as_fd())
+    }
+
+    #[cfg(feature = "systemd")]
+    fn keep(&mut self) {
+        self.is_kept = true;
+    }
+
+    fn is_kept(&self) -> bool {
+        self.is_kept
     }
 
     fn leave(self: Box<Self>) {

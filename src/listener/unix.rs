@@ -40,6 +40,8 @@ pub(crate) struct Unix {
     /// The socket was adopted, and others may hold it: what acts on the socket, and not on our
     /// descriptor alone, is not done.
     shared: bool,
+    /// See [`RawListener::keep`].
+    is_kept: bool,
     /// New peers are refused. The system then reports the socket as ready for ever, with an empty
     /// queue, too.
     shut: bool,
@@ -78,6 +80,7 @@ impl Unix {
             socket: ListeningSocket::new(listener, engine)?,
             file: None,
             shared: true,
+            is_kept: false,
             shut: false,
         })
     }
@@ -110,6 +113,7 @@ impl Unix {
             socket: ListeningSocket::new(socket.into(), engine)?,
             file,
             shared: false,
+            is_kept: false,
             shut: false,
         })
     }
@@ -192,6 +196,9 @@ impl RawListener for Unix {
     }
 
     fn shut(&mut self) -> io::Result<()> {
+        if self.is_kept {
+            return Ok(());
+        }
         // Invariant 1.
         let removed = self.file.take().map_or(Ok(()), |mut file| file.remove());
         if !self.shared {
@@ -201,6 +208,27 @@ impl RawListener for Unix {
             self.shut = true;
         }
         removed
+    }
+
+    #[cfg(any(feature = "systemd", feature = "health"))]
+    fn lend(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        use std::os::fd::AsFd;
+        let is_lent = self.is_kept || !self.shared;
+        is_lent.then(|| self.socket.get_ref().as_fd())
+    }
+
+    #[cfg(feature = "systemd")]
+    fn keep(&mut self) {
+        self.is_kept = true;
+        // As if others held it: see `was_shut`.
+        self.shared = true;
+        if let Some(file) = &mut self.file {
+            file.is_removed = true;
+        }
+    }
+
+    fn is_kept(&self) -> bool {
+        self.is_kept
     }
 
     fn leave(self: Box<Self>) {

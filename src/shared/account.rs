@@ -73,7 +73,17 @@ impl Shared {
 
     /// Closes the books, once: there is a report.
     pub(crate) fn close(&self) {
+        // First: who waits for the end of the server may bind the address again.
+        #[cfg(feature = "health")]
+        if let Some(health) = self.health.get() {
+            health.close();
+        }
         let is_first = self.report.set(self.build_report()).is_ok();
+        // Before anybody is told that the server is closed: they may look.
+        #[cfg(feature = "metrics")]
+        if is_first {
+            self.record_metrics_as(State::Closed);
+        }
         // Even if another thread set the report first: our caller looks at the phase next, and a
         // report exists.
         self.latch.advance(Phase::Closed);

@@ -154,7 +154,7 @@ impl ConnectionState {
     pub(crate) fn is_busy(&self) -> bool {
         // In this order: a write marks what it could not send first, and counts as an answer
         // afterwards.
-        self.is_inside_message() || self.is_inside_tls()
+        self.is_inside_message() || self.is_inside_tls() || self.is_handshaking()
     }
 
     fn is_inside_message(&self) -> bool {

@@ -15,6 +15,9 @@ use crate::runtime::Sleep;
 #[cfg(feature = "_tls")]
 use crate::tls::TlsState;
 
+#[cfg(feature = "proxy")]
+use super::proxy::ProxyState;
+
 /// The cold data of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Cold {
@@ -27,6 +30,9 @@ pub(super) struct Cold {
     /// The TLS that the connection's bytes go through, once it has begun.
     #[cfg(feature = "_tls")]
     pub(super) tls: OnceLock<Box<TlsState>>,
+    /// The header of the proxy that has connected, or the wait for it.
+    #[cfg(feature = "proxy")]
+    pub(super) proxy: OnceLock<Box<ProxyState>>,
     /// What is used under a lock, allocated apart: a long address or a limit alone does not need
     /// it.
     pub(super) locked: OnceLock<Box<Mutex<ColdLocked>>>,

@@ -144,7 +144,17 @@ impl ConnectionState {
         self.readiness.clear(flags)
     }
 
+    /// The client: the peer, or whom its PROXY header names.
     pub(crate) fn peer(&self) -> Address {
+        #[cfg(feature = "proxy")]
+        if let Some(client) = self.proxy_header().and_then(|it| it.source.clone()) {
+            return client;
+        }
+        self.socket_peer()
+    }
+
+    /// The peer at the other end of the socket.
+    pub(crate) fn socket_peer(&self) -> Address {
         let long = self.cold.get().and_then(|cold| cold.peer.clone());
         long.unwrap_or_else(|| lengthen(self.peer, self.has(flag::MAPPED)))
     }
@@ -419,9 +429,9 @@ impl ConnectionState {
 
     pub(crate) fn waiting(&self) -> Waiting {
         let word = self.word();
-        #[cfg(feature = "_tls")]
-        if self.is_handshaking() && word & flag::CLOSING == 0 {
-            return Waiting::Handshake;
+        #[cfg(feature = "_handshake")]
+        if let Some(handshake) = self.handshake().filter(|_| word & flag::CLOSING == 0) {
+            return handshake;
         }
         if word & flag::CLOSING != 0 {
             Waiting::Close

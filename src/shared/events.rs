@@ -33,6 +33,14 @@ pub enum ServerEvent {
         /// Its peer.
         peer: Address,
     },
+    /// A connection's PROXY header has come.
+    #[cfg(feature = "proxy")]
+    Proxied {
+        /// Its id.
+        id: u64,
+        /// The client, or the proxy where it names none.
+        peer: Address,
+    },
     /// A connection ended: its socket is closed.
     Closed {
         /// Its id.

@@ -55,6 +55,8 @@ pub(crate) struct Ledger {
     limited: Limited,
     #[cfg(feature = "_tls")]
     pub(super) failed_handshakes: u64,
+    #[cfg(feature = "proxy")]
+    failed_proxy_headers: u64,
     /// Connections that were closed although their peers had not everything, or still sent.
     pub(super) lingered_out: u64,
     /// Connections that a drain ended and whose peers sent something afterwards.
@@ -103,6 +105,8 @@ impl Ledger {
             Cause::MaxAge => self.limited.age += 1,
             #[cfg(feature = "_tls")]
             Cause::Handshake(_) => self.failed_handshakes += 1,
+            #[cfg(feature = "proxy")]
+            Cause::ProxyHeader(_) => self.failed_proxy_headers += 1,
             _ => {}
         }
         if let Some(ip) = closing.peer_permit {
@@ -201,10 +205,12 @@ impl Ledger {
             shortage: false,
             limited: self.limited,
             // The server knows it.
-            #[cfg(feature = "_tls")]
+            #[cfg(feature = "_handshake")]
             handshakes: 0,
             #[cfg(feature = "_tls")]
             failed_handshakes: self.failed_handshakes,
+            #[cfg(feature = "proxy")]
+            failed_proxy_headers: self.failed_proxy_headers,
             // Counted with the permits.
             closing: 0,
             lingered_out: self.lingered_out,

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use event_listener::Event;
 use futures_lite::future;
 
 use crate::config::Config;
@@ -19,7 +20,7 @@ use crate::report::{Report, Stats};
 use crate::runtime::{Clock, Runtime};
 use crate::socket::owner::Owner;
 use crate::socket::readiness::flag;
-use crate::sync::{listen, lock};
+use crate::sync::{listen, lock, notify};
 use crate::transport::Engine;
 #[cfg(target_os = "linux")]
 use crate::workers::WorkerPools;
@@ -30,11 +31,18 @@ mod addresses;
 mod cold;
 pub(crate) mod connection;
 pub(crate) mod events;
+mod handshake;
+#[cfg(feature = "health")]
+pub(crate) mod health;
 mod id_map;
 pub(crate) mod ledger;
 pub(crate) mod lingering;
 mod listeners;
+#[cfg(feature = "metrics")]
+pub(crate) mod metrics;
 pub(crate) mod permits;
+#[cfg(feature = "proxy")]
+mod proxy;
 pub(crate) mod registry;
 mod self_wait;
 mod tls;
@@ -66,6 +74,9 @@ pub(crate) struct Shared {
     pub(crate) queue: Queue<Arc<ConnectionState>>,
     /// Connections that are being closed and wait for their peers.
     pub(crate) lingering: LingeringQueues,
+    /// What was told through the facade `metrics`, where that is asked for.
+    #[cfg(feature = "metrics")]
+    pub(crate) metrics: Option<metrics::MetricsState>,
     addresses: Addresses,
     /// One a shard, each with an accept loop of its own; and the last, where there is one, of the
     /// listeners that stay open through a drain.
@@ -89,6 +100,12 @@ pub(crate) struct Shared {
     /// Counted up for each connection that is dealt out to a pool.
     #[cfg(target_os = "linux")]
     next_pool: AtomicUsize,
+    /// How many accept loops have asked their listeners for a peer, and the event of one that has.
+    began: AtomicUsize,
+    began_event: Event,
+    /// Where the server is asked after its health.
+    #[cfg(feature = "health")]
+    pub(crate) health: OnceLock<health::Health>,
     /// The servers that stop when this one does.
     linked: Mutex<Vec<Weak<Self>>>,
 }
@@ -106,6 +123,8 @@ impl Shared {
             permits: Permits::new(config.max_connections),
             queue: Queue::default(),
             lingering: LingeringQueues::default(),
+            #[cfg(feature = "metrics")]
+            metrics: config.metrics.as_ref().map(metrics::MetricsState::new),
             config,
             clock: Box::new(runtime.clone()),
             addresses,
@@ -122,6 +141,10 @@ impl Shared {
             pools: OnceLock::new(),
             #[cfg(target_os = "linux")]
             next_pool: AtomicUsize::new(0),
+            began: AtomicUsize::new(0),
+            began_event: Event::new(),
+            #[cfg(feature = "health")]
+            health: OnceLock::new(),
             linked: Mutex::default(),
         })
     }
@@ -155,7 +178,7 @@ impl Shared {
         Stats {
             closing: self.permits.apart() as u64,
             shortage: self.is_short(),
-            #[cfg(feature = "_tls")]
+            #[cfg(feature = "_handshake")]
             handshakes: self.permits.handshakes(),
             ..self.registry.stats()
         }
@@ -175,6 +198,30 @@ impl Shared {
         if self.latch.advance(Phase::Serving) {
             log::info!(target: "gracious", "{self}");
             self.registry.publish(self.state());
+        }
+    }
+
+    /// An accept loop has asked its listeners for a peer, for the first time.
+    pub(crate) fn acceptor_began(&self) {
+        self.began.fetch_add(1, SeqCst);
+        notify(&self.began_event);
+    }
+
+    /// Whether all accept loops ask their listeners for peers.
+    #[cfg(any(feature = "systemd", feature = "health"))]
+    pub(crate) fn accepts_everywhere(&self) -> bool {
+        self.began.load(SeqCst) >= self.listener_sets.len()
+    }
+
+    /// Waits until all accept loops ask their listeners for peers.
+    #[cfg(feature = "systemd")]
+    pub(crate) async fn accepting_everywhere(&self) {
+        while !self.accepts_everywhere() {
+            let began = listen(&self.began_event);
+            if self.accepts_everywhere() {
+                return;
+            }
+            began.await;
         }
     }
 
@@ -234,6 +281,10 @@ impl Shared {
             return false;
         }
         self.listener_sets.iter().for_each(ListenerSet::leave);
+        #[cfg(feature = "health")]
+        if let Some(health) = self.health.get() {
+            health.listeners.leave();
+        }
         true
     }
 }

@@ -22,10 +22,10 @@ use crate::sync::{Mutex, lock, notify};
 #[derive(Debug)]
 pub(crate) struct Permits {
     in_use: AtomicUsize,
-    /// How many TLS handshakes are under way, and how many of these connections have no permit.
-    #[cfg(feature = "_tls")]
+    /// How many handshakes are under way, and how many of these connections have no permit.
+    #[cfg(feature = "_handshake")]
     handshakes: AtomicUsize,
-    #[cfg(feature = "_tls")]
+    #[cfg(feature = "_handshake")]
     handshakes_apart: AtomicUsize,
     /// How many connections are being closed and have given their permits back.
     apart: AtomicUsize,
@@ -45,9 +45,9 @@ impl Permits {
     pub(super) fn new(max_connections: Option<usize>) -> Self {
         Self {
             in_use: AtomicUsize::new(0),
-            #[cfg(feature = "_tls")]
+            #[cfg(feature = "_handshake")]
             handshakes: AtomicUsize::new(0),
-            #[cfg(feature = "_tls")]
+            #[cfg(feature = "_handshake")]
             handshakes_apart: AtomicUsize::new(0),
             apart: AtomicUsize::new(0),
             max: AtomicUsize::new(max_connections.unwrap_or(usize::MAX)),
@@ -128,8 +128,8 @@ impl Permits {
         }
     }
 
-    /// A TLS handshake begins; gives whether its connection may do without a permit.
-    #[cfg(feature = "_tls")]
+    /// A handshake begins; gives whether its connection may do without a permit.
+    #[cfg(feature = "_handshake")]
     pub(crate) fn begin_handshake(&self) -> bool {
         self.handshakes.fetch_add(1, SeqCst);
         let one_more = |apart| (apart < self.max.load(SeqCst)).then_some(apart + 1);
@@ -137,8 +137,8 @@ impl Permits {
         apart.fetch_update(SeqCst, SeqCst, one_more).is_ok()
     }
 
-    /// A TLS handshake has ended, after its connection was launched, queued or closed.
-    #[cfg(feature = "_tls")]
+    /// A handshake has ended, after its connection was launched, queued or closed.
+    #[cfg(feature = "_handshake")]
     pub(crate) fn end_handshake(&self, is_apart: bool) {
         if is_apart {
             self.handshakes_apart.fetch_sub(1, SeqCst);
@@ -147,8 +147,8 @@ impl Permits {
         notify(&self.released);
     }
 
-    /// How many TLS handshakes are under way.
-    #[cfg(feature = "_tls")]
+    /// How many handshakes are under way.
+    #[cfg(feature = "_handshake")]
     pub(crate) fn handshakes(&self) -> u64 {
         self.handshakes.load(SeqCst) as u64
     }

@@ -365,6 +365,12 @@ impl Registry {
         self.inner().ledger.active()
     }
 
+    /// How many connections are inside a message.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn busy(&self) -> u64 {
+        self.all().iter().filter(|it| it.is_busy()).count() as u64
+    }
+
     /// How many connections and tracked futures are left.
     pub(crate) fn left(&self) -> u64 {
         self.inner().ledger.left()

@@ -1,29 +1,14 @@
 //! What TLS adds to a connection's state; without the feature, nothing.
 
 use std::io;
-use std::sync::atomic::Ordering::Acquire;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use super::Shared;
 use super::connection::ConnectionState;
 use crate::socket::readiness::is_tls;
 #[cfg(feature = "_tls")]
 use crate::socket::readiness::{Waiter, flag};
 #[cfg(feature = "_tls")]
-use crate::sync::nanos;
-#[cfg(feature = "_tls")]
 use crate::tls::{Done, TlsState, Wire};
-
-impl Shared {
-    /// Whether TLS handshakes are under way, whose connections may yet be queued.
-    pub(crate) fn has_handshakes(&self) -> bool {
-        #[cfg(feature = "_tls")]
-        return self.permits.handshakes() > 0;
-        #[cfg(not(feature = "_tls"))]
-        false
-    }
-}
 
 impl ConnectionState {
     /// Whether the connection is inside something that concerns TLS alone.
@@ -32,32 +17,6 @@ impl ConnectionState {
         return self.tls().is_some_and(TlsState::is_busy);
         #[cfg(not(feature = "_tls"))]
         false
-    }
-
-    /// Whether the TLS handshake goes on.
-    pub(crate) fn is_handshaking(&self) -> bool {
-        #[cfg(feature = "_tls")]
-        return self.tls().is_some_and(TlsState::is_handshaking);
-        #[cfg(not(feature = "_tls"))]
-        false
-    }
-
-    /// The uptime from which on the peer could say something: that of the accept, or of the end of the
-    /// TLS handshake.
-    pub(crate) fn begun(&self) -> Duration {
-        #[cfg(feature = "_tls")]
-        if let Some(tls) = self.tls() {
-            let begun = Duration::from_nanos(tls.begun.load(Acquire));
-            return begun.max(self.accepted());
-        }
-        self.accepted()
-    }
-
-    /// Whether the peer has had no time for its first byte yet.
-    pub(super) fn is_fresh(&self, uptime: Duration) -> bool {
-        let grace = self.server.config.first_byte_grace;
-        let has_time = || uptime.saturating_sub(self.begun()) < grace;
-        self.received.load(Acquire) == 0 && (has_time() || self.is_handshaking())
     }
 
     /// Ends our side of the conversation, in TLS and then in the transport. Where TLS has to wait for
@@ -99,20 +58,10 @@ impl ConnectionState {
         is_first
     }
 
-    /// The handshake has come to its good end.
-    pub(crate) fn end_handshake(&self) {
-        let Some(tls) = self.tls() else {
-            return;
-        };
-        let now = self.server.uptime();
-        // Before the look for a drain: one that comes later sees it.
-        tls.begun
-            .store(nanos(now), std::sync::atomic::Ordering::SeqCst);
-        self.mark_activity();
-        if self.has(flag::DRAINING) && self.is_fresh(now) {
-            self.set(flag::FIRST_BYTE_GRACE);
-            // It ends the grace.
-            self.wake_task();
+    /// The TLS handshake has come to its good end.
+    pub(crate) fn end_tls_handshake(&self) {
+        if let Some(tls) = self.tls() {
+            self.end_handshake(&tls.begun);
         }
     }
 

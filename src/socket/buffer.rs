@@ -66,6 +66,19 @@ impl Buffer {
         result
     }
 
+    /// A buffer with these bytes, of which one read has brought no more than a buffer holds.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        let mut buffer = Self::default();
+        if !bytes.is_empty() {
+            buffer.fill(|buf| {
+                buf[..bytes.len()].copy_from_slice(bytes);
+                (bytes.len(), ())
+            });
+        }
+        buffer
+    }
+
     /// Puts bytes in front of those that are unread; `false` where there is no room for both.
     #[cfg(feature = "http")]
     pub(crate) fn unread(&mut self, bytes: &[u8]) -> bool {

@@ -328,6 +328,12 @@ impl Watched {
                 notes.push((who, format!("ended: {cause:?}")));
                 connection.cause = Some(cause);
             }
+            #[cfg(feature = "proxy")]
+            ServerEvent::Proxied { id, peer } => {
+                let wire = self.connections.entry(id).or_default().wire;
+                let who = Who::Connection(wire.unwrap_or(0));
+                notes.push((who, format!("comes from {peer}")));
+            }
             ServerEvent::Missed(count) => {
                 notes.push((Who::World, format!("missed {count} events")));
             }

@@ -32,6 +32,8 @@ mod p13_back_pressure;
 mod p14_dropping;
 mod p15_account;
 mod p17_fairness;
+#[cfg(feature = "proxy")]
+mod proxy;
 mod scope;
 mod sets;
 #[cfg(all(feature = "tls", target_os = "linux"))]

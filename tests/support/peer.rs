@@ -139,8 +139,18 @@ pub struct Process {
 impl Process {
     fn start(name: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(Self::args(name));
+        Self::run(command, name)
+    }
+
+    /// What the test binary runs one test by.
+    pub fn args(name: &str) -> [&str; 4] {
+        [name, "--exact", "--nocapture", "--test-threads=1"]
+    }
+
+    /// Runs a command, which is to become the test binary with its [`args`](Self::args).
+    pub fn run(mut command: Command, name: &str) -> Self {
         command
-            .args([name, "--exact", "--nocapture", "--test-threads=1"])
             .env(CHILD, name)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -285,6 +295,15 @@ pub fn in_a_process(
     child: impl FnOnce() + Send + 'static,
     parent: &'static (dyn Fn(Process) + Sync),
 ) {
+    half_of(test, child, |name| parent(Process::start(name)));
+}
+
+/// As [`in_a_process`], with a parent that starts the processes itself, by the test's name.
+pub fn half_of(
+    test: &'static str,
+    child: impl FnOnce() + Send + 'static,
+    parent: impl FnOnce(&'static str) + Send + 'static,
+) {
     let (_crate, name) = test.split_once("::").unwrap();
     if std::env::var(CHILD).is_ok_and(|it| it == name) {
         // Taken before the tests' own logger is.
@@ -292,7 +311,7 @@ pub fn in_a_process(
         log::set_max_level(log::LevelFilter::Info);
         super::within(DEADLINE, child);
     } else {
-        super::within(DEADLINE, move || parent(Process::start(name)));
+        super::within(DEADLINE, move || parent(name));
     }
 }
 

@@ -18,6 +18,8 @@ use crate::support::client::{Client, unix_path};
 
 mod configured;
 mod handshakes;
+#[cfg(feature = "proxy")]
+mod proxied;
 mod starttls;
 mod stopped;
 mod talking;
