@@ -11,11 +11,9 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
 
 use futures_lite::future;
-use futures_util::{FutureExt, select_biased};
 
 use self::admission::{admit, next_or_queued, poll_next, start};
 use self::error::{AcceptBackoff, Next};
@@ -88,12 +86,12 @@ async fn accept_until(
             }
         }
     };
-    let (mut stop, mut accepting) = (pin!(stop.fuse()), pin!(accepting.fuse()));
+    let stopped = async {
+        stop.await;
+        Ok(())
+    };
     // Polled in this order (invariant 3): `stop` is looked at before a peer is taken.
-    select_biased! {
-        () = stop => Ok(()),
-        end = accepting => end,
-    }
+    future::or(stopped, accepting).await
 }
 
 /// What the accept loop has waited for.
@@ -114,7 +112,9 @@ async fn next_peer(
     backoff: &mut AcceptBackoff,
 ) -> io::Result<Peer> {
     loop {
-        shared.permit().await;
+        if !shared.has_permit() {
+            shared.permit().await;
+        }
         if let Some(connection) = shared.next_queued() {
             return Ok(Peer::Queued(connection));
         }

@@ -170,7 +170,7 @@ impl ListenerSet {
                 // The listeners were closed while one of the user's own was asked.
                 return Poll::Pending;
             };
-            let origin = *origin;
+            let (origin, is_ending) = (*origin, ending.is_some());
             let is_last = ending.is_some_and(|ending| ending.is_last);
             let accepted = match listener {
                 AnyListener::Socket(_) if ending.is_some_and(|ending| ending.left == 0) => {
@@ -195,7 +195,10 @@ impl ListenerSet {
             if let Poll::Ready(accepted) = accepted {
                 let is_closed = listeners.is_closed;
                 listeners.next = index + 1;
-                listeners.count_down(index, origin.address);
+                // Only a listener that was asked under the lock has an end that counts.
+                if is_ending {
+                    listeners.count_down(index, origin.address);
+                }
                 drop(listeners);
                 // Without the lock: a peer that comes when the set is closed is dropped here.
                 return match is_closed {
