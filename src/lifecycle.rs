@@ -10,6 +10,9 @@
 //!    be made from any thread, and from a handler.
 
 use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use event_listener::{Event, EventListener};
@@ -36,6 +39,9 @@ pub enum Reason {
     RuntimeGone,
     /// A listener could not go on, with the error it met.
     Listener(String),
+    /// A successor has taken the listening sockets over.
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    HandedOver,
 }
 
 impl fmt::Display for Reason {
@@ -48,6 +54,8 @@ impl fmt::Display for Reason {
             Self::Dropped => f.write_str("dropped"),
             Self::RuntimeGone => f.write_str("the runtime is gone"),
             Self::Listener(error) => write!(f, "a listener failed: {error}"),
+            #[cfg(all(feature = "handover", target_os = "linux"))]
+            Self::HandedOver => f.write_str("handed over"),
         }
     }
 }
@@ -138,6 +146,8 @@ pub(crate) struct Latch {
     phase: AtomicU8,
     /// A drain has come to the listeners that stay open through it.
     last: AtomicBool,
+    /// For each phase, at its number: notified once, when the phase has risen to it or above.
+    reached: [Event; Phase::ALL.len()],
     /// Notified at every rise of the phase, and at every change of the request that moves a
     /// deadline.
     changed: Event,
@@ -183,8 +193,11 @@ impl Latch {
     /// Raises the phase; `false` where it was as high already.
     pub(crate) fn advance(&self, to: Phase) -> bool {
         // `SeqCst` pairs with the load in `phase`.
-        let risen = self.phase.fetch_max(to as u8, SeqCst) < to as u8;
+        let from = self.phase.fetch_max(to as u8, SeqCst);
+        let risen = from < to as u8;
         if risen {
+            let passed = usize::from(from) + 1..=to as usize;
+            self.reached[passed].iter().for_each(notify);
             notify(&self.changed);
         }
         risen
@@ -253,18 +266,87 @@ impl Latch {
     }
 
     /// Waits until the phase is `phase` or above.
+    ///
+    /// An accept loop polls this for every peer, so a poll is mostly one look. Nothing notifies a
+    /// phase's event before the phase is reached: as long as it is not, the listener is there still,
+    /// with the waker of the poll that made it.
     pub(crate) async fn reached(&self, phase: Phase) {
-        while self.phase() < phase {
-            let changed = self.listen();
+        let mut last: Option<(Waker, EventListener)> = None;
+        poll_fn(|cx| {
             if self.phase() >= phase {
-                return;
+                return Poll::Ready(());
             }
-            changed.await;
-        }
+            if let Some((waker, _listener)) = &last {
+                if waker.will_wake(cx.waker()) {
+                    return Poll::Pending;
+                }
+            }
+            let listener = listen(&self.reached[phase as usize]);
+            let (_, listener) = last.insert((cx.waker().clone(), listener));
+            // Invariant 1: the look comes after the listener has the waker.
+            if Pin::new(listener).poll(cx).is_ready() || self.phase() >= phase {
+                return Poll::Ready(());
+            }
+            Poll::Pending
+        })
+        .await;
     }
 }
 
 /// The earlier of two instants, each of which may be missing.
 fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     one.into_iter().chain(other).min()
+}
+
+// Not where the latch is compiled against a model of memory: `tests/models`.
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Context, Wake};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    /// A wake-up for a lower phase would use the listener up, and a poll that only looks would not
+    /// make another.
+    #[test]
+    fn a_future_is_woken_by_the_phase_that_it_waits_for() {
+        let latch = Latch::default();
+        let woken = Arc::new(Woken::default());
+        let waker = woken.clone().into();
+        let mut cx = Context::from_waker(&waker);
+        let mut closed = pin!(latch.reached(Phase::Closed));
+        assert!(closed.as_mut().poll(&mut cx).is_pending());
+        latch.advance(Phase::Draining);
+        assert_eq!(woken.0.load(SeqCst), 0);
+        assert!(closed.as_mut().poll(&mut cx).is_pending());
+        latch.advance(Phase::Closed);
+        assert_eq!(woken.0.load(SeqCst), 1);
+        assert!(closed.as_mut().poll(&mut cx).is_ready());
+    }
+
+    /// A task may go to another executor, and a future to another task.
+    #[test]
+    fn a_future_wakes_the_task_that_polled_it_last() {
+        let latch = Latch::default();
+        let wakers = [(); 2].map(|()| Arc::new(Woken::default()));
+        let mut draining = pin!(latch.reached(Phase::Draining));
+        for woken in &wakers {
+            let waker = woken.clone().into();
+            let mut cx = Context::from_waker(&waker);
+            assert!(draining.as_mut().poll(&mut cx).is_pending());
+        }
+        latch.advance(Phase::Aborting);
+        assert_eq!(wakers.map(|woken| woken.0.load(SeqCst)), [0, 1]);
+    }
 }

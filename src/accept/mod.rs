@@ -114,7 +114,9 @@ async fn next_peer(
     backoff: &mut AcceptBackoff,
 ) -> io::Result<Peer> {
     loop {
-        shared.permit().await;
+        if !shared.has_permit() {
+            shared.permit().await;
+        }
         if let Some(connection) = shared.next_queued() {
             return Ok(Peer::Queued(connection));
         }

@@ -316,6 +316,7 @@ impl AsyncBufRead for Connection {
         Pin::new(&mut self.get_mut().reader).poll_fill_buf(cx)
     }
 
+    #[inline]
     fn consume(mut self: Pin<&mut Self>, amount: usize) {
         Pin::new(&mut self.reader).consume(amount);
     }

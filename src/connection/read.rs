@@ -66,174 +66,21 @@ impl ReadHalf {
     // is a few instructions without this.
     #[inline(never)]
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // A connection that waits needs no buffer.
-        if self.registers_only(cx) {
-            return Poll::Pending;
-        }
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let received = buffer.fill(|buf| {
-            let received = self.poll_receive(cx, buf);
-            let filled = match received {
-                Poll::Ready(Ok(n)) => n,
-                _ => 0,
-            };
-            (filled, received)
-        });
-        self.buffer = buffer;
-        received
-    }
-
-    /// Registers the waker, if the word says that there is nothing to read; gives whether it says
-    /// so still. The kernel is not asked, and no buffer is borrowed.
-    #[inline]
-    fn registers_only(&mut self, cx: &mut Context<'_>) -> bool {
-        let is_quiet = |state: &ConnectionState| {
-            let word = state.word();
-            word & SPECIAL == 0 && !state.transport.may_read(word)
-        };
-        if !is_quiet(&self.state) {
-            return false;
-        }
-        self.wait(cx);
-        // Invariant 2.
-        is_quiet(&self.state)
-    }
-
-    /// Receives into `buf`; the connection's own buffer is empty.
-    #[inline(always)]
-    fn poll_receive(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        let most = buf.len().min(TURN);
-        let buf = &mut buf[..most];
-        loop {
-            let state = &*self.state;
-            let word = state.word();
-            if word & SPECIAL != 0 {
-                return self.poll_receive_specially(cx, buf);
-            }
-            if budget::is_used_up() {
-                return budget::yield_turn(cx);
-            }
-            let transport = &state.transport;
-            let received = transport.poll_read(word, &state.reader, cx, buf, false);
-            if let Poll::Ready(received) = received {
-                return Poll::Ready(self.note(received));
-            }
-            self.wait(cx);
-            let state = &*self.state;
-            let word = state.word();
-            if word & SPECIAL == 0 && !state.transport.missed_read(word) {
+        let state = &*self.state;
+        let mut word = state.word();
+        if is_quiet(state, word) {
+            // A connection that waits needs no buffer, and the kernel is not asked.
+            wait(state, cx);
+            // Invariant 2.
+            word = state.word();
+            if is_quiet(state, word) {
                 return Poll::Pending;
             }
-        }
-    }
-
-    /// Receives at a drain, after the peer's end, where the server has ended the connection, or
-    /// through TLS.
-    #[cold]
-    fn poll_receive_specially(
-        &mut self,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        // Once a read has said that the input is at its end, every later read says so.
-        let word = self.state.word();
-        if word & (flag::PEER_ENDED | flag::DRAIN_ENDED) != 0 {
+        } else if word & SPECIAL != 0 && word & (flag::PEER_ENDED | flag::DRAIN_ENDED) != 0 {
+            // Futures poll once more for an end, too.
             return Poll::Ready(Ok(0));
         }
-        if word & flag::ABORT != 0 {
-            return Poll::Ready(Err(aborted()));
-        }
-        if budget::is_used_up() {
-            return budget::yield_turn(cx);
-        }
-        // Invariant 1: at a drain the kernel is asked in any case, whatever was reported.
-        let looks = word & SPECIAL != flag::TLS;
-        let received = self.poll_transport(word, cx, buf, looks);
-        if let Poll::Ready(received) = received {
-            return Poll::Ready(self.note(received));
-        }
-        // Invariant 2: the write half, or a busy guard, changes whether the connection is busy
-        // first, and wakes the reader afterwards.
-        self.wait(cx);
-        let word = self.state.word();
-        if word & flag::ABORT != 0 {
-            return Poll::Ready(Err(aborted()));
-        }
-        if word & flag::EXPIRED != 0 {
-            return Poll::Ready(Err(expired()));
-        }
-        if word & flag::DRAINING == 0 || word & flag::NEVER_IDLE != 0 {
-            return self.keep_waiting(cx);
-        }
-        let is_fresh = word & flag::FIRST_BYTE_GRACE != 0 && self.state.received.load(Relaxed) == 0;
-        if is_fresh || self.state.is_busy() {
-            if word & flag::QUIET != 0 {
-                // The task's timer may have fired before this wait began, and nothing else would end
-                // it. A task that is in its handler looks at its timer afterwards.
-                self.state.wake_task();
-            }
-            return self.keep_waiting(cx);
-        }
-        self.state.reader.clear(HalfState::WAITING);
-        self.state.set(flag::DRAIN_ENDED);
-        Poll::Ready(Ok(0))
-    }
-
-    /// Reads from the transport, through TLS where there is that.
-    fn poll_transport(
-        &mut self,
-        word: u64,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-        look: bool,
-    ) -> Poll<io::Result<usize>> {
-        let state = &*self.state;
-        #[cfg(feature = "_tls")]
-        if let Some(tls) = state.tls() {
-            return super::tls::poll_read(state, tls, cx, buf, look);
-        }
-        let transport = &state.transport;
-        transport.poll_read(word, &state.reader, cx, buf, look)
-    }
-
-    /// Goes on waiting. For an event that came before the waker was registered the reader is woken
-    /// at once.
-    fn keep_waiting<T>(&self, cx: &Context<'_>) -> Poll<T> {
-        if self.state.transport.missed_read(self.state.word()) {
-            cx.waker().wake_by_ref();
-        }
-        Poll::Pending
-    }
-
-    /// Counts the bytes that the transport has read, or records how the input ended.
-    #[inline(always)]
-    fn note(&mut self, received: io::Result<usize>) -> io::Result<usize> {
-        let state = &*self.state;
-        if let Ok(bytes @ 1..) = received {
-            budget::spend(bytes);
-            state.mark_received(bytes);
-            return received;
-        }
-        state.reader.clear(HalfState::WAITING);
-        // After an abort an end is not the peer's: the abort has shut the socket. Errors mostly
-        // come of that, too.
-        if state.has(flag::ABORT) {
-            return Err(aborted());
-        }
-        if received.is_ok() {
-            state.set(flag::PEER_ENDED);
-        }
-        received
-    }
-
-    /// Records that the reader waits, and registers its waker.
-    #[inline]
-    fn wait(&mut self, cx: &Context<'_>) {
-        if !self.state.reader.has(HalfState::WAITING) {
-            self.state.reader.set(HalfState::WAITING);
-            self.state.mark_activity();
-        }
-        self.state.register(Waiter::Reader, cx);
+        fill(state, &mut self.buffer, word, cx)
     }
 
     /// Records, after some input was consumed, if that was all.
@@ -257,7 +104,8 @@ impl AsyncRead for ReadHalf {
         }
         let n = if this.buffer.is_empty() {
             // Into the caller's buffer, without a detour through one of our own.
-            ready!(this.poll_receive(cx, buf))?
+            let word = this.state.word();
+            ready!(poll_receive(&this.state, word, cx, buf))?
         } else {
             let bytes = this.buffer.bytes();
             let n = bytes.len().min(buf.len());
@@ -297,4 +145,166 @@ impl Drop for ReadHalf {
             leave_writer(&self.state, flag::READER | flag::READER_TASK_WAKER | writer);
         }
     }
+}
+
+/// Receives into `buffer`, which is empty, where there may be something.
+// A call of its own: what it needs of registers and stack a read that only waits need not save.
+#[inline(never)]
+fn fill(
+    state: &ConnectionState,
+    buffer: &mut Buffer,
+    word: u64,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    buffer.fill(|buf| {
+        let received = poll_receive(state, word, cx, buf);
+        let filled = match received {
+            Poll::Ready(Ok(n)) => n,
+            _ => 0,
+        };
+        (filled, received)
+    })
+}
+
+/// Whether the word says that there is nothing to read, nor anything else to be looked at.
+#[inline]
+fn is_quiet(state: &ConnectionState, word: u64) -> bool {
+    word & SPECIAL == 0 && !state.transport.may_read(word)
+}
+
+/// Receives into `buf`; the connection's own buffer is empty. `word` is what was loaded last.
+#[inline(always)]
+fn poll_receive(
+    state: &ConnectionState,
+    mut word: u64,
+    cx: &mut Context<'_>,
+    buf: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    let most = buf.len().min(TURN);
+    let buf = &mut buf[..most];
+    loop {
+        if word & SPECIAL != 0 {
+            return poll_receive_specially(state, cx, buf);
+        }
+        if budget::is_used_up() {
+            return budget::yield_turn(cx);
+        }
+        let transport = &state.transport;
+        let received = transport.poll_read(word, &state.reader, cx, buf, false);
+        if let Poll::Ready(received) = received {
+            return Poll::Ready(note(state, received));
+        }
+        wait(state, cx);
+        word = state.word();
+        if word & SPECIAL == 0 && !state.transport.missed_read(word) {
+            return Poll::Pending;
+        }
+    }
+}
+
+/// Receives at a drain, after the peer's end, where the server has ended the connection, or
+/// through TLS.
+#[cold]
+fn poll_receive_specially(
+    state: &ConnectionState,
+    cx: &mut Context<'_>,
+    buf: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    // Once a read has said that the input is at its end, every later read says so.
+    let word = state.word();
+    if word & (flag::PEER_ENDED | flag::DRAIN_ENDED) != 0 {
+        return Poll::Ready(Ok(0));
+    }
+    if word & flag::ABORT != 0 {
+        return Poll::Ready(Err(aborted()));
+    }
+    if budget::is_used_up() {
+        return budget::yield_turn(cx);
+    }
+    // Invariant 1: at a drain the kernel is asked in any case, whatever was reported.
+    let looks = word & SPECIAL != flag::TLS;
+    let received = poll_transport(state, word, cx, buf, looks);
+    if let Poll::Ready(received) = received {
+        return Poll::Ready(note(state, received));
+    }
+    // Invariant 2: the write half, or a busy guard, changes whether the connection is busy
+    // first, and wakes the reader afterwards.
+    wait(state, cx);
+    let word = state.word();
+    if word & flag::ABORT != 0 {
+        return Poll::Ready(Err(aborted()));
+    }
+    if word & flag::EXPIRED != 0 {
+        return Poll::Ready(Err(expired()));
+    }
+    if word & flag::DRAINING == 0 || word & flag::NEVER_IDLE != 0 {
+        return keep_waiting(state, cx);
+    }
+    let is_fresh = word & flag::FIRST_BYTE_GRACE != 0 && state.received.load(Relaxed) == 0;
+    if is_fresh || state.is_busy() {
+        if word & flag::QUIET != 0 {
+            // The task's timer may have fired before this wait began, and nothing else would end
+            // it. A task that is in its handler looks at its timer afterwards.
+            state.wake_task();
+        }
+        return keep_waiting(state, cx);
+    }
+    state.reader.clear(HalfState::WAITING);
+    state.set(flag::DRAIN_ENDED);
+    Poll::Ready(Ok(0))
+}
+
+/// Reads from the transport, through TLS where there is that.
+fn poll_transport(
+    state: &ConnectionState,
+    word: u64,
+    cx: &mut Context<'_>,
+    buf: &mut [u8],
+    look: bool,
+) -> Poll<io::Result<usize>> {
+    #[cfg(feature = "_tls")]
+    if let Some(tls) = state.tls() {
+        return super::tls::poll_read(state, tls, cx, buf, look);
+    }
+    let transport = &state.transport;
+    transport.poll_read(word, &state.reader, cx, buf, look)
+}
+
+/// Goes on waiting. For an event that came before the waker was registered the reader is woken
+/// at once.
+fn keep_waiting<T>(state: &ConnectionState, cx: &Context<'_>) -> Poll<T> {
+    if state.transport.missed_read(state.word()) {
+        cx.waker().wake_by_ref();
+    }
+    Poll::Pending
+}
+
+/// Counts the bytes that the transport has read, or records how the input ended.
+#[inline(always)]
+fn note(state: &ConnectionState, received: io::Result<usize>) -> io::Result<usize> {
+    if let Ok(bytes @ 1..) = received {
+        budget::spend(bytes);
+        state.mark_received(bytes);
+        return received;
+    }
+    state.reader.clear(HalfState::WAITING);
+    // After an abort an end is not the peer's: the abort has shut the socket. Errors mostly
+    // come of that, too.
+    if state.has(flag::ABORT) {
+        return Err(aborted());
+    }
+    if received.is_ok() {
+        state.set(flag::PEER_ENDED);
+    }
+    received
+}
+
+/// Records that the reader waits, and registers its waker.
+#[inline]
+fn wait(state: &ConnectionState, cx: &Context<'_>) {
+    if !state.reader.has(HalfState::WAITING) {
+        state.reader.set(HalfState::WAITING);
+        state.mark_activity();
+    }
+    state.register(Waiter::Reader, cx);
 }

@@ -256,6 +256,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Task<F> {
 
 impl HandlerResult {
     /// How the connection's end is counted.
+    #[inline]
     fn account(self, state: &ConnectionState) -> (CloseKind, Cause) {
         let Some(cold) = state.take_task_cold() else {
             return self.account_without_limits(state, String::new());

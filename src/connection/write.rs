@@ -29,7 +29,8 @@ const MOST_SLICES: usize = 1024;
 const GATHERED: usize = 4096;
 
 /// Sends `buf`, or as much of it as one operation may.
-#[inline]
+// With a copy of `poll_send_slices` for one slice, which is what most writes are.
+#[inline(never)]
 fn poll_send(state: &ConnectionState, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
     let sends = &buf[..buf.len().min(TURN)];
     poll_send_slices(state, cx, &[IoSlice::new(sends)], buf.len())
@@ -52,8 +53,7 @@ fn poll_send_vectored(
                 gathered[end..end + buf.len()].copy_from_slice(buf);
                 end += buf.len();
             }
-            let sends = [IoSlice::new(&gathered[..end])];
-            (0, poll_send_slices(state, cx, &sends, whole))
+            (0, poll_send(state, cx, &gathered[..end]))
         });
     }
     let (mut count, mut sends) = (0, 0);
@@ -66,15 +66,14 @@ fn poll_send_vectored(
     }
     match bufs {
         // The first alone is more than that.
-        [first, ..] if count == 0 => {
-            poll_send_slices(state, cx, &[IoSlice::new(&first[..TURN])], whole)
-        }
+        [first, ..] if count == 0 => poll_send(state, cx, first),
         _ => poll_send_slices(state, cx, &bufs[..count], whole),
     }
 }
 
 /// Sends for the write half, of a write of `whole` bytes. There is one write half, so what it stores
 /// nothing else stores.
+#[inline(always)]
 fn poll_send_slices(
     state: &ConnectionState,
     cx: &mut Context<'_>,
@@ -94,27 +93,9 @@ fn poll_send_slices(
     } else {
         poll_transport(state, cx, bufs)
     };
-    // A write that yields its turn is one that waits: it makes the connection busy.
-    let Poll::Ready(sent) = sent else {
-        if !waited {
-            state.before_wait(answerable);
-            state.mark_activity();
-        }
-        state.register(Waiter::Writer, cx);
-        let word = state.word();
-        if word & flag::ENDED_BY_SERVER != 0 {
-            return Poll::Ready(Err(ended_by_server(state.word())));
-        }
-        if is_tls(word) {
-            #[cfg(feature = "_tls")]
-            super::tls::writer_waits(state, cx);
-        } else if state.transport.missed_write(word) {
-            cx.waker().wake_by_ref();
-        }
-        return Poll::Pending;
-    };
     let sent = match sent {
-        Ok(n) => {
+        Poll::Pending => return send_waits(state, cx, waited, answerable),
+        Poll::Ready(Ok(n)) => {
             budget::spend(n);
             let total = state.sent.load(Relaxed) + n as u64;
             state.sent.store(total, Relaxed);
@@ -132,10 +113,9 @@ fn poll_send_slices(
             } else {
                 HalfState::WAITING
             });
-            state.mark_activity();
             Ok(n)
         }
-        Err(error) => {
+        Poll::Ready(Err(error)) => {
             state.writer.clear(HalfState::WAITING);
             Err(if state.has(flag::ABORT) {
                 aborted()
@@ -145,8 +125,35 @@ fn poll_send_slices(
         }
     };
     // Also of a write that failed: it waits no longer.
-    state.after_write();
+    state.after_write(sent.is_ok());
     Poll::Ready(sent)
+}
+
+/// Has a write wait, which `waited` before or did not, and would answer what was received up to
+/// `answerable`. One that yields its turn waits, too: it makes the connection busy.
+#[cold]
+fn send_waits(
+    state: &ConnectionState,
+    cx: &mut Context<'_>,
+    waited: bool,
+    answerable: u64,
+) -> Poll<io::Result<usize>> {
+    if !waited {
+        state.before_wait(answerable);
+        state.mark_activity();
+    }
+    state.register(Waiter::Writer, cx);
+    let word = state.word();
+    if word & flag::ENDED_BY_SERVER != 0 {
+        return Poll::Ready(Err(ended_by_server(word)));
+    }
+    if is_tls(word) {
+        #[cfg(feature = "_tls")]
+        super::tls::writer_waits(state, cx);
+    } else if state.transport.missed_write(word) {
+        cx.waker().wake_by_ref();
+    }
+    Poll::Pending
 }
 
 /// Writes to the transport, through TLS where there is that.

@@ -134,18 +134,27 @@ impl ConnectionState {
         self.answered.store(answerable, Release);
     }
 
-    /// Called by the write half after a write: at a drain the read half may wait for just that.
+    /// Called by the write half after a write, with whether bytes moved: at a drain the read half may
+    /// wait for just that.
     #[inline]
-    pub(crate) fn after_write(&self) {
-        let mut word = self.readiness.word_relaxed();
-        if word & flag::SPLIT != 0 {
-            // Pairs with the `SeqCst` read-modify-write that sets DRAINING: either this load sees
-            // the flag, or the reader, which loads the counts after it was woken by whoever set the
-            // flag, sees the answer.
-            fence(SeqCst);
-            word = self.readiness.word_relaxed();
+    pub(crate) fn after_write(&self, have_moved: bool) {
+        // One look at the word for all that may concern others. A connection whose halves are together
+        // has its reader on this thread: what that has seen of a drain is seen here.
+        if self.has(flag::WATCHED | flag::SPLIT | flag::DRAINING) {
+            self.tell_of_write(have_moved);
         }
-        if word & flag::DRAINING != 0 {
+    }
+
+    #[inline(never)]
+    fn tell_of_write(&self, have_moved: bool) {
+        if have_moved {
+            self.mark_activity();
+        }
+        // Pairs with the `SeqCst` read-modify-write that sets DRAINING: either this load sees the
+        // flag, or the reader, which loads the counts after it was woken by whoever set the flag,
+        // sees the answer.
+        fence(SeqCst);
+        if self.has(flag::DRAINING) {
             self.wake(Waiter::Reader);
         }
     }
@@ -178,9 +187,14 @@ impl ConnectionState {
     #[inline]
     pub(crate) fn mark_activity(&self) {
         if self.has(flag::WATCHED) {
-            let now = nanos(self.server.uptime());
-            self.cold().last_activity.store(now, Relaxed);
+            self.record_activity();
         }
+    }
+
+    #[inline(never)]
+    fn record_activity(&self) {
+        let now = nanos(self.server.uptime());
+        self.cold().last_activity.store(now, Relaxed);
     }
 
     /// The uptime at which a byte last moved.

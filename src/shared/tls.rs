@@ -82,7 +82,7 @@ impl ConnectionState {
         }
         if done.is_sent {
             self.wake(Waiter::Writer);
-            self.after_write();
+            self.after_write(false);
         }
     }
 }

@@ -188,13 +188,6 @@ impl Readiness {
         self.word.load(SeqCst)
     }
 
-    /// The word without an order between this load and any other: for a first look that a second
-    /// one follows.
-    #[inline]
-    pub(crate) fn word_relaxed(&self) -> u64 {
-        self.word.load(Relaxed)
-    }
-
     #[inline]
     pub(crate) fn has(&self, flags: u64) -> bool {
         self.word() & flags != 0

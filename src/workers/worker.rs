@@ -277,21 +277,27 @@ impl Pool {
 
     /// Moves some tasks of the injector to this worker's queue, and if then no task is ready, some of
     /// another worker's.
-    #[inline]
+    // The looks are a few instructions; the two moves are calls, and need what a call has to save.
+    #[inline(always)]
     fn take_of_others(&self, worker: &Worker, queues: &Queues) {
         if !self.injector.is_empty() {
-            some_of(|| self.injector.steal_batch(&queues.ready));
+            self.take_injected(queues);
         }
         // Where all other workers sleep as helpers none of them has a task. A stale count does no
         // harm: a worker that has just woken runs its tasks itself.
-        if !queues.ready.is_empty() || self.parked.load(Relaxed) + 1 >= self.spawned.load(Relaxed) {
-            return;
+        if queues.ready.is_empty() && self.parked.load(Relaxed) + 1 < self.spawned.load(Relaxed) {
+            self.steal(worker, queues);
         }
-        self.steal(worker, queues);
+    }
+
+    #[inline(never)]
+    fn take_injected(&self, queues: &Queues) {
+        some_of(|| self.injector.steal_batch(&queues.ready));
     }
 
     /// Moves some of another worker's tasks to this worker's queues: of those that are ready, and only
     /// if there are none, of those that used up their turn.
+    #[inline(never)]
     fn steal(&self, worker: &Worker, queues: &Queues) {
         let workers = lock(&self.workers);
         let others = || workers.iter().filter(|other| other.number != worker.number);

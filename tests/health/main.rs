@@ -124,6 +124,10 @@ async fn a_probe_is_no_peer(runtime: TestRuntime) {
     let mut client = Client::of(&running);
     assert_eq!(client.ask("hello"), "hello");
     let _waits = Client::of(&running);
+    // Other shards may not have begun yet.
+    eventually("the server is ready", || {
+        get(&health, "/ready") == says("ready")
+    });
     for _ in 0..20 {
         assert_eq!(get(&health, "/ready"), says("ready"));
     }

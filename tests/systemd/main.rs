@@ -34,7 +34,8 @@ tests_on_every_engine!(
     a_service_of_two_servers_is_ready_when_both_are: is_two_servers, hears_of_both;
     sockets_that_are_passed_are_served_by_their_names: takes_what_is_passed, passes_two;
     a_restart_loses_nobody_where_the_listeners_are_stored: has_its_listeners_stored, restarts_it;
-    listeners_that_are_not_stored_are_swept_and_closed: has_its_listeners_stored, stores_nothing
+    listeners_that_are_not_stored_are_swept_and_closed: has_its_listeners_stored, stores_nothing;
+    a_stored_socket_of_another_address_is_not_served: has_its_listeners_stored, passes_another
 );
 
 /// Runs one half of a test: the parent is given the test's name, to start processes for.
@@ -58,6 +59,7 @@ async fn serves(builder: gracious::Builder<TestRuntime>) {
     for address in server.local_addrs() {
         tell("address", address);
     }
+    tell("inherited", format!("{:?}", inherited()));
     tell("bound", "");
     while orders.recv().await.unwrap() != "serve" {}
     let running = server.spawn(echo);
@@ -69,6 +71,12 @@ async fn serves(builder: gracious::Builder<TestRuntime>) {
                 "pause" => {
                     handle.pause();
                     tell("paused", "");
+                }
+                "fail to tell" => {
+                    while !logged().iter().any(|it| it.contains("cannot tell systemd")) {
+                        async_io::Timer::after(Duration::from_millis(1)).await;
+                    }
+                    tell("failed", "");
                 }
                 "stop" => handle.shutdown(),
                 other => panic!("{other}"),
@@ -151,7 +159,7 @@ fn is_its_watchdog(test: &'static str) {
     }
 }
 
-/// A runtime that wakes nobody while it is stuck.
+/// A runtime that wakes nobody while it is stuck, and says for how long it was asked to sleep.
 #[derive(Clone)]
 struct Stuck(TestRuntime, Arc<AtomicBool>);
 
@@ -162,6 +170,9 @@ impl Runtime for Stuck {
 
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static {
         let Self(runtime, is_stuck) = self.clone();
+        if !is_stuck.load(SeqCst) {
+            tell("sleeps", format!("{duration:?}"));
+        }
         async move {
             runtime.sleep(duration).await;
             while is_stuck.load(SeqCst) {
@@ -202,6 +213,8 @@ fn misses_it(test: &'static str) {
     for _beat in 0..3 {
         systemd.hears("WATCHDOG=1");
     }
+    // Half of what it has: a busy machine's delays are no reason to be killed.
+    while service.hear("sleeps") != format!("{:?}", interval / 2) {}
     service.tell("stick");
     // As systemd does, which would kill it now.
     systemd.misses_the_watchdog_for(interval);
@@ -220,6 +233,7 @@ async fn is_two_servers(runtime: TestRuntime) {
     let one = bind().await.unwrap();
     let other = bind().await.unwrap();
     drop(bind().await.unwrap());
+    tell("address", &one.local_addrs()[0]);
     let one = one.spawn(echo);
     tell("bound", "");
     let orders = orders();
@@ -235,14 +249,21 @@ async fn is_two_servers(runtime: TestRuntime) {
 fn hears_of_both(test: &'static str) {
     let systemd = Systemd::at_a_path();
     let mut service = systemd.start(test, &[], Vec::new());
+    let mut client = Client::connect(&service.address()).unwrap();
     service.hear("bound");
+    // It is served, and the service is not ready.
+    assert_eq!(client.ask("hello"), "hello");
+    client.send("he");
     assert!(systemd.has_heard_nothing());
     service.tell("serve");
     systemd.hears("READY=1");
     service.tell("stop one");
+    // One of its servers does, the service does not.
+    systemd.hears_without("STATUS=draining", "STOPPING=1");
+    assert_eq!(client.ask("llo"), "hello");
     service.hear("stopped");
     while !systemd.has_heard_nothing() {
-        // What there was is a status at most: the service does not stop.
+        // The rest of its countdown.
     }
     service.tell("stop the other");
     systemd.hears("STOPPING=1");
@@ -252,6 +273,21 @@ fn hears_of_both(test: &'static str) {
 async fn takes_what_is_passed(runtime: TestRuntime) {
     let builder = support::server(runtime).listen_systemd_named("admin");
     serves(builder.listen_systemd()).await;
+}
+
+/// Those of the first two descriptors that systemd passes which a program that this one starts would
+/// have, too: it would hold the port.
+fn inherited() -> Vec<i32> {
+    let is_inherited = |descriptor: &i32| {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}"));
+        let flags = info.unwrap_or_default();
+        let flags = flags.lines().find_map(|line| line.strip_prefix("flags:"));
+        flags.is_some_and(|it| {
+            let flags = i32::from_str_radix(it.trim(), 8).unwrap();
+            flags & libc::O_CLOEXEC == 0
+        })
+    };
+    (3..5).filter(is_inherited).collect()
 }
 
 fn passes_two(test: &'static str) {
@@ -274,6 +310,7 @@ fn passes_two(test: &'static str) {
         let mut service = systemd.start(test, &names, passed());
         // Taken by name first, and then the rest.
         assert_eq!([service.address(), service.address()], addresses);
+        assert_eq!(service.hear("inherited"), "[]");
         service.tell("serve");
         for address in &addresses {
             assert_eq!(Client::connect(address).unwrap().ask("hello"), "hello");
@@ -330,7 +367,9 @@ fn restarts_it(test: &'static str) {
     let mut busy = Client::connect(&addresses[0]).unwrap();
     busy.send("he");
     let mut waiting = Vec::new();
-    for round in 0..3 {
+    // How many peers each process has at least: the busy one, and those that it finds in the queues.
+    let mut expected = 1;
+    for _round in 0..3 {
         // A stop with a connection that takes its time; others come all the while.
         assert_eq!(busy.ask("llo"), "hello");
         busy.send("he");
@@ -344,15 +383,19 @@ fn restarts_it(test: &'static str) {
             })
         };
         // In the queue when the door would be shut, and after it.
-        waiting.extend(come(4));
+        waiting.extend(come(12));
         service.tell("stop");
         systemd.hears("STOPPING=1");
         systemd.hears("STATUS=draining: 1 left");
         waiting.extend(come(20));
         assert_eq!(busy.ask("llo"), "hello");
         let report = service.hear("report");
-        let accepted = format!(": {} accepted", if round == 0 { 1 } else { 25 });
-        assert!(report.contains(&accepted), "{report}");
+        let (before, _) = report.split_once(" accepted").unwrap();
+        let accepted: usize = before.rsplit(' ').next().unwrap().parse().unwrap();
+        // An accept loop that hears of the pause a moment later takes one more. (There are three at most.)
+        let more = accepted - expected;
+        assert!(more <= 3, "{more} more: {report}");
+        expected = 1 + waiting.len() - more;
         service.ends_with(0);
 
         let mut passed: Vec<_> = stored
@@ -388,24 +431,75 @@ fn restarts_it(test: &'static str) {
     std::fs::remove_file(addresses[1].as_path().unwrap()).unwrap();
 }
 
-fn stores_nothing(test: &'static str) {
+fn passes_another(test: &'static str) {
     let systemd = Systemd::at_a_path();
-    // Too few, or not said.
-    for size in ["1", ""] {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = Address::Tcp(free.local_addr().unwrap());
+    drop(free);
+    let another = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Two addresses may have one name, which is of 255 characters at most, and of some alone.
+    let name = format!("gracious {address}").replace(':', ".");
+    let said = address.to_string();
+    let environment = [
+        ("FDSTORE", "8"),
+        ("ADDRESSES", said.as_str()),
+        ("LISTEN_FDNAMES", name.as_str()),
+    ];
+    let mut service = systemd.start(test, &environment, vec![another.into()]);
+    assert_eq!(service.address(), address);
+    // Nor is it left to programs that this one starts.
+    assert_eq!(service.hear("inherited"), "[]");
+    service.hear("bound");
+    service.tell("serve");
+    systemd.hears("READY=1");
+    assert_eq!(Client::connect(&address).unwrap().ask("hello"), "hello");
+    service.tell("stop");
+    service.ends_with(0);
+}
+
+fn stores_nothing(test: &'static str) {
+    // Too few, or not said; or systemd is not there to be sent them.
+    for (size, is_there) in [("1", true), ("", true), ("8", false)] {
+        let systemd = Systemd::at_a_path();
         let addresses = addresses();
         let said = addresses.each_ref().map(ToString::to_string).join(" ");
         let environment = [("FDSTORE", size), ("ADDRESSES", said.as_str())];
         let mut service = systemd.start(test, &environment, Vec::new());
         service.hear("bound");
         let mut clients = addresses.each_ref().map(|it| Client::connect(it).unwrap());
-        service.tell("serve");
-        systemd.hears("READY=1");
+        if is_there {
+            service.tell("serve");
+            systemd.hears("READY=1");
+        } else {
+            drop(systemd);
+            service.tell("serve");
+            service.tell("fail to tell");
+            service.hear("failed");
+        }
+        for client in &mut clients {
+            assert_eq!(client.ask("hello"), "hello");
+        }
+        service.tell("pause");
+        service.hear("paused");
+        // Those in the queue are this process's own.
+        let queued = addresses.each_ref().map(|address| {
+            let mut client = Client::connect(address).unwrap();
+            client.send("hello\n");
+            client
+        });
         service.tell("stop");
         for client in &mut clients {
             assert_eq!(client.rest(), "");
         }
-        while !service.hear("warned").contains("FileDescriptorStoreMax=") {}
-        assert!(service.hear("report").contains(": 2 accepted"));
+        for mut client in queued {
+            assert_eq!(client.rest(), "hello\n");
+        }
+        let warning = match is_there {
+            true => "FileDescriptorStoreMax=",
+            false => "cannot tell systemd `FDSTORE=1",
+        };
+        while !service.hear("warned").contains(warning) {}
+        assert!(service.hear("report").contains(": 4 accepted"));
         service.ends_with(0);
         assert!(addresses.iter().all(refuses));
     }

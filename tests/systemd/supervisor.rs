@@ -107,6 +107,18 @@ impl Systemd {
         self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
     }
 
+    /// The next message that begins like this, and none with this line before it.
+    #[track_caller]
+    pub(crate) fn hears_without(&self, begins: &str, line: &str) {
+        loop {
+            let (message, _fd) = self.message();
+            assert!(!message.lines().any(|it| it == line), "{message}");
+            if message.starts_with(begins) {
+                return;
+            }
+        }
+    }
+
     /// Whether nothing has come so far.
     pub(crate) fn has_heard_nothing(&self) -> bool {
         self.socket.set_nonblocking(true).unwrap();
