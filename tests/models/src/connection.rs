@@ -71,6 +71,10 @@ impl ConnectionState {
         false
     }
 
+    pub(crate) fn is_handshaking(&self) -> bool {
+        false
+    }
+
     /// As the implementation of `Registered`.
     pub(crate) fn waker_of(&self, waiter: Waiter) -> Option<Waker> {
         self.other_waker(waiter)

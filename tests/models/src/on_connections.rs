@@ -217,7 +217,7 @@ fn an_answer_raced_against_the_stop_ends_the_reader() {
                 let (of_writer, of_drain) = (state.clone(), state.clone());
                 threads.push(thread::spawn(move || {
                     of_writer.mark_answered(of_writer.answerable());
-                    of_writer.after_write();
+                    of_writer.after_write(true);
                 }));
                 threads.push(thread::spawn(move || ask_to_end(&of_drain)));
             }
@@ -244,7 +244,7 @@ fn an_answer_raced_against_the_stop_ends_a_reader_that_waits_elsewhere() {
         let reader = thread::spawn(move || block_on(poll_fn(|cx| poll_end(&of_reader, cx))));
         let drain = thread::spawn(move || ask_to_end(&of_drain));
         state.mark_answered(state.answerable());
-        state.after_write();
+        state.after_write(true);
         reader.join().unwrap();
         drain.join().unwrap();
     });
