@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use crate::address::Target;
 use crate::config::Config;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+use crate::handover::{Handover, trigger::Trigger};
 use crate::idle::IdleWhen;
 use crate::listener::bind::Source;
 use crate::listener::{Adopted, Listener};
@@ -47,9 +49,13 @@ mod edges;
 /// ```
 #[must_use = "a builder does nothing until `bind` is awaited"]
 pub struct Builder<R> {
-    runtime: R,
-    sources: Vec<Source>,
-    config: Config,
+    pub(crate) runtime: R,
+    pub(crate) sources: Vec<Source>,
+    pub(crate) config: Config,
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    pub(crate) handover: Option<Handover>,
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    pub(crate) trigger: Option<Trigger>,
 }
 
 impl<R: Runtime> Builder<R> {
@@ -58,6 +64,10 @@ impl<R: Runtime> Builder<R> {
             runtime,
             sources: Vec::new(),
             config: Config::default(),
+            #[cfg(all(feature = "handover", target_os = "linux"))]
+            handover: None,
+            #[cfg(all(feature = "handover", target_os = "linux"))]
+            trigger: None,
         }
     }
 
@@ -459,7 +469,10 @@ impl<R: Runtime> Builder<R> {
     /// bound then.
     pub async fn bind(self) -> io::Result<Server<R>> {
         self.config.check()?;
-        Server::bind_all(self.runtime, self.sources, self.config).await
+        #[cfg(all(feature = "handover", target_os = "linux"))]
+        return self.bind_in_succession().await;
+        #[cfg(not(all(feature = "handover", target_os = "linux")))]
+        Server::bind_all(self.runtime, self.sources, self.config, None).await
     }
 }
 
@@ -469,6 +482,7 @@ impl<R> fmt::Debug for Builder<R> {
             runtime: _,
             sources,
             config,
+            ..
         } = self;
         f.debug_struct("Builder")
             .field("sources", sources)

@@ -40,6 +40,10 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) const KEEPALIVE_PROBES: u32 = 6;
 
+/// What a program takes to read its configuration and fill its caches, and then some.
+#[cfg(all(feature = "handover", target_os = "linux"))]
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(60);
+
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) max_connections: Option<usize>,
@@ -78,6 +82,8 @@ pub(crate) struct Config {
     pub(crate) spin: Duration,
     pub(crate) unix_mode: Option<u32>,
     pub(crate) unix_owner: Option<(Option<u32>, Option<u32>)>,
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    pub(crate) handover_timeout: Duration,
     #[cfg(feature = "signals")]
     pub(crate) signals: bool,
     #[cfg(feature = "systemd")]
@@ -126,6 +132,8 @@ impl Default for Config {
             spin: Duration::ZERO,
             unix_mode: None,
             unix_owner: None,
+            #[cfg(all(feature = "handover", target_os = "linux"))]
+            handover_timeout: HANDOVER_TIMEOUT,
             #[cfg(feature = "signals")]
             signals: false,
             #[cfg(feature = "systemd")]

@@ -70,7 +70,9 @@ pub(crate) async fn bind(config: &Config) -> io::Result<Option<Vec<Bound>>> {
     #[cfg(feature = "systemd")]
     (config.store_listeners = false);
     let engines = [Engine::Reactor];
-    bind::bind(sources, &config, &engines, &[]).await.map(Some)
+    bind::bind(sources, &config, &engines, &[], None)
+        .await
+        .map(Some)
 }
 
 /// Starts the thread that answers for a server, until that is closed.

@@ -110,6 +110,7 @@
 //! sees][sees] of a stop, and whether it may retry; [moving][moving] from async-std to smol, from asyncio
 //! and from tokio; [running it][running], with deadlines, load balancers, limits and the log;
 //! [Kubernetes, HAProxy and systemd][kubernetes]; [testing a handler][testing] in a simulated world;
+//! [upgrades][upgrades], with a successor that takes the sockets over;
 //! [all promises][promises], with their tests.
 //!
 //! [drain]: https://github.com/gracious-rs/gracious/blob/main/docs/which-drain.md
@@ -117,6 +118,7 @@
 //! [moving]: https://github.com/gracious-rs/gracious/blob/main/docs/moving.md
 //! [running]: https://github.com/gracious-rs/gracious/blob/main/docs/running.md
 //! [kubernetes]: https://github.com/gracious-rs/gracious/blob/main/docs/kubernetes.md
+//! [upgrades]: https://github.com/gracious-rs/gracious/blob/main/docs/upgrades.md
 //! [testing]: https://github.com/gracious-rs/gracious/blob/main/docs/testing.md
 //! [promises]: https://github.com/gracious-rs/gracious/blob/main/docs/promises.md
 //!
@@ -134,6 +136,8 @@
 //! - `systemd`: socket activation, readiness, watchdog and the descriptor store: `Builder::notify`,
 //!   `listen_systemd`, `store_listeners`.
 //! - `health`: `Builder::health`, which answers HTTP probes and HAProxy's agent-check.
+//! - `handover`: `Handover`, `Builder::listen_named` and `Handle::hand_over`, on Linux: a successor takes
+//!   the listening sockets over, and nobody is turned away.
 //! - `tls-aws-lc-rs`: the same with aws-lc-rs. Where both are on, what is made of PEM files uses ring.
 //! - `metrics`: `Builder::metrics`, the counts through the facade `metrics`.
 //! - `proxy`: `Builder::proxy_protocol`, for the addresses of clients that come through a proxy.
@@ -148,6 +152,8 @@ mod connection;
 mod drain;
 mod handle;
 mod handler;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+mod handover;
 #[cfg(feature = "health")]
 mod health;
 mod idle;
@@ -167,6 +173,8 @@ mod shared;
 #[cfg(feature = "signals")]
 mod signals;
 mod socket;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+mod succession;
 mod sync;
 #[cfg(feature = "systemd")]
 mod systemd;
@@ -188,6 +196,8 @@ pub use connection::{
 };
 pub use handle::{Add, Handle};
 pub use handler::{Fallible, Handler, Outcome, fallible};
+#[cfg(all(feature = "handover", target_os = "linux"))]
+pub use handover::{HandOver, Handover};
 pub use idle::IdleWhen;
 pub use lifecycle::{Reason, State};
 pub use listener::{Adopted, Listener};
@@ -238,6 +248,16 @@ struct WhichDrain;
 ))]
 #[doc = include_str!("../docs/kubernetes.md")]
 struct KubernetesPage;
+
+/// And the program of this one.
+#[cfg(all(
+    doctest,
+    feature = "async-std",
+    feature = "handover",
+    target_os = "linux"
+))]
+#[doc = include_str!("../docs/upgrades.md")]
+struct UpgradesPage;
 
 /// The handler of this one is simulated.
 #[cfg(all(doctest, feature = "testing"))]

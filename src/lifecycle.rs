@@ -39,6 +39,9 @@ pub enum Reason {
     RuntimeGone,
     /// A listener could not go on, with the error it met.
     Listener(String),
+    /// A successor has taken the listening sockets over.
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    HandedOver,
 }
 
 impl fmt::Display for Reason {
@@ -51,6 +54,8 @@ impl fmt::Display for Reason {
             Self::Dropped => f.write_str("dropped"),
             Self::RuntimeGone => f.write_str("the runtime is gone"),
             Self::Listener(error) => write!(f, "a listener failed: {error}"),
+            #[cfg(all(feature = "handover", target_os = "linux"))]
+            Self::HandedOver => f.write_str("handed over"),
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::handler::{Handler, Outcome};
 #[cfg(feature = "health")]
 use crate::health;
 use crate::lifecycle::Reason;
+use crate::listener::Inherited;
 use crate::listener::bind::{self, Source};
 use crate::report::Report;
 use crate::runtime::Runtime;
@@ -65,6 +66,7 @@ impl<R: Runtime> Server<R> {
         runtime: R,
         sources: Vec<Source>,
         config: Config,
+        inherited: Option<&Inherited>,
     ) -> io::Result<Self> {
         let engines = vec![Engine::Reactor];
         #[cfg(target_os = "linux")]
@@ -79,8 +81,8 @@ impl<R: Runtime> Server<R> {
         };
         #[cfg(feature = "health")]
         let health = health::bind(&config).await?;
-        let bound = bind::bind(sources, &config, &engines, &[]).await?;
-        let shared = Arc::new(Shared::new(&runtime, config, bound)?);
+        let bound = bind::bind(sources, &config, &engines, &[], inherited).await?;
+        let shared = Arc::new(Shared::new(&runtime, config, bound, engines.len())?);
         // The first timer of a process has its reactor open descriptors. Without this it could be the
         // timer of a pause because there are none left.
         let _timer = future::poll_once(shared.clock.sleep(Duration::from_secs(1))).await;
@@ -109,6 +111,11 @@ impl<R: Runtime> Server<R> {
             health::start(&server.shared, bound)?;
         }
         Ok(server)
+    }
+
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// The addresses that were bound, with the real ports.

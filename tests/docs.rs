@@ -85,6 +85,40 @@ fn the_architecture_names_what_is_there() {
     assert!(checked > 60, "{checked}");
 }
 
+/// The numbers to copy go together: a pod's grace and a unit's time-out leave room for a whole stop, and
+/// the probes ask where the server answers.
+#[test]
+fn the_time_that_a_supervisor_gives_is_enough_for_a_stop() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/kubernetes.md")).unwrap();
+    let number = |text: &str, before: &str| -> u64 {
+        let (_, after) = text.split_once(before).expect(before);
+        let end = after.find(|it: char| !it.is_ascii_digit()).unwrap();
+        after[..end].parse().expect(before)
+    };
+    let lame_duck = number(&page, "lame_duck(Duration::from_secs(");
+    let deadline = number(&page, "deadline(Duration::from_secs(");
+    let grace = number(&page, "terminationGracePeriodSeconds: ");
+    assert!(grace >= lame_duck + deadline + 2, "{grace}");
+    let (readiness, liveness) = page.split_once("livenessProbe").unwrap();
+    let readiness = &readiness[readiness.find("readinessProbe").unwrap()..];
+    let news = number(readiness, "periodSeconds: ") * number(readiness, "failureThreshold: ");
+    assert!(lame_duck > news, "{news}");
+    let health = number(&page, ".health(\"0.0.0.0:");
+    for (probe, path) in [(readiness, "/ready"), (liveness, "/live")] {
+        let asked = format!("httpGet: {{ path: {path}, port: {health} }}");
+        assert!(probe.contains(&asked), "{asked}");
+    }
+
+    let config = fs::read_to_string(root.join("src/config.rs")).unwrap();
+    let by_default = number(&config, "const DEADLINE: Duration = Duration::from_secs(");
+    for unit in ["echo.service", "stored.service"] {
+        let unit = fs::read_to_string(root.join("examples/systemd").join(unit)).unwrap();
+        assert!(number(&unit, "\nTimeoutStopSec=") >= by_default + 2);
+        assert!(unit.contains("\nType=notify\n"));
+    }
+}
+
 /// A line of the log says a thing once: its sentence is complete, and its one key is the number of the
 /// connection, which no sentence has. So says `docs/running.md`.
 #[test]
@@ -118,7 +152,7 @@ fn tests(source: &str) -> HashSet<&str> {
         let (_, function) = rest.split_once("fn ")?;
         Some(function.split_once('(')?.0)
     });
-    let macros = ["on_every_runtime", "on_workers"].into_iter();
+    let macros = ["on_every_runtime", "on_every_engine", "on_workers"].into_iter();
     let lists = macros.flat_map(|name| source.split(name).skip(1));
     let lists = lists.filter_map(|rest| {
         let (_, list) = rest.split_once("!(")?;

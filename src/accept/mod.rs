@@ -11,9 +11,11 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_lite::future;
+use futures_util::{FutureExt, select_biased};
 
 use self::admission::{admit, next_or_queued, poll_next, start};
 use self::error::{AcceptBackoff, Next};
@@ -86,12 +88,12 @@ async fn accept_until(
             }
         }
     };
-    let stopped = async {
-        stop.await;
-        Ok(())
-    };
+    let (mut stop, mut accepting) = (pin!(stop.fuse()), pin!(accepting.fuse()));
     // Polled in this order (invariant 3): `stop` is looked at before a peer is taken.
-    future::or(stopped, accepting).await
+    select_biased! {
+        () = stop => Ok(()),
+        end = accepting => end,
+    }
 }
 
 /// What the accept loop has waited for.

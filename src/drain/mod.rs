@@ -14,7 +14,6 @@
 //! for the end of the server do it in place of this task where it is late: see [`fallback`].
 
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 
 use futures_lite::future;
@@ -74,12 +73,12 @@ async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
             set
         };
         let accepting = async move {
-            begin(&shared, accept(&shared, set, &mut *launcher)).await;
+            begin(&shared, set, &mut *launcher).await;
             drop((launcher, guard));
         };
         first.spawn(shard as u16, Box::pin(accepting));
     }
-    begin(shared, accept(shared, 0, &mut *first)).await;
+    begin(shared, 0, &mut *first).await;
 
     // Invariant 1.
     shut_listeners(shared);
@@ -113,14 +112,12 @@ async fn serve_and_drain(shared: &Arc<Shared>, launchers: Launchers) {
     shared.close();
 }
 
-/// Runs an accept loop, and notes when it has asked its listeners for the first time.
-async fn begin(shared: &Shared, accepting: impl Future<Output = ()>) {
-    let mut accepting = pin!(accepting);
-    let ended = future::poll_once(accepting.as_mut()).await;
-    shared.acceptor_began();
-    if ended.is_none() {
-        accepting.await;
-    }
+/// Runs the accept loop of a set, which tells when it has begun where anybody asks.
+async fn begin(shared: &Arc<Shared>, set: usize, launcher: &mut dyn Launcher) {
+    let accepting = accept(shared, set, launcher);
+    #[cfg(feature = "_ready")]
+    let accepting = shared.listener_sets[set].begin(accepting);
+    accepting.await;
 }
 
 /// Waits until nothing is left but listeners that stay open through a drain, and their connections.

@@ -55,7 +55,7 @@ pub(crate) async fn add(shared: Arc<Shared>, source: Source) -> io::Result<Vec<L
         .map(|shard| shared.engine(shard))
         .collect();
     let beside = shared.all_addrs();
-    let bound = bind::bind(vec![source], &shared.config, &engines, &beside).await?;
+    let bound = bind::bind(vec![source], &shared.config, &engines, &beside, None).await?;
     let infos = bound.into_iter().map(|bound| shared.add(bound));
     let infos = infos.collect::<io::Result<Vec<_>>>()?;
     if !serves() {

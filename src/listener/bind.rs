@@ -10,7 +10,7 @@ use super::inherited::Adopted;
 #[cfg(feature = "systemd")]
 use super::systemd;
 use super::unix::Unix;
-use super::{AnyListener, ErasedListener, Listener, RawListener, Security, tcp};
+use super::{AnyListener, ErasedListener, Inherited, Legacy, Listener, RawListener, Security, tcp};
 use crate::address::{Address, Target};
 use crate::config::Config;
 use crate::transport::Engine;
@@ -21,6 +21,8 @@ pub(crate) struct Source {
     pub(crate) tls: Option<Security>,
     /// It stays open through a drain.
     pub(crate) keeps_open: bool,
+    /// A successor may take it over, and so it may be taken over of a predecessor, by this name.
+    pub(crate) name: Option<String>,
 }
 
 pub(crate) enum Kind {
@@ -57,6 +59,7 @@ impl Source {
             kind,
             tls: None,
             keeps_open: false,
+            name: None,
         }
     }
 }
@@ -79,10 +82,16 @@ pub(crate) struct Bound {
     pub(crate) sockets: Vec<AnyListener>,
     pub(crate) tls: Option<Security>,
     pub(crate) keeps_open: bool,
+    #[cfg_attr(not(all(feature = "handover", target_os = "linux")), allow(dead_code))]
+    pub(crate) name: Option<String>,
+    /// Its sockets are a predecessor's.
+    #[cfg_attr(not(all(feature = "handover", target_os = "linux")), allow(dead_code))]
+    pub(crate) legacy: Option<Legacy>,
 }
 
 /// Binds everything, in the order of `sources`, or nothing. Gives for each address its listeners.
-/// `beside` are the addresses that the server is bound to already.
+/// `beside` are the addresses that the server is bound to already, and `inherited` what is taken over
+/// where it was asked for by its name, before anything is bound.
 ///
 /// # Errors
 /// The first source that cannot be bound, with its address. What was bound before is closed.
@@ -91,6 +100,7 @@ pub(crate) async fn bind(
     config: &Config,
     engines: &[Engine],
     beside: &[Address],
+    inherited: Option<&Inherited>,
 ) -> io::Result<Vec<Bound>> {
     if sources.is_empty() {
         return Err(io::Error::new(
@@ -106,6 +116,7 @@ pub(crate) async fn bind(
             kind,
             tls,
             keeps_open,
+            name,
         } = source;
         let it = match kind {
             Kind::Target(target) => match target.into_address()? {
@@ -124,15 +135,18 @@ pub(crate) async fn bind(
             }
             Kind::Custom(listener) => Resolved::Bound(AnyListener::Custom(listener)),
             #[cfg(feature = "systemd")]
-            Kind::Systemd(name) => {
-                for adopted in systemd::take(name.as_deref())? {
+            Kind::Systemd(passed) => {
+                for adopted in systemd::take(passed.as_deref())? {
                     let listener = AnyListener::Socket(adopted.into_raw(&engines[0])?);
-                    resolved.push((Resolved::Bound(listener), tls.clone(), keeps_open));
+                    let listener = Resolved::Bound(listener);
+                    let handed = Vec::new();
+                    resolved.push((listener, handed, tls.clone(), keeps_open, name.clone()));
                 }
                 continue;
             }
         };
-        resolved.push((it, tls, keeps_open));
+        let handed = taken_over(inherited, name.as_deref(), &it, engines)?;
+        resolved.push((it, handed, tls, keeps_open, name));
     }
     let tcp = |address: &Address| match address {
         Address::Tcp(address) => Some(*address),
@@ -145,36 +159,91 @@ pub(crate) async fn bind(
         }
     }
     let mut bound: Vec<Bound> = Vec::new();
-    for (it, tls, keeps_open) in resolved {
+    for (it, handed, tls, keeps_open, name) in resolved {
+        // One that is kept open has an accept loop of its own, and not one in each shard.
+        let engines = if keeps_open { &engines[..1] } else { engines };
         #[cfg(feature = "systemd")]
         let (it, stored) = take_stored(it, config, engines)?;
         #[cfg(not(feature = "systemd"))]
         let stored = Vec::new();
-        let bound_now = match it {
+        let fresh = match it {
             // All of its addresses were stored.
             Resolved::Tcp(addresses) if addresses.is_empty() => Vec::new(),
             Resolved::Tcp(addresses) => {
-                // One that is kept open has an accept loop of its own, and not one in each shard.
-                let engines = if keeps_open { &engines[..1] } else { engines };
-                let all = tcp::bind_all(&addresses, &all, config, engines)?;
-                let all = all.into_iter();
-                all.map(|sockets| sockets.into_iter().map(socket).collect())
-                    .collect()
+                let rest = left_to_bind(addresses, &handed)?;
+                match tcp::bind_all(&rest, &all, config, engines) {
+                    // Of a name whose other addresses were taken over.
+                    Err(error) if !handed.is_empty() && tcp::is_not_ours(&error) => Vec::new(),
+                    _ if rest.is_empty() && !handed.is_empty() => Vec::new(),
+                    sockets => sockets?,
+                }
+                .into_iter()
+                .map(|sockets| sockets.into_iter().map(socket).collect())
+                .collect()
             }
+            Resolved::Unix(_) if !handed.is_empty() => Vec::new(),
             Resolved::Unix(address) => {
                 let socket = Unix::bind(address, config, &engines[0]).await?;
                 vec![vec![self::socket(socket)]]
             }
             Resolved::Bound(listener) => vec![vec![listener]],
         };
-        let sockets = stored.into_iter().chain(bound_now);
-        bound.extend(sockets.map(|sockets| Bound {
+        let handed = handed.into_iter().map(|(it, legacy)| (it, Some(legacy)));
+        let rest = stored.into_iter().chain(fresh).map(|it| (it, None));
+        bound.extend(handed.chain(rest).map(|(sockets, legacy)| Bound {
             sockets,
             tls: tls.clone(),
             keeps_open,
+            name: name.clone(),
+            legacy,
         }));
     }
     Ok(bound)
+}
+
+/// The sockets of each address that were taken over.
+type Handed = Vec<(Vec<AnyListener>, Legacy)>;
+
+/// Takes over what a predecessor has left under a name, of these addresses.
+#[cfg(all(feature = "handover", target_os = "linux"))]
+fn taken_over(
+    inherited: Option<&Inherited>,
+    name: Option<&str>,
+    resolved: &Resolved,
+    engines: &[Engine],
+) -> io::Result<Handed> {
+    let (Some(inherited), Some(name)) = (inherited, name) else {
+        return Ok(Vec::new());
+    };
+    let offers = match resolved {
+        Resolved::Tcp(addresses) => inherited.take_tcp(name, addresses),
+        Resolved::Unix(address) => inherited.take_unix(name, address),
+        Resolved::Bound(_) => Vec::new(),
+    };
+    offers.into_iter().map(|it| it.adopt(engines)).collect()
+}
+
+#[cfg(not(all(feature = "handover", target_os = "linux")))]
+fn taken_over(
+    _inherited: Option<&Inherited>,
+    _name: Option<&str>,
+    _resolved: &Resolved,
+    _engines: &[Engine],
+) -> io::Result<Handed> {
+    Ok(Vec::new())
+}
+
+/// What of a name's addresses was not taken over; where its port is any, that of the others.
+fn left_to_bind(mut addresses: Vec<SocketAddr>, handed: &Handed) -> io::Result<Vec<SocketAddr>> {
+    for (sockets, _) in handed {
+        if let Address::Tcp(taken) = sockets[0].local_addr()? {
+            addresses.retain(|it| it.ip() != taken.ip());
+            for address in addresses.iter_mut().filter(|it| it.port() == 0) {
+                address.set_port(taken.port());
+            }
+        }
+    }
+    Ok(addresses)
 }
 
 /// A source whose name is resolved.

@@ -6,7 +6,11 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-#[cfg(any(feature = "systemd", feature = "health"))]
+#[cfg(any(
+    feature = "systemd",
+    feature = "health",
+    all(feature = "handover", target_os = "linux")
+))]
 use std::os::fd::BorrowedFd;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -17,13 +21,18 @@ use async_io::Async;
 use futures_io::{AsyncRead, AsyncWrite};
 
 use crate::address::Address;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+use crate::config::Config;
 use crate::socket::{Incoming, uninterrupted};
 use crate::transport::Engine;
 #[cfg(target_os = "linux")]
 use crate::workers::WatchedListener;
 
 pub(crate) mod bind;
+mod change;
 mod custom;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+pub(crate) mod handover;
 #[cfg(target_os = "linux")]
 pub(crate) mod handshakes;
 mod inherited;
@@ -100,6 +109,18 @@ pub(crate) use crate::tls::Tls as Security;
 #[cfg(not(feature = "_tls"))]
 #[derive(Clone, Debug)]
 pub(crate) enum Security {}
+
+/// What a predecessor has left.
+#[cfg(all(feature = "handover", target_os = "linux"))]
+pub(crate) use self::handover::{Inherited, Legacy};
+/// Nothing can be.
+#[cfg(not(all(feature = "handover", target_os = "linux")))]
+#[derive(Debug)]
+pub(crate) enum Inherited {}
+/// Nothing can be.
+#[cfg(not(all(feature = "handover", target_os = "linux")))]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Legacy {}
 
 /// A bound listener.
 pub(crate) enum AnyListener {
@@ -185,6 +206,25 @@ pub(crate) trait RawListener: Send {
 
     /// Closes the descriptor and does nothing else, in a process that was forked from the owner's.
     fn leave(self: Box<Self>);
+
+    /// The listening socket.
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    fn descriptor(&self) -> BorrowedFd<'_>;
+
+    /// The file of a Unix socket that this listener has made.
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    fn inode(&self) -> Option<handover::Inode> {
+        None
+    }
+
+    /// The path of a Unix socket is another process's from here on.
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    fn forget_path(&mut self) {}
+
+    /// The socket, which was adopted, is nobody else's from here on: it may be shut, its path is removed
+    /// with it, if there is one, and these settings hold for its peers.
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    fn own(&mut self, inode: Option<handover::Inode>, config: &Config);
 
     /// How many peers wait to be accepted, where the system tells.
     fn queued(&self) -> Option<u32> {

@@ -10,8 +10,10 @@ use crate::address::Address;
 use crate::log;
 use crate::socket::Incoming;
 use crate::socket::owner::Owner;
-use crate::sync::{assert_unlocked, lock, wake_by_ref};
+use crate::sync::{assert_unlocked, lock};
 
+#[cfg(feature = "_ready")]
+mod began;
 #[cfg(any(feature = "systemd", feature = "health"))]
 mod lent;
 
@@ -21,52 +23,54 @@ mod lent;
 /// registers the accept loop's waker meanwhile, under a lock of its own.) Listeners of the user's
 /// own are asked without the lock.
 pub(crate) struct ListenerSet {
-    listeners: Mutex<Listeners>,
+    pub(super) listeners: Mutex<Listeners>,
     /// They stay open through a drain, until nothing else is left.
     pub(crate) keeps_open: bool,
+    #[cfg(feature = "_ready")]
+    began: began::Began,
 }
 
 #[derive(Default)]
-struct Listeners {
-    all: Vec<BoundListener>,
+pub(super) struct Listeners {
+    pub(super) all: Vec<BoundListener>,
     /// Which listener is asked first.
     next: usize,
     /// All were shut, and none is taken in any more.
-    is_shut: bool,
-    is_closed: bool,
+    pub(super) is_shut: bool,
+    pub(super) is_closed: bool,
     /// Of the accept loop, while it may wait: to be woken where a listener is added, or is to be
     /// closed. Dropped at the close, since the loop's task has the set.
-    acceptor: Option<Waker>,
+    pub(super) acceptor: Option<Waker>,
 }
 
 /// A listener, and what is to be known of its peers.
-struct BoundListener {
-    listener: AnyListener,
-    origin: Origin,
-    /// It was shut while the others go on.
-    ending: Option<Ending>,
+pub(super) struct BoundListener {
+    pub(super) listener: AnyListener,
+    pub(super) origin: Origin,
+    /// It was shut while the others go on: see [`change`](super::change).
+    pub(super) ending: Option<Ending>,
 }
 
 /// How far a listener is on its way to its end, while the others go on.
 #[derive(Clone, Copy)]
-struct Ending {
+pub(super) struct Ending {
     /// How many peers are still accepted: of a listener that could not be shut as many as its queue may
     /// have had, since new ones come all the while.
-    left: u32,
+    pub(super) left: u32,
     /// No handshake is under way any more: it is closed as soon as its queue is empty.
-    is_last: bool,
+    pub(super) is_last: bool,
 }
 
 /// Where a peer comes from.
 #[derive(Clone, Copy)]
-struct Origin {
+pub(super) struct Origin {
     /// The number, among the server's addresses, of the one that the listener is bound to.
-    address: u16,
+    pub(super) address: u16,
     /// Every shard has a socket of its own for this address.
     is_sharded: bool,
     /// The process that bound the listener: another one, forked from it, would shut it for its
     /// parent.
-    owner: Owner,
+    pub(super) owner: Owner,
 }
 
 /// A peer that was accepted.
@@ -84,17 +88,25 @@ enum Asked<'a> {
 }
 
 impl ListenerSet {
-    /// Deals the sockets of each address out to sets. There are as many sets as the address with
-    /// the most sockets has; and one more, the last, of those that stay open through a drain, if
-    /// there are any.
-    pub(crate) fn all(listeners: impl Iterator<Item = (Vec<AnyListener>, bool)>) -> Vec<Self> {
+    /// Deals the sockets of each address out to sets, of which there are as many as the address with
+    /// the most sockets has, and no more than `shards`; and one more, the last, of those that stay open
+    /// through a drain, if there are any.
+    pub(crate) fn all(
+        listeners: impl Iterator<Item = (Vec<AnyListener>, bool)>,
+        shards: usize,
+    ) -> Vec<Self> {
         let mut sets: Vec<Listeners> = vec![Listeners::default()];
         let mut kept_open = Listeners::default();
         for (address, (sockets, keeps_open)) in listeners.enumerate() {
-            sets.resize_with(sets.len().max(sockets.len()), Listeners::default);
-            let is_sharded = sockets.len() > 1;
-            for (set, listener) in sets.iter_mut().zip(sockets) {
-                let set = if keeps_open { &mut kept_open } else { set };
+            let count = sockets.len().min(shards);
+            sets.resize_with(sets.len().max(count), Listeners::default);
+            // Of a predecessor's there may be more, or less, than there are shards.
+            let is_sharded = shards > 1 && count == shards;
+            for (number, listener) in sockets.into_iter().enumerate() {
+                let set = match keeps_open {
+                    true => &mut kept_open,
+                    false => &mut sets[number % shards],
+                };
                 let address = address as u16;
                 set.all
                     .push(BoundListener::new(listener, address, is_sharded));
@@ -103,82 +115,12 @@ impl ListenerSet {
         let new = |listeners: Listeners, keeps_open| Self {
             listeners: Mutex::new(listeners),
             keeps_open,
+            #[cfg(feature = "_ready")]
+            began: began::Began::default(),
         };
         let kept_open = (!kept_open.all.is_empty()).then(|| new(kept_open, true));
         let sets = sets.into_iter().map(|set| new(set, false));
         sets.chain(kept_open).collect()
-    }
-
-    /// Takes one more listener in. Where all were shut this one is, too, and shares their end; where
-    /// they are closed it is closed.
-    pub(crate) fn add(&self, listener: AnyListener, address: u16, is_sharded: bool) {
-        let mut added = BoundListener::new(listener, address, is_sharded);
-        let acceptor = {
-            let mut listeners = lock(&self.listeners);
-            if listeners.is_closed {
-                drop(listeners);
-                return drop(added);
-            }
-            if let (true, AnyListener::Socket(listener)) = (listeners.is_shut, &mut added.listener)
-            {
-                let _closed_soon = listener.shut();
-            }
-            listeners.all.push(added);
-            listeners.acceptor.clone()
-        };
-        acceptor.iter().for_each(wake_by_ref);
-    }
-
-    /// Shuts the listener of one address while the others go on; `false` where there is none, or it
-    /// was shut before. `backlog` is how many peers it may have in its queue.
-    pub(crate) fn shut_one(&self, address: u16, backlog: u32) -> bool {
-        let (mut custom, mut error) = (None, None);
-        let acceptor = {
-            let mut listeners = lock(&self.listeners);
-            let is_shut = listeners.is_shut;
-            let Some(found) = listeners.find(address) else {
-                return false;
-            };
-            if is_shut || found.ending.is_some() || !found.origin.owner.is_this_process() {
-                return false;
-            }
-            let mut left = u32::MAX;
-            match &mut found.listener {
-                AnyListener::Socket(listener) => {
-                    error = listener.shut().err();
-                    if !listener.is_shut() {
-                        left = backlog;
-                    }
-                }
-                AnyListener::Custom(listener) => custom = Some(listener.clone()),
-            }
-            found.ending = Some(Ending {
-                left,
-                is_last: false,
-            });
-            listeners.acceptor.clone()
-        };
-        custom.iter().for_each(|listener| listener.shut());
-        if let Some(error) = error {
-            log_not_shut(&error);
-        }
-        acceptor.iter().for_each(wake_by_ref);
-        true
-    }
-
-    /// Has the listener of one address, which was shut by itself, be closed by the accept loop as soon
-    /// as its queue is empty.
-    pub(crate) fn close_one(&self, address: u16) {
-        let acceptor = {
-            let mut listeners = lock(&self.listeners);
-            let found = listeners.find(address);
-            let Some(ending) = found.and_then(|it| it.ending.as_mut()) else {
-                return;
-            };
-            ending.is_last = true;
-            listeners.acceptor.clone()
-        };
-        acceptor.iter().for_each(wake_by_ref);
     }
 
     /// Polls for the next peer of any listener, in the accept loop of this set. The listeners are
@@ -255,10 +197,7 @@ impl ListenerSet {
                 listeners.next = index + 1;
                 // Only a listener that was asked under the lock has an end that counts.
                 if is_ending {
-                    let found = listeners.find(origin.address);
-                    if let Some(ending) = found.and_then(|it| it.ending.as_mut()) {
-                        ending.left = ending.left.saturating_sub(1);
-                    }
+                    listeners.count_down(index, origin.address);
                 }
                 drop(listeners);
                 // Without the lock: a peer that comes when the set is closed is dropped here.
@@ -268,11 +207,10 @@ impl ListenerSet {
                 };
             }
             if is_last {
-                if let Some(closed) = listeners.take(origin.address) {
-                    drop(listeners);
-                    drop(closed);
-                    listeners = lock(&self.listeners);
-                }
+                let closed = listeners.take(index, origin.address);
+                drop(listeners);
+                drop(closed);
+                listeners = lock(&self.listeners);
                 // From the beginning: the numbers of those behind it have changed.
                 (count, step) = (listeners.all.len(), 0);
             }
@@ -321,13 +259,6 @@ impl ListenerSet {
             .iter()
             .filter_map(BoundListener::handshakes_at);
         addresses.collect()
-    }
-
-    /// The addresses to ask the kernel for handshakes under way at, of the listener of one address, if
-    /// it is shut.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn handshakes_at_one(&self, address: u16) -> Option<SocketAddr> {
-        lock(&self.listeners).find(address)?.handshakes_at()
     }
 
     /// Shuts all listeners: new peers are refused, and queued ones can still be accepted.
@@ -413,33 +344,8 @@ impl ListenerSet {
     }
 }
 
-impl Listeners {
-    fn find(&mut self, address: u16) -> Option<&mut BoundListener> {
-        let mut all = self.all.iter_mut();
-        all.find(|it| it.origin.address == address)
-    }
-
-    /// Takes a listener out, to be closed without the lock.
-    fn take(&mut self, address: u16) -> Option<BoundListener> {
-        let is_it = |it: &BoundListener| it.origin.address == address;
-        let mut taken = self.all.remove(self.all.iter().position(is_it)?);
-        taken.end();
-        Some(taken)
-    }
-
-    /// Keeps the waker of the accept loop; gives the one before, to be dropped without the lock.
-    #[inline]
-    fn keep_acceptor(&mut self, waker: &Waker) -> Option<Waker> {
-        let is_kept = |old: &Waker| old.will_wake(waker);
-        if self.is_closed || self.acceptor.as_ref().is_some_and(is_kept) {
-            return None;
-        }
-        self.acceptor.replace(waker.clone())
-    }
-}
-
 impl BoundListener {
-    fn new(listener: AnyListener, address: u16, is_sharded: bool) -> Self {
+    pub(super) fn new(listener: AnyListener, address: u16, is_sharded: bool) -> Self {
         Self {
             listener,
             origin: Origin {
@@ -452,7 +358,7 @@ impl BoundListener {
     }
 
     /// Ends the listening, before the descriptor is closed.
-    fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         if let AnyListener::Socket(listener) = &mut self.listener {
             if self.origin.owner.is_this_process() {
                 listener.end();
@@ -460,7 +366,7 @@ impl BoundListener {
         }
     }
 
-    fn handshakes_at(&self) -> Option<SocketAddr> {
+    pub(super) fn handshakes_at(&self) -> Option<SocketAddr> {
         match &self.listener {
             AnyListener::Socket(listener) => listener.handshakes_at(),
             AnyListener::Custom(_) => None,
@@ -488,6 +394,6 @@ fn pending_if_empty<T>(accepted: io::Result<T>) -> Poll<io::Result<T>> {
     }
 }
 
-fn log_not_shut(error: &io::Error) {
+pub(super) fn log_not_shut(error: &io::Error) {
     log::warn!(target: "gracious", "cannot shut a listener as it should be: {error}");
 }

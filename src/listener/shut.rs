@@ -53,6 +53,17 @@ impl Means {
         }
     }
 
+    /// The means for a listener that listens already, and so cannot be tried with a filter, which its
+    /// peers would notice: where it may not be bound to another interface the filter is tried when it
+    /// is to be shut.
+    #[cfg(feature = "handover")]
+    pub(super) fn of_listening(listener: &SockRef<'_>) -> Self {
+        match may_rebind(listener) {
+            true => Self::NoInterface,
+            false => Self::Filter,
+        }
+    }
+
     /// Shuts a listener; `false` where there is no means to, and new peers still come.
     ///
     /// # Errors

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+#[cfg(all(feature = "handover", target_os = "linux"))]
+use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll};
 #[cfg(target_os = "linux")]
 use std::time::Duration;
@@ -9,6 +11,8 @@ use std::time::Duration;
 use socket2::{Domain, SockRef, TcpKeepalive, Type};
 
 use super::bind::cannot_listen;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+use super::handover::Inode;
 #[cfg(target_os = "linux")]
 use super::shut::Means;
 use super::{ListeningSocket, RawListener};
@@ -138,7 +142,14 @@ fn bind_one(
     if address.is_ipv6() {
         socket.set_only_v6(only_v6)?;
     }
-    // Every accepted socket inherits these options from its listener.
+    set_options(&SockRef::from(&socket), config)?;
+    socket.bind(&address.into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Sets what every accepted socket inherits from its listener.
+fn set_options(socket: &SockRef<'_>, config: &Config) -> io::Result<()> {
     socket.set_tcp_nodelay(config.nodelay)?;
     if let Some(idle) = config.keepalive {
         let keepalive = TcpKeepalive::new()
@@ -151,9 +162,7 @@ fn bind_one(
     if let Some(limit) = config.user_timeout {
         socket.set_tcp_user_timeout(Some(whole_milliseconds(limit)))?;
     }
-    socket.bind(&address.into())?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
+    Ok(())
 }
 
 /// A limit as `TCP_USER_TIMEOUT` takes it: the kernel counts in milliseconds, takes 0 for no limit,
@@ -224,6 +233,22 @@ impl RawListener for Tcp {
 
     fn leave(self: Box<Self>) {
         self.socket.leave();
+    }
+
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.get_ref().as_fd()
+    }
+
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    fn own(&mut self, _inode: Option<Inode>, config: &Config) {
+        let socket = SockRef::from(self.socket.get_ref());
+        self.means = Means::of_listening(&socket);
+        let backlog = i32::try_from(config.backlog).unwrap_or(i32::MAX);
+        let set = set_options(&socket, config).and_then(|()| socket.listen(backlog));
+        // Called under a lock, where nothing is logged. It keeps the predecessor's settings, which are
+        // as good as any.
+        let _kept = set;
     }
 
     #[cfg(target_os = "linux")]
@@ -331,7 +356,7 @@ pub(super) fn bind_all(
 }
 
 /// Whether an error of bind says that this machine does not have the address, or its whole family.
-fn is_not_ours(error: &io::Error) -> bool {
+pub(super) fn is_not_ours(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AddrNotAvailable
         || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }

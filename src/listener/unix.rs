@@ -13,6 +13,8 @@
 use std::fs;
 use std::io;
 use std::net::Shutdown;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,8 @@ use std::task::{Context, Poll};
 use socket2::{Domain, SockAddr, SockRef, Type};
 
 use super::bind::cannot_listen;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+use super::handover::Inode;
 use super::{ListeningSocket, RawListener};
 use crate::address::Address;
 use crate::config::Config;
@@ -50,7 +54,7 @@ pub(crate) struct Unix {
 /// The file of a Unix socket: its path, and the device and inode that it had when it was made. The
 /// process that made it removes it: see [`File::remove`].
 #[derive(Debug)]
-struct File {
+pub(crate) struct File {
     path: PathBuf,
     inode: (u64, u64),
     owner: Owner,
@@ -238,9 +242,64 @@ impl RawListener for Unix {
     fn is_shut(&self) -> bool {
         self.shut
     }
+
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.get_ref().as_fd()
+    }
+
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    fn inode(&self) -> Option<Inode> {
+        self.file.as_ref().map(|file| file.inode)
+    }
+
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    fn forget_path(&mut self) {
+        if let Some(file) = &mut self.file {
+            file.forget();
+        }
+    }
+
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    fn own(&mut self, inode: Option<Inode>, config: &Config) {
+        self.shared = false;
+        if let (Some(inode), Ok(Address::Unix(path))) = (inode, self.local_addr()) {
+            self.file = Some(File::inherited(path, inode));
+        }
+        let backlog = i32::try_from(config.backlog).unwrap_or(i32::MAX);
+        // It keeps the predecessor's, which is as good as any.
+        let _kept = SockRef::from(self.socket.get_ref()).listen(backlog);
+    }
 }
 
 impl File {
+    /// The file at this path that a predecessor has made, and has left to this process.
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    pub(super) fn inherited(path: PathBuf, inode: Inode) -> Self {
+        Self {
+            path,
+            inode,
+            owner: Owner::this_process(),
+            is_removed: false,
+        }
+    }
+
+    /// The path is another process's from here on.
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    pub(super) fn forget(&mut self) {
+        self.is_removed = true;
+    }
+
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    pub(super) fn inode(&self) -> Inode {
+        self.inode
+    }
+
     /// Removes the path if the file behind it is still this one, and this process made it. Done
     /// once: the inode's number may be another file's afterwards.
     fn remove(&mut self) -> io::Result<()> {
@@ -267,6 +326,30 @@ impl Drop for File {
             log::warn!(target: "gracious", "{error}");
         }
     }
+}
+
+/// Binds a path that nobody but our own user may connect to, and has it listen, in non-blocking mode.
+#[cfg(all(feature = "handover", target_os = "linux"))]
+pub(super) fn bind_private(path: PathBuf) -> io::Result<(UnixListener, File)> {
+    let address = Address::Unix(path);
+    let bind = || {
+        let Address::Unix(path) = &address else {
+            unreachable!("made just now");
+        };
+        let path = std::path::absolute(path)?;
+        let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        let _lock = lock_directory(&path, TRIES_TO_BIND);
+        let config = Config {
+            unix_mode: Some(0o600),
+            unix_owner: None,
+            ..Config::default()
+        };
+        let file = bind_file(&socket, path, &config)?;
+        socket.listen(16)?;
+        socket.set_nonblocking(true)?;
+        Ok((socket.into(), file))
+    };
+    bind().map_err(|error: io::Error| cannot_listen(&address, &error))
 }
 
 /// Binds a socket to a path, whose directory is locked. Replaces the file of a socket on which no

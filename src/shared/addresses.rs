@@ -6,10 +6,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use crate::address::Address;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+use crate::listener::Legacy;
 use crate::listener::{AnyListener, Security, bind::Bound};
 use crate::sync::lock;
 
-/// The sockets of each address, and whether they stay open through a drain.
+/// What was bound, without its address: its sockets, and whether they stay open through a drain.
 type Sockets = Vec<(Vec<AnyListener>, bool)>;
 
 /// The addresses of a server.
@@ -19,6 +21,11 @@ pub(super) struct Addresses {
     bound: Vec<Address>,
     /// The TLS of each of these that is served with it.
     tls: Vec<Option<Security>>,
+    /// The names by which a successor may take these over, and what was so taken over itself.
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    names: Vec<Option<String>>,
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    legacies: Vec<Option<Legacy>>,
     /// Which of these stay open through a drain; empty where none does.
     kept_open: Vec<bool>,
     /// Those that were added, numbered on.
@@ -36,6 +43,8 @@ impl Addresses {
             kept_open.clear();
         }
         let has_tls = bound.iter().any(|it| it.tls.is_some());
+        #[cfg(all(feature = "handover", target_os = "linux"))]
+        let (names, legacies) = bound.iter().map(|it| (it.name.clone(), it.legacy)).unzip();
         let parts = bound
             .into_iter()
             .map(|it| ((it.sockets, it.keeps_open), it.tls));
@@ -43,6 +52,10 @@ impl Addresses {
         let this = Self {
             bound: addrs,
             tls,
+            #[cfg(all(feature = "handover", target_os = "linux"))]
+            names,
+            #[cfg(all(feature = "handover", target_os = "linux"))]
+            legacies,
             kept_open,
             added: Mutex::default(),
             has_tls: AtomicBool::new(has_tls),
@@ -52,6 +65,16 @@ impl Addresses {
 
     pub(super) fn bound(&self) -> &[Address] {
         &self.bound
+    }
+
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    pub(super) fn names(&self) -> &[Option<String>] {
+        &self.names
+    }
+
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    pub(super) fn legacies(&self) -> &[Option<Legacy>] {
+        &self.legacies
     }
 
     /// All there ever were.

@@ -44,7 +44,7 @@ impl Health {
         let sockets = bound.into_iter().map(|it| (it.sockets, false));
         Ok(Self {
             // With one engine there is one set.
-            listeners: ListenerSet::all(sockets).remove(0),
+            listeners: ListenerSet::all(sockets, 1).remove(0),
             addrs,
             beat: AtomicU64::new(0),
         })

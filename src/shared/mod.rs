@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use event_listener::Event;
 use futures_lite::future;
 
 use crate::config::Config;
@@ -20,7 +19,7 @@ use crate::report::{Report, Stats};
 use crate::runtime::{Clock, Runtime};
 use crate::socket::owner::Owner;
 use crate::socket::readiness::flag;
-use crate::sync::{listen, lock, notify};
+use crate::sync::{listen, lock};
 use crate::transport::Engine;
 #[cfg(target_os = "linux")]
 use crate::workers::WorkerPools;
@@ -31,6 +30,8 @@ mod addresses;
 mod cold;
 pub(crate) mod connection;
 pub(crate) mod events;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+mod handover;
 mod handshake;
 #[cfg(feature = "health")]
 pub(crate) mod health;
@@ -100,12 +101,11 @@ pub(crate) struct Shared {
     /// Counted up for each connection that is dealt out to a pool.
     #[cfg(target_os = "linux")]
     next_pool: AtomicUsize,
-    /// How many accept loops have asked their listeners for a peer, and the event of one that has.
-    began: AtomicUsize,
-    began_event: Event,
     /// Where the server is asked after its health.
     #[cfg(feature = "health")]
     pub(crate) health: OnceLock<health::Health>,
+    #[cfg(all(feature = "handover", target_os = "linux"))]
+    handover: handover::HandoverState,
     /// The servers that stop when this one does.
     linked: Mutex<Vec<Weak<Self>>>,
 }
@@ -115,6 +115,7 @@ impl Shared {
         runtime: &impl Runtime,
         config: Config,
         bound: Vec<Bound>,
+        shards: usize,
     ) -> io::Result<Self> {
         let (addresses, listeners) = Addresses::new(bound)?;
         Ok(Self {
@@ -128,7 +129,7 @@ impl Shared {
             config,
             clock: Box::new(runtime.clone()),
             addresses,
-            listener_sets: ListenerSet::all(listeners.into_iter()),
+            listener_sets: ListenerSet::all(listeners.into_iter(), shards),
             next_set: AtomicUsize::new(0),
             last_shortage: AtomicU64::new(0),
             bound_at: Runtime::now(runtime),
@@ -141,10 +142,10 @@ impl Shared {
             pools: OnceLock::new(),
             #[cfg(target_os = "linux")]
             next_pool: AtomicUsize::new(0),
-            began: AtomicUsize::new(0),
-            began_event: Event::new(),
             #[cfg(feature = "health")]
             health: OnceLock::new(),
+            #[cfg(all(feature = "handover", target_os = "linux"))]
+            handover: handover::HandoverState::default(),
             linked: Mutex::default(),
         })
     }
@@ -201,27 +202,17 @@ impl Shared {
         }
     }
 
-    /// An accept loop has asked its listeners for a peer, for the first time.
-    pub(crate) fn acceptor_began(&self) {
-        self.began.fetch_add(1, SeqCst);
-        notify(&self.began_event);
-    }
-
     /// Whether all accept loops ask their listeners for peers.
-    #[cfg(any(feature = "systemd", feature = "health"))]
+    #[cfg(feature = "health")]
     pub(crate) fn accepts_everywhere(&self) -> bool {
-        self.began.load(SeqCst) >= self.listener_sets.len()
+        self.listener_sets.iter().all(ListenerSet::has_begun)
     }
 
     /// Waits until all accept loops ask their listeners for peers.
-    #[cfg(feature = "systemd")]
+    #[cfg(any(feature = "systemd", all(feature = "handover", target_os = "linux")))]
     pub(crate) async fn accepting_everywhere(&self) {
-        while !self.accepts_everywhere() {
-            let began = listen(&self.began_event);
-            if self.accepts_everywhere() {
-                return;
-            }
-            began.await;
+        for set in &self.listener_sets {
+            set.begun().await;
         }
     }
 

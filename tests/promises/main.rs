@@ -6,6 +6,8 @@ mod support;
 mod binding;
 mod control;
 mod declared;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+mod handover;
 #[cfg(feature = "http")]
 mod http;
 #[cfg(feature = "http")]
@@ -39,4 +41,10 @@ mod sets;
 #[cfg(all(feature = "tls", target_os = "linux"))]
 mod tls;
 mod told_live;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+mod trigger;
 mod unix_sockets;
+#[cfg(all(feature = "handover", target_os = "linux"))]
+mod upgrades;
+#[cfg(all(feature = "handover", feature = "http", target_os = "linux"))]
+mod upgrades_of_http;

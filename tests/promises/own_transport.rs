@@ -6,7 +6,7 @@ use std::future::{Future, pending, poll_fn};
 use std::hint;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread;
@@ -31,6 +31,7 @@ crate::on_every_runtime!(
     who_came_to_a_waiting_accept_is_not_lost_at_a_stop,
     it_goes_together_with_sockets,
     an_abort_drops_the_transport,
+    an_end_is_counted_when_the_transport_is_dropped,
     its_connections_cannot_be_detached,
     an_abort_beside_a_detach_that_fails_cuts_the_connection,
     a_row_of_transient_errors_ends_nothing,
@@ -383,6 +384,70 @@ async fn an_abort_drops_the_transport(runtime: TestRuntime) {
     running.handle().abort();
     assert_eq!(settled(running.await).aborted, 1);
     assert_eq!(rest(&mut pipe).await, "");
+}
+
+/// Whatever the end of a transport does: it is over when the connection's end is counted.
+async fn an_end_is_counted_when_the_transport_is_dropped(runtime: TestRuntime) {
+    struct Slow(Pipe, Arc<AtomicBool>);
+    impl AsyncRead for Slow {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+    impl AsyncWrite for Slow {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, buf)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_close(cx)
+        }
+    }
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            thread::sleep(Duration::from_millis(50));
+            self.1.store(true, SeqCst);
+        }
+    }
+    struct One(Option<Slow>);
+    impl Listener for One {
+        type Io = Slow;
+
+        async fn accept(&mut self) -> io::Result<(Slow, Address)> {
+            match self.0.take() {
+                Some(io) => Ok((io, Address::Custom("slow".into()))),
+                None => pending().await,
+            }
+        }
+
+        fn local_addr(&self) -> io::Result<Address> {
+            Ok(Address::Custom("one".into()))
+        }
+
+        fn shut(&mut self) {}
+    }
+    let (server_end, client_end) = pipe();
+    let is_dropped = Arc::new(AtomicBool::new(false));
+    let listener = One(Some(Slow(server_end, is_dropped.clone())));
+    let server = crate::support::server(runtime).listener(listener);
+    let running = server.bind().await.unwrap().spawn(echo);
+    taken_in(&running.handle(), 1);
+    drop(client_end);
+    eventually("an end", || running.handle().stats().completed == 1);
+    assert!(is_dropped.load(SeqCst));
+    settled(running.shutdown().await);
 }
 
 async fn its_connections_cannot_be_detached(runtime: TestRuntime) {

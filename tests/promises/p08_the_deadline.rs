@@ -297,7 +297,14 @@ impl Gate {
 }
 
 async fn handlers_that_block_their_threads_do_not_hold_up_serve(runtime: TestRuntime) {
-    let server = tcp(runtime).deadline(SOON).bind().await.unwrap();
+    // What is counted below nothing panics, in a task that nobody waits for.
+    let panics = Arc::new(AtomicUsize::new(0));
+    let (count, hook) = (panics.clone(), std::panic::take_hook());
+    std::panic::set_hook(Box::new(move |info| {
+        count.fetch_add(1, SeqCst);
+        hook(info);
+    }));
+    let server = tcp(runtime.clone()).deadline(SOON).bind().await.unwrap();
     let gate = Gate::default();
     let (blocking, is_blocking) = async_channel::unbounded();
     let (outcome, outcomes) = async_channel::unbounded();
@@ -335,8 +342,12 @@ async fn handlers_that_block_their_threads_do_not_hold_up_serve(runtime: TestRun
         written.unwrap_err().kind(),
         io::ErrorKind::ConnectionAborted
     );
-    // They are not counted twice.
+    // They are not counted twice, also when the thread has left the handler and its task.
+    let (ran, has_run) = async_channel::bounded(1);
+    runtime.run(async move { ran.send(()).await });
+    has_run.recv().await.unwrap();
     assert_eq!(handle.stats(), report.stats);
+    assert_eq!(panics.load(SeqCst), 0);
     assert_eq!(handle.closed().await.to_string(), report.to_string());
 }
 

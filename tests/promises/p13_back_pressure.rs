@@ -144,6 +144,11 @@ async fn a_permit_is_given_back_however_a_connection_ends(runtime: TestRuntime) 
     let mut last = Client::of(&running);
     last.send("xy");
     is_cut(&mut last);
+    // Nor has one of them kept its place among those that are being closed.
+    eventually("nobody is left", || {
+        let stats = handle.stats();
+        (stats.active, stats.closing) == (0, 0)
+    });
     handle.shutdown();
     let report = settled(running.await);
     assert_eq!(report.accepted, 6);

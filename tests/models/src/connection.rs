@@ -71,7 +71,7 @@ impl ConnectionState {
         false
     }
 
-    pub(crate) fn is_handshaking(&self) -> bool {
+    pub(super) fn is_handshaking(&self) -> bool {
         false
     }
 

@@ -296,8 +296,9 @@ fn a_helper_that_is_made_the_driver_drives() {
         // Its thread is known before it is started, as it is once `spawn_worker` has returned.
         let helper = Pool::start(&pool, 1);
         *lock(&successor.thread) = Some(helper.thread().clone());
-        pool.injector.push();
         pool.replace_driver(&successor);
+        // Only a driver hears of it.
+        pool.schedule();
         helper.join().unwrap();
         assert_eq!(*lock(&pool.ran), 1);
         assert_eq!(pool.parked.load(SeqCst), 0);

@@ -24,7 +24,14 @@ pub(crate) mod atomic {
         pub(crate) static LEADING: Cell<bool> = const { Cell::new(true) };
     }
 
-    fn access<T>(order: Ordering, access: impl FnOnce(Ordering) -> T) -> T {
+    /// Changed by every access to an atomic, in no order with anything else. Of each atomic loom keeps in
+    /// mind the last access alone: where a thread loads and then stores, it forgets that another has
+    /// loaded before, and never tries the store in front of that load.
+    #[derive(Default)]
+    struct Touched(loom::sync::atomic::AtomicUsize);
+
+    fn access<T>(order: Ordering, touched: &Touched, access: impl FnOnce(Ordering) -> T) -> T {
+        touched.0.fetch_add(1, Ordering::Relaxed);
         let (order, is_sequential) = match order {
             Ordering::SeqCst => (Ordering::AcqRel, true),
             order => (order, false),
@@ -51,36 +58,36 @@ pub(crate) mod atomic {
     macro_rules! atomics {
         ($($name:ident: $value:ty),*) => {$(
             #[derive(Default)]
-            pub(crate) struct $name(loom::sync::atomic::$name);
+            pub(crate) struct $name(loom::sync::atomic::$name, Touched);
 
             impl $name {
                 pub(crate) fn new(value: $value) -> Self {
-                    Self(loom::sync::atomic::$name::new(value))
+                    Self(loom::sync::atomic::$name::new(value), Touched::default())
                 }
 
                 pub(crate) fn load(&self, order: Ordering) -> $value {
-                    access(order, |order| self.0.load(half(order, Ordering::Acquire)))
+                    access(order, &self.1, |order| self.0.load(half(order, Ordering::Acquire)))
                 }
 
                 pub(crate) fn store(&self, value: $value, order: Ordering) {
                     if order != Ordering::SeqCst {
-                        return self.0.store(value, order);
+                        return access(order, &self.1, |order| self.0.store(value, order));
                     }
                     // Loom leaves open which of a store and a concurrent swap comes first, and lets a
                     // later swap find either, though it comes after both. Of two swaps it knows.
-                    access(order, |_| self.0.swap(value, Ordering::Release));
+                    access(order, &self.1, |_| self.0.swap(value, Ordering::Release));
                 }
 
                 pub(crate) fn swap(&self, value: $value, order: Ordering) -> $value {
-                    access(order, |order| self.0.swap(value, order))
+                    access(order, &self.1, |order| self.0.swap(value, order))
                 }
 
                 pub(crate) fn fetch_or(&self, value: $value, order: Ordering) -> $value {
-                    access(order, |order| self.0.fetch_or(value, order))
+                    access(order, &self.1, |order| self.0.fetch_or(value, order))
                 }
 
                 pub(crate) fn fetch_and(&self, value: $value, order: Ordering) -> $value {
-                    access(order, |order| self.0.fetch_and(value, order))
+                    access(order, &self.1, |order| self.0.fetch_and(value, order))
                 }
 
                 pub(crate) fn compare_exchange_weak(
@@ -90,7 +97,7 @@ pub(crate) mod atomic {
                     success: Ordering,
                     failure: Ordering,
                 ) -> Result<$value, $value> {
-                    access(success, |success| {
+                    access(success, &self.1, |success| {
                         // A failure that no reason has would double the orders of events.
                         self.0.compare_exchange(current, new, success, half(failure, Ordering::Acquire))
                     })
@@ -102,7 +109,7 @@ pub(crate) mod atomic {
                     _failure: Ordering,
                     update: impl FnMut($value) -> Option<$value>,
                 ) -> Result<$value, $value> {
-                    access(success, |success| self.0.fetch_update(success, Ordering::Acquire, update))
+                    access(success, &self.1, |success| self.0.fetch_update(success, Ordering::Acquire, update))
                 }
             }
 
@@ -118,15 +125,15 @@ pub(crate) mod atomic {
         ($($name:ident: $value:ty),*) => {$(
             impl $name {
                 pub(crate) fn fetch_add(&self, value: $value, order: Ordering) -> $value {
-                    access(order, |order| self.0.fetch_add(value, order))
+                    access(order, &self.1, |order| self.0.fetch_add(value, order))
                 }
 
                 pub(crate) fn fetch_sub(&self, value: $value, order: Ordering) -> $value {
-                    access(order, |order| self.0.fetch_sub(value, order))
+                    access(order, &self.1, |order| self.0.fetch_sub(value, order))
                 }
 
                 pub(crate) fn fetch_max(&self, value: $value, order: Ordering) -> $value {
-                    access(order, |order| self.0.fetch_max(value, order))
+                    access(order, &self.1, |order| self.0.fetch_max(value, order))
                 }
             }
         )*};
