@@ -372,15 +372,12 @@ fn round_up(at: Duration, step: Duration) -> Duration {
 }
 
 /// Leaves a connection to the closer of its shard.
-pub(super) fn hand_over(state: &Arc<ConnectionState>, outcome: Option<(CloseKind, Cause)>) {
-    let lingering = Lingering {
-        state: state.clone(),
-        outcome,
-    };
-    let queue = state.server.lingering.of(state.shard);
-    if let Err(lingering) = queue.push(lingering) {
+pub(super) fn hand_over(state: Arc<ConnectionState>, outcome: Option<(CloseKind, Cause)>) {
+    let server = state.server.clone();
+    let queue = server.lingering.of(state.shard);
+    if let Err(lingering) = queue.push(Lingering { state, outcome }) {
         // The runtime is gone, but for this task.
-        close::now(state);
+        close::now(&lingering.state);
         end(lingering);
     }
 }

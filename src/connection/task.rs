@@ -293,13 +293,19 @@ fn hand_over(state: &mut Option<Arc<ConnectionState>>, result: Option<HandlerRes
     if let Some(state) = state {
         // Nothing reads or writes that an event would concern.
         state.transport.deregister(false);
-        let outcome = result.map(|result| result.account(state));
-        closer::hand_over(state, outcome);
     }
-    if result.is_none() {
+    let Some(result) = result else {
+        if let Some(state) = state {
+            closer::hand_over(state.clone(), None);
+        }
         return Poll::Pending;
+    };
+    // Moved: the closer, on another thread, may count the end at once, and what was kept here would
+    // close the socket behind that.
+    if let Some(state) = state.take() {
+        let outcome = result.account(&state);
+        closer::hand_over(state, Some(outcome));
     }
-    *state = None;
     Poll::Ready(())
 }
 

@@ -123,6 +123,8 @@ async fn the_client_that_a_header_names_is_the_peer(runtime: TestRuntime) {
             assert_eq!(connection.bytes_in, 6);
             client.finish();
             assert_eq!(client.rest(), "");
+            // The client sees its end before the connection is counted off.
+            eventually("it is gone", || running.handle().active() == 0);
             let told = loop {
                 if let ServerEvent::Proxied { peer, .. } = events.recv().await.unwrap() {
                     break peer;
