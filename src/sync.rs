@@ -161,6 +161,38 @@ pub(crate) fn listen(event: &Event) -> EventListener {
     listener
 }
 
+/// What happens once, and may be waited for.
+#[cfg(feature = "_ready")]
+#[derive(Debug, Default)]
+pub(crate) struct Flag {
+    is_set: std::sync::atomic::AtomicBool,
+    event: Event,
+}
+
+// No feature uses all of it.
+#[cfg(feature = "_ready")]
+#[allow(dead_code)]
+impl Flag {
+    pub(crate) fn set(&self) {
+        self.is_set.store(true, SeqCst);
+        notify(&self.event);
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.is_set.load(SeqCst)
+    }
+
+    pub(crate) async fn wait(&self) {
+        while !self.is_set() {
+            let set = listen(&self.event);
+            if self.is_set() {
+                return;
+            }
+            set.await;
+        }
+    }
+}
+
 /// Notifies all listeners, if there are any: without a listener `Event` allocates a list to find it
 /// empty.
 ///

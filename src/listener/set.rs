@@ -10,6 +10,8 @@ use crate::address::Address;
 use crate::log;
 use crate::socket::Incoming;
 use crate::socket::owner::Owner;
+#[cfg(feature = "_ready")]
+use crate::sync::Flag;
 use crate::sync::{assert_unlocked, lock};
 
 #[cfg(feature = "_ready")]
@@ -26,8 +28,10 @@ pub(crate) struct ListenerSet {
     pub(super) listeners: Mutex<Listeners>,
     /// They stay open through a drain, until nothing else is left.
     pub(crate) keeps_open: bool,
+    /// The accept loop has asked its listeners, or would have but for a limit or a pause: peers are
+    /// queued from then on.
     #[cfg(feature = "_ready")]
-    began: began::Began,
+    pub(crate) began: Flag,
 }
 
 #[derive(Default)]
@@ -116,7 +120,7 @@ impl ListenerSet {
             listeners: Mutex::new(listeners),
             keeps_open,
             #[cfg(feature = "_ready")]
-            began: began::Began::default(),
+            began: Flag::default(),
         };
         let kept_open = (!kept_open.all.is_empty()).then(|| new(kept_open, true));
         let sets = sets.into_iter().map(|set| new(set, false));

@@ -41,7 +41,7 @@ impl Shared {
     /// stay open through a drain.
     pub(crate) async fn emptied_but_last(&self) {
         loop {
-            let empty = self.registry.empty.listen();
+            let empty = listen(&self.registry.empty);
             if self.registry.only_last() {
                 return;
             }

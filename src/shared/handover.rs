@@ -5,13 +5,11 @@ use std::fs::File;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use event_listener::Event;
-
 use super::Shared;
 use crate::address::Address;
 use crate::listener::Legacy;
 use crate::listener::handover::{Inode, Offer, TriggerSocket};
-use crate::sync::{lock, notify};
+use crate::sync::{Flag, lock};
 
 /// How many descriptors an upgrade takes: two for the way to the successor, and what starting a program
 /// takes.
@@ -25,8 +23,7 @@ pub(super) struct HandoverState {
     /// others left.
     held_back: Mutex<Vec<File>>,
     /// There is no predecessor any more.
-    is_successor: AtomicBool,
-    succeeded: Event,
+    succeeded: Flag,
     /// The socket at which a handover is asked for; its path is removed when this is dropped.
     trigger: Mutex<Option<TriggerSocket>>,
     /// The predecessor's, until this server is its successor.
@@ -62,19 +59,12 @@ impl Shared {
 
     /// What was a predecessor's is this server's.
     pub(crate) fn succeed(&self) {
-        self.handover.is_successor.store(true, SeqCst);
-        notify(&self.handover.succeeded);
+        self.handover.succeeded.set();
     }
 
     /// Waits until it is.
     pub(crate) async fn succeeded(&self) {
-        loop {
-            let succeeded = self.handover.succeeded.listen();
-            if self.handover.is_successor.load(SeqCst) {
-                return;
-            }
-            succeeded.await;
-        }
+        self.handover.succeeded.wait().await;
     }
 
     /// Keeps the socket at which a handover is asked for, as long as the server is there to be asked;

@@ -205,14 +205,14 @@ impl Shared {
     /// Whether all accept loops ask their listeners for peers.
     #[cfg(feature = "health")]
     pub(crate) fn accepts_everywhere(&self) -> bool {
-        self.listener_sets.iter().all(ListenerSet::has_begun)
+        self.listener_sets.iter().all(|set| set.began.is_set())
     }
 
     /// Waits until all accept loops ask their listeners for peers.
     #[cfg(any(feature = "systemd", all(feature = "handover", target_os = "linux")))]
     pub(crate) async fn accepting_everywhere(&self) {
         for set in &self.listener_sets {
-            set.begun().await;
+            set.began.wait().await;
         }
     }
 

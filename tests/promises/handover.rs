@@ -513,15 +513,7 @@ async fn a_path_belongs_to_the_successor(runtime: TestRuntime) {
     let (trigger, path) = (unix_path(), unix_path());
     let named = || at(&trigger, &runtime).listen_named("it", Address::Unix(path.clone()));
     let (old, _) = old_of(named()).await;
-    let handover = take(&trigger).await;
-    let new = named()
-        .handover(&handover)
-        .bind()
-        .await
-        .unwrap()
-        .spawn(echo);
-    handover.ready().await.unwrap();
-    settled(old.await);
+    let new = again(old, &trigger, &named).await;
     assert_eq!(Client::of(&new).ask("hello"), "hello");
     assert!(path.exists());
     settled(new.shutdown().await);
